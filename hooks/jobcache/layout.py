@@ -1,0 +1,236 @@
+"""The names on disk: a job's cache, what lies in it, what is left of it.
+
+Names are formatted and parsed here and nowhere else in Python; what this module cannot parse, nothing may delete.
+The TaskProlog does the same in shell, generated from the same `Template` by `policy`.
+
+On the hot path: standard library only, and nothing heavy of it.
+"""
+
+from jobcache.job import component, natural, number
+
+META = ".jobcache"  # <cache>/.jobcache/, and in it:
+ID = "id"  # one line for the shell: cluster job_id run uid
+RECORD = "job.json"  # the record
+NODES = "nodes"  # nodes/<node>: one lease a node
+KEEP = "keep"  # exists: the user said JOBCACHE=keep
+
+TRASH = ".jobcache-trash-"  # beside the cache: renamed away, deletion pending
+NEW = ".jobcache-new-"  # beside the cache: being made, not yet renamed into place
+
+PLACEHOLDERS = ("user", "uid", "cluster", "node", "job_id")
+ANY = "\0"  # in a component that `joined` made: whatever a placeholder without a value may stand for
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Parts = list[tuple[bool, str]]  # (is it a placeholder?, its name or the literal text)
+    Matcher = Callable[[str], "dict[str, str] | None"]
+
+
+class TemplateError(ValueError):
+    """A path template that cannot serve: `what` is wrong, and the `mend`."""
+
+    def __init__(self, what: str, mend: str) -> None:
+        super().__init__(f"{what}; {mend}")
+        self.what = what
+        self.mend = mend
+
+
+class BadName(ValueError):
+    """A user, node or cluster name that cannot be part of a path."""
+
+
+def format_job(job_id: int, run: int) -> str:
+    """Return what stands for `{job_id}`: `4242`, for restart n of a requeued job `4242-r<n>`."""
+    return f"{job_id}-r{run}" if run else str(job_id)
+
+
+def parse_job(text: str) -> "tuple[int, int] | None":
+    """Return (job_id, run) of what `format_job` wrote, else None."""
+    head, dash, tail = text.partition("-r")
+    job_id = number(head)
+    run = number(tail) if dash else 0
+    return None if job_id is None or run is None else (job_id, run)
+
+
+def format_id(cluster: str, job_id: int, run: int, uid: int) -> str:
+    """Return the line of `.jobcache/id`, without its newline."""
+    return f"{cluster} {job_id} {run} {uid}"
+
+
+def parse_id(line: str) -> "tuple[str, int, int, int] | None":
+    """Return (cluster, job_id, run, uid) of a whole, newline-ended `.jobcache/id`, else None."""
+    words = line[:-1].split(" ")
+    if not line.endswith("\n") or len(words) != 4 or not component(words[0]):
+        return None
+    job_id, run, uid = number(words[1]), natural(words[2]), natural(words[3])
+    if job_id is None or run is None or uid is None:
+        return None
+    return words[0], job_id, run, uid
+
+
+def trash_name(job_id: int, nonce: str) -> str:
+    """Return the name to which a cache of `job_id` is renamed before its deletion."""
+    return f"{TRASH}{job_id}-{nonce}"
+
+
+def new_name(job_id: int, nonce: str) -> str:
+    """Return the name under which a cache of `job_id` is built."""
+    return f"{NEW}{job_id}-{nonce}"
+
+
+def parse_debris(name: str) -> "tuple[str, int] | None":
+    """Return (`TRASH` or `NEW`, job_id) of a name that `trash_name` or `new_name` wrote, else None."""
+    for prefix in (TRASH, NEW):
+        if name.startswith(prefix):
+            head, dash, nonce = name[len(prefix) :].partition("-")
+            job_id = number(head)
+            if job_id is not None and nonce and nonce.isalnum() and nonce.isascii():
+                return prefix, job_id
+    return None
+
+
+class Template:
+    """A path template such as `/scratch/gpfs/{user}/.cache/hf-datasets-{job_id}`.
+
+    `parts` is its text cut into (is_placeholder, text) pairs. Raise TemplateError for one that names a relative path,
+    lacks `{job_id}` in its last component, or `{user}` or `{uid}` in a directory above, or has anything unknown in it.
+    """
+
+    __slots__ = ("text", "parts", "parent", "name")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.parts = _cut(text)
+        above, _, last = text.rpartition("/")
+        self.parent = _cut(above)
+        self.name = _cut(last)
+        _check(text, self.parent, self.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Template) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"Template({self.text!r})"
+
+    def bind(self, *, user: str, uid: int, cluster: str, node: str) -> "Place":
+        """Return where this template puts the caches of `user` on `node`. Raise BadName for a name that no path can hold."""
+        values = {"user": user, "uid": str(uid), "cluster": cluster, "node": node}
+        for name, value in values.items():
+            if (True, name) in self.parts and not component(value):
+                raise BadName(f"{name} {value!r} cannot be part of a path")
+        at = self.name.index((True, "job_id"))
+        return Place(_fill(self.parent, values), _fill(self.name[:at], values), _fill(self.name[at + 1 :], values))
+
+
+class Place:
+    """Where one user's caches lie on one node: directory `parent`, names `prefix`<job>`suffix`."""
+
+    __slots__ = ("parent", "prefix", "suffix")
+
+    def __init__(self, parent: str, prefix: str, suffix: str) -> None:
+        self.parent = parent
+        self.prefix = prefix
+        self.suffix = suffix
+
+    def cache_name(self, job_id: int, run: int) -> str:
+        """Return the last component of a cache's path."""
+        return f"{self.prefix}{format_job(job_id, run)}{self.suffix}"
+
+    def cache(self, job_id: int, run: int) -> str:
+        """Return a cache's absolute path."""
+        return f"{self.parent}/{self.cache_name(job_id, run)}"
+
+    def parse(self, name: str) -> "tuple[int, int] | None":
+        """Return (job_id, run) where `name`, a last component, is that of a cache here, else None."""
+        if not name.startswith(self.prefix) or not name.endswith(self.suffix):
+            return None
+        return parse_job(name[len(self.prefix) : len(name) - len(self.suffix)])
+
+
+def _cut(text: str) -> "list[tuple[bool, str]]":
+    parts: list[tuple[bool, str]] = []
+    rest = text
+    while rest:
+        literal, brace, rest = rest.partition("{")
+        if "}" in literal:
+            raise TemplateError("a } without its {", "placeholders are written {user}")
+        if literal:
+            parts.append((False, literal))
+        if brace:
+            name, closing, rest = rest.partition("}")
+            if not closing:
+                raise TemplateError("a { without its }", "placeholders are written {user}")
+            if name not in PLACEHOLDERS:
+                raise TemplateError(f"unknown placeholder {{{name}}}", "known are " + ", ".join(f"{{{p}}}" for p in PLACEHOLDERS))
+            parts.append((True, name))
+    return parts
+
+
+def _check(text: str, parent: "list[tuple[bool, str]]", name: "list[tuple[bool, str]]") -> None:
+    if not text.startswith("/"):
+        raise TemplateError("not an absolute path", "begin it with /")
+    if any(ch < " " or ch == "\x7f" for ch in text):
+        raise TemplateError("a control character in it", "remove it")
+    if any(part in ("", ".", "..") for part in text[1:].split("/")):
+        raise TemplateError("an empty component, `.` or `..` in it", "write the path out, without a slash at its end")
+    if sum(part == (True, "job_id") for part in name) != 1 or (True, "job_id") in parent:
+        raise TemplateError("{job_id} has to stand once, in the last component", "end it like /hf-datasets-{job_id}")
+    if (True, "user") not in parent and (True, "uid") not in parent:
+        raise TemplateError(
+            "neither {user} nor {uid} in a directory above the last component", "give each user a directory of their own"
+        )
+    if not name[0][0] and name[0][1].startswith(META):
+        raise TemplateError(f"a last component that begins with {META}", "that beginning is kept for our own files")
+
+
+def _fill(parts: "list[tuple[bool, str]]", values: "dict[str, str]") -> str:
+    return "".join(values[text] if variable else text for variable, text in parts)
+
+
+def components(parts: "Parts") -> "list[Parts]":
+    """Cut the parts of an absolute directory at its slashes."""
+    cut: list[Parts] = [[]]
+    for variable, text in parts:
+        first, *others = [text] if variable else text.split("/")
+        cut[-1].append((variable, first))
+        cut += [[(False, other)] for other in others]
+    return [[part for part in component if part[1]] for component in cut[1:]]
+
+
+def joined(parts: "Parts", values: "dict[str, str]") -> str:
+    """Return what the parts come to; a placeholder without a value becomes ANY."""
+    return "".join(values.get(text, ANY) if variable else text for variable, text in parts)
+
+
+def matcher(parts: "Parts", values: "dict[str, str]") -> "Matcher":
+    """Return a function that tells of a name what its placeholders stand for, None where it is no such name.
+
+    Placeholders that have a value in `values` are that. For sweeps, which meet the names of all users and nodes.
+    """
+    import re  # too dear for the hot path, which never comes here
+
+    shapes = {"job_id": "[1-9][0-9]*(?:-r[1-9][0-9]*)?", "uid": "0|[1-9][0-9]*"}
+    pattern = ""
+    for at, (variable, text) in enumerate(parts):
+        if not variable or text in values:
+            pattern += re.escape(values[text] if variable else text)
+        else:
+            pattern += f"(?P<{text}_{at}>{shapes.get(text, '.+')})"
+    compiled = re.compile(pattern, re.DOTALL)
+
+    def match(name: str) -> "dict[str, str] | None":
+        found = compiled.fullmatch(name)
+        if found is None:
+            return None
+        known: dict[str, str] = {}
+        for key, value in found.groupdict().items():
+            if known.setdefault(key.rpartition("_")[0], value) != value:
+                return None
+        return known
+
+    return match
