@@ -1,0 +1,384 @@
+"""The only code that deletes.
+
+It deletes one directory that the caller holds open, has identified, and may delete as the user it is: renamed to a
+trash name first, so that from one moment to the next it is nobody's cache, then emptied relative to descriptors. It
+follows no symlink, crosses no mount, changes nothing outside, and gives up at its deadline, leaving trash that the next
+one finishes.
+"""
+
+import errno
+import os
+import stat
+import time
+
+from jobcache import layout
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEEPEST = 32  # directories held open at once; what lies deeper is moved up first
+_MOVED = ".jobcache-deep-"  # its name there
+_ASIDE = ".jobcache-aside-"  # what was renamed by mistake and cannot have its name back: no name that anything deletes
+
+
+class Kept(Exception):
+    """The directory is not to be deleted: a closed-set `reason`, and the words for a person."""
+
+    def __init__(self, reason: str, what: str) -> None:
+        super().__init__(what)
+        self.reason = reason
+
+
+class _MountPoint(OSError):
+    """Something is mounted there."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(errno.EBUSY, "a mount point, left alone", name)
+
+
+class Tally:
+    """What a deletion did. bytes: allocated to the files whose last link went. left: entries that could not go.
+
+    mounted: one of these is a mount point. done: nothing is left at all. error: what went wrong first, for a person.
+    Neither done nor left: it was late.
+    """
+
+    __slots__ = ("bytes", "files", "left", "mounted", "error", "done")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.files = 0
+        self.left = 0
+        self.mounted = False
+        self.error = ""
+        self.done = False
+
+    def fail(self, error: OSError) -> None:
+        """Note why an entry could not go; to count it is the caller's."""
+        self.error = self.error or str(error)
+        self.mounted = self.mounted or isinstance(error, _MountPoint)
+
+
+def retire(parent_fd: int, name: str, fd: int, uid: int, job_id: int) -> str:
+    """Rename the directory `name`, held open at `fd`, to trash beside it; return the name it has now.
+
+    That is `name` itself where the filesystem cannot rename it (EXDEV: a lower overlay layer). Raise Kept for one that
+    is another user's, a mount point, or no longer what is held open; OSError where the rename fails.
+    """
+    held = os.fstat(fd)
+    if held.st_uid != uid:
+        raise Kept("foreign", f"it belongs to uid {held.st_uid}, not {uid}")
+    if not _is_ours(fd):
+        raise Kept("foreign", "nothing is deleted as root, nor as another than its owner")
+    if _mount(fd) != _mount(parent_fd):
+        raise Kept("mount", "it is a mount point")
+    trash = layout.trash_name(job_id, os.urandom(8).hex())
+    try:
+        os.rename(name, trash, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        trash = name
+    found = os.lstat(trash, dir_fd=parent_fd)
+    if (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
+        if trash != name:
+            _rename_back(parent_fd, trash, name, stat.S_ISDIR(found.st_mode))
+        raise Kept("changed", "another directory stood at its name")
+    return trash
+
+
+def _rename_back(parent_fd: int, trash: str, name: str, is_directory: bool) -> None:
+    """Give what was renamed by mistake its name back; where that is taken by now, one that nothing deletes.
+
+    RENAME_NOREPLACE is not to be had on NFS. A new, empty directory claims the name as well, and rename(2) takes the
+    place of such a one, and of nothing else; what is no directory gets its name by link(2).
+    """
+    try:
+        if is_directory:
+            os.mkdir(name, 0o700, dir_fd=parent_fd)
+            os.rename(trash, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+        else:
+            os.link(trash, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd, follow_symlinks=False)
+            os.unlink(trash, dir_fd=parent_fd)
+    except OSError as error:
+        aside = _ASIDE + trash[len(layout.TRASH) :]
+        os.rename(trash, aside, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+        raise Kept("changed", f"another directory stood at its name, and is now at {aside}: {error.strerror}") from None
+
+
+def delete(parent_fd: int, name: str, fd: int, until: float, rate: "float | None" = None) -> Tally:
+    """Delete what `retire` returned, until `until` (seconds of time.monotonic); return what that did. Raise nothing.
+
+    rate: entries a second at the most, to spare a busy metadata server.
+
+    The cache's own `.jobcache` goes last, uncounted, and in it the id: as long as anything is there, so is what says
+    whose it is.
+    """
+    tally = Tally()
+    try:
+        if not _is_ours(fd):
+            raise PermissionError(errno.EPERM, "nothing is deleted as root, nor as another than its owner", name)
+        if _Emptying(fd, tally, until, rate).run(skip=layout.META) and _drop_meta(fd, tally, until):
+            _rmdir(parent_fd, name)
+            tally.done = True
+    except OSError as error:
+        tally.left += 1
+        tally.fail(error)
+    return tally
+
+
+def _drop_meta(fd: int, tally: Tally, until: float) -> bool:
+    """Delete .jobcache, whatever the user made of it; return whether it is gone. Raise OSError."""
+    try:
+        meta_fd = _open(fd, layout.META, _mount(fd))
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        _unlink(fd, layout.META)
+        return True
+    ours = Tally()
+    try:
+        gone = _Emptying(meta_fd, ours, until).run(skip=layout.ID) and _Emptying(meta_fd, ours, until).run()
+    finally:
+        os.close(meta_fd)
+    tally.left += ours.left
+    tally.mounted = tally.mounted or ours.mounted
+    tally.error = tally.error or ours.error
+    if gone:
+        _rmdir(fd, layout.META)
+    return gone
+
+
+class _Frame:
+    """A directory being emptied, its name in the one above, and what the present pass over it has removed and left."""
+
+    __slots__ = ("fd", "name", "entries", "removed", "left")
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd = fd
+        self.name = name
+        self.entries = os.scandir(fd)
+        self.removed = 0
+        self.left = 0
+
+    def again(self) -> None:
+        self.entries.close()
+        self.removed = 0
+        self.left = 0
+        self.entries = os.scandir(self.fd)
+
+    def close(self, with_fd: bool) -> None:
+        self.entries.close()
+        if with_fd:
+            os.close(self.fd)
+
+
+class _Emptying:
+    """Empties one directory, depth first and without recursion."""
+
+    def __init__(self, top_fd: int, tally: Tally, until: float, rate: "float | None" = None) -> None:
+        self.pause = 1 / rate if rate else 0.0
+        self.top_fd = top_fd
+        self.tally = tally
+        self.until = until
+        self.mount = _mount(top_fd)
+        self.stack: list[_Frame] = []
+
+    def run(self, skip: str = "") -> bool:
+        """Return whether all is gone but `skip`, an entry of the top directory. Raise OSError where that cannot be read."""
+        if _mode(self.top_fd) & 0o700 != 0o700:
+            os.fchmod(self.top_fd, 0o700)
+        self.stack = [_Frame(self.top_fd, "")]
+        try:
+            while time.monotonic() < self.until:
+                frame = self.stack[-1]
+                entry = self._next(frame)
+                if entry is not None:
+                    if len(self.stack) > 1 or entry.name != skip:
+                        self._remove(frame, entry)
+                        if self.pause:
+                            time.sleep(self.pause)
+                elif frame.removed:
+                    self._again(frame)
+                elif len(self.stack) > 1:
+                    self._leave(frame)
+                else:
+                    return not frame.left
+            return False
+        finally:
+            self.tally.left += self.stack[0].left
+            for frame in reversed(self.stack):
+                frame.close(with_fd=frame.fd != self.top_fd)
+
+    def _next(self, frame: _Frame) -> "os.DirEntry[str] | None":
+        try:
+            return next(frame.entries, None)
+        except OSError as error:
+            self._fail(frame, error)
+            return None
+
+    def _again(self, frame: _Frame) -> None:
+        """Look once more: readdir may pass over entries while others go. The last pass finds nothing to remove."""
+        try:
+            frame.again()
+        except OSError as error:
+            self._fail(frame, error)
+
+    def _remove(self, frame: _Frame, entry: "os.DirEntry[str]") -> None:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                self._enter(frame, entry.name)
+                return
+            found = entry.stat(follow_symlinks=False)
+            _unlink(frame.fd, entry.name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._fail(frame, error)
+            return
+        frame.removed += 1
+        self.tally.files += 1
+        if found.st_nlink == 1:
+            self.tally.bytes += found.st_blocks * 512
+
+    def _enter(self, frame: _Frame, name: str) -> None:
+        try:
+            fd = _open(frame.fd, name, self.mount)
+        except PermissionError:
+            os.rmdir(name, dir_fd=frame.fd)  # another's, and closed to us: it can go if it is empty
+            frame.removed += 1
+            return
+        try:
+            if len(self.stack) > _DEEPEST and self._move_up(frame, name):
+                os.close(fd)
+            else:
+                self.stack.append(_Frame(fd, name))
+        except OSError:
+            os.close(fd)
+            raise
+
+    def _move_up(self, frame: _Frame, name: str) -> bool:
+        """Return whether the directory now lies at the top. Where a rename is impossible, descriptors have to suffice."""
+        try:
+            os.rename(name, _MOVED + os.urandom(8).hex(), src_dir_fd=frame.fd, dst_dir_fd=self.top_fd)
+        except OSError:
+            return False
+        frame.removed += 1
+        self.stack[0].removed += 1
+        return True
+
+    def _leave(self, frame: _Frame) -> None:
+        """The directory has nothing more that can be removed: remove it, or say what is in the way."""
+        self.stack.pop()
+        frame.close(with_fd=True)
+        above = self.stack[-1]
+        try:
+            os.rmdir(frame.name, dir_fd=above.fd)
+            above.removed += 1
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            above.left += frame.left
+            self._fail(above, error)
+
+    def _fail(self, frame: _Frame, error: OSError) -> None:
+        frame.left += 1
+        self.tally.fail(error)
+
+
+def _open(dir_fd: int, name: str, mount: str) -> int:
+    """Open a directory below `dir_fd` so that it can be emptied, whatever its mode.
+
+    Raise _MountPoint where it is not on `mount`, before anything about it is changed; OSError.
+    """
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
+    except PermissionError:
+        fd = _open_closed(dir_fd, name, mount)
+    try:
+        if _mount(fd) != mount:
+            raise _MountPoint(name)
+        if _mode(fd) & 0o700 != 0o700:
+            _try_fchmod(fd)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open_closed(dir_fd: int, name: str, mount: str) -> int:
+    path_fd = os.open(name, _PATH | os.O_DIRECTORY, dir_fd=dir_fd)
+    try:
+        if _mount(path_fd) != mount:
+            raise _MountPoint(name)
+        here = f"/proc/self/fd/{path_fd}"  # a name could have become a symlink
+        os.chmod(here, 0o700)
+        return os.open(here, _DIRECTORY & ~os.O_NOFOLLOW)
+    finally:
+        os.close(path_fd)
+
+
+def _try_fchmod(fd: int) -> None:
+    try:
+        os.fchmod(fd, 0o700)
+    except PermissionError:
+        pass  # another's: what it holds will be said to be left
+
+
+def _unlink(dir_fd: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno == errno.EBUSY and _is_mount_point(dir_fd, name):
+            raise _MountPoint(name) from None
+        raise
+
+
+def _is_mount_point(dir_fd: int, name: str) -> bool:
+    fd = os.open(name, _PATH, dir_fd=dir_fd)
+    try:
+        return _mount(fd) != _mount(dir_fd)
+    finally:
+        os.close(fd)
+
+
+def _rmdir(dir_fd: int, name: str) -> None:
+    """Remove an empty directory, where nobody was faster."""
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+
+
+def _is_ours(fd: int) -> bool:
+    return os.fstat(fd).st_uid == os.geteuid() != 0
+
+
+def _mode(fd: int) -> int:
+    return stat.S_IMODE(os.fstat(fd).st_mode)
+
+
+def _mount(fd: int) -> str:
+    """Return what tells one mount from another, bind mounts of one filesystem included.
+
+    Before Linux 5.14, a process that has become another user may not read its own fdinfo.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+            return info.read().partition("mnt_id:")[2].split()[0]
+    except PermissionError:
+        return _mount_by_handle(fd)
+
+
+def _mount_by_handle(fd: int) -> str:
+    """The same by name_to_handle_at(2), which tells the mount even where we have no room for the handle."""
+    import ctypes
+
+    empty_path = 0x1000
+    handle, mount = (ctypes.c_uint * 2)(), ctypes.c_int()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.name_to_handle_at(fd, b"", handle, ctypes.byref(mount), empty_path)
+    if ctypes.get_errno() == errno.EOVERFLOW:
+        return str(mount.value)
+    return f"device {os.fstat(fd).st_dev}"  # a filesystem without handles: mounts of other ones are told all the same

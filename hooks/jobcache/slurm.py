@@ -1,0 +1,154 @@
+"""Which jobs are alive: a whole listing, or Unknown.
+
+Asked with an environment of our own (SQUEUE_* and SLURM_* filter even under --all --states=all), a time limit, and
+checks that the answer is whole, ours, and not blinded. An answer that is anything less deletes nothing.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+
+from jobcache.job import natural, number
+
+PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin:/usr/local/sbin:/opt/slurm/bin:/opt/slurm/sbin:/usr/local/slurm/bin"
+
+# squeue's %T. A job in any of the first is alive; one that is requeued, suspended or held is. Up to Slurm 26.05.
+ALIVE = frozenset(
+    "PENDING RUNNING SUSPENDED COMPLETING CONFIGURING RESIZING REQUEUED REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT "
+    "RESV_DEL_HOLD SIGNALING STAGE_OUT STOPPED EXPEDITING".split()
+)
+DEAD = frozenset("COMPLETED CANCELLED FAILED TIMEOUT NODE_FAIL PREEMPTED BOOT_FAIL DEADLINE OUT_OF_MEMORY REVOKED".split())
+# --array: without it a requeued task of an array is listed under its array's id alone. %i tells a het job's leader.
+_SQUEUE = ("--noheader", "--all", "--local", "--array", "--states=all", "--format=%A|%i|%T|%U")
+
+
+class Unknown(Exception):
+    """Which jobs are alive is not known: a closed-set `reason`, and the words for a person."""
+
+    def __init__(self, reason: str, what: str) -> None:
+        super().__init__(what)
+        self.reason = reason
+
+
+class Listing:
+    """The jobs alive at one moment. at: seconds of time.monotonic, before Slurm was asked.
+
+    jobs: by job id, the users (uids) that have an alive job of that id; a het job's leader is alive while any part is.
+    """
+
+    __slots__ = ("at", "jobs")
+
+    def __init__(self, at: float, jobs: "dict[int, set[int]]") -> None:
+        self.at = at
+        self.jobs = jobs
+
+    def alive(self, job_id: int, uid: int) -> bool:
+        """Whether this user has an alive job of this id. An id that is another user's now is not this one's job."""
+        return uid in self.jobs.get(job_id, ())
+
+
+class Slurm:
+    """How this site asks Slurm. conf: path of slurm.conf; None: SLURM_CONF of our environment, else Slurm's default.
+
+    squeue, scontrol: names, looked up on a fixed PATH, or paths. timeout: seconds for one command.
+    """
+
+    def __init__(self, conf: "str | None", squeue: str, scontrol: str, timeout: float) -> None:
+        self._conf = conf
+        self._squeue = squeue
+        self._scontrol = scontrol
+        self._timeout = timeout
+
+    def config(self) -> "dict[str, str]":
+        """Return what `scontrol show config` says, value by key. Raise Unknown."""
+        lines = self._ask(self._scontrol, "show", "config").splitlines()
+        return {key.strip(): value.strip() for key, equals, value in (line.partition("=") for line in lines) if equals}
+
+    def cluster_name(self) -> str:
+        """Return the ClusterName of the cluster this host belongs to. Raise Unknown."""
+        name = self.config().get("ClusterName", "(null)")
+        if name == "(null)":
+            raise Unknown("slurm_malformed", f"{self._scontrol} show config names no ClusterName")
+        return name
+
+    def listing(self, cluster: str, *, node: "str | None" = None, only_own: bool = False) -> Listing:
+        """Return the jobs alive in `cluster`. Raise Unknown where the answer is not known to be whole.
+
+        node: only those that this node has, which is what node-local scratch needs. only_own: the caller looks at its
+        own jobs alone, which PrivateData never hides from it.
+        """
+        at = time.monotonic()
+        config = self.config()
+        if config.get("ClusterName") != cluster:
+            raise Unknown("slurm_other_cluster", f"Slurm answers for {config.get('ClusterName')}, not for {cluster}")
+        if "jobs" in re.split(r"[,\s]+", config.get("PrivateData", "").lower()) and os.geteuid() != 0 and not only_own:
+            raise Unknown("slurm_private", "PrivateData=jobs hides the jobs of others from this user")
+        where = (f"--nodelist={node}",) if node else ()
+        rows = parse(self._ask(self._squeue, *_SQUEUE, *where))
+        if node:
+            self._hold_against_node(node, rows)
+        elif not rows and "No jobs in the system" not in self._ask(self._scontrol, "show", "jobs"):
+            raise Unknown("slurm_empty", "squeue lists no job, and the controller does not confirm that there is none")
+        jobs: dict[int, set[int]] = {}
+        for job_id, leader, state, uid in rows:
+            if state in ALIVE:
+                jobs.setdefault(job_id, set()).add(uid)
+                jobs.setdefault(leader, set()).add(uid)
+        return Listing(at, jobs)
+
+    def _hold_against_node(self, node: str, rows: "list[tuple[int, int, str, int]]") -> None:
+        """A node that has work while squeue lists none for it, or the other way round, is not understood."""
+        answer = self._ask(self._scontrol, "--oneliner", "show", "node", node)
+        fields = dict(re.findall(r"(?:^|\s)(NodeName|State|CPUAlloc)=(\S*)", answer))
+        if fields.get("NodeName") != node or "State" not in fields or "CPUAlloc" not in fields:
+            raise Unknown("slurm_malformed", f"scontrol does not show node {node}")
+        busy = fields["CPUAlloc"] != "0" or "COMPLETING" in fields["State"]
+        listed = any(state in ("RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING") for _, _, state, _ in rows)
+        if busy and not listed:
+            raise Unknown("slurm_disagrees", f"node {node} has work ({fields['State']}), but squeue lists none there")
+
+    def _ask(self, name: str, *options: str) -> str:
+        """Return what a command prints. Raise Unknown."""
+        program = name if "/" in name else shutil.which(name, path=PATH)
+        if program is None:
+            raise Unknown("slurm_missing", f"there is no {name} in {PATH}")
+        env = {"PATH": PATH, "LC_ALL": "C"}
+        conf = self._conf or os.environ.get("SLURM_CONF")
+        if conf:
+            env["SLURM_CONF"] = conf
+        try:
+            done = subprocess.run(
+                [program, *options], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=self._timeout, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise Unknown("slurm_timeout", f"{name} did not answer within {self._timeout:g} s") from None
+        except OSError as error:
+            raise Unknown("slurm_missing", f"{program}: {error.strerror}") from None
+        if done.returncode != 0:
+            words = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no word of why"]
+            down = any("nable to contact slurm controller" in line for line in words)
+            raise Unknown("slurm_down" if down else "slurm_failed", f"{name} failed: {words[-1]}")
+        return done.stdout.decode("utf-8", "replace")
+
+
+def parse(text: str) -> "list[tuple[int, int, str, int]]":
+    """Return (job_id, its het job's leader or itself, state, uid) of each line of squeue's answer. Raise Unknown."""
+    if text and not text.endswith("\n"):
+        raise Unknown("slurm_malformed", "squeue's answer ends in the middle of a line")
+    return [_parse_line(line) for line in text.splitlines()]
+
+
+def _parse_line(line: str) -> "tuple[int, int, str, int]":
+    words = line.strip().split("|")
+    if len(words) != 4:
+        raise Unknown("slurm_malformed", f"squeue's answer has a line that is none: {line[:80]!r}")
+    job_id, uid = number(words[0]), natural(words[3])
+    head, plus, _ = words[1].partition("+")
+    leader = number(head) if plus else job_id
+    if job_id is None or uid is None or leader is None:
+        raise Unknown("slurm_malformed", f"squeue's answer has a line that is none: {line[:80]!r}")
+    if words[2] not in ALIVE and words[2] not in DEAD:
+        raise Unknown("slurm_state", f"squeue tells a state that is not known here: {words[2][:40]!r}")
+    return job_id, leader, words[2], uid
