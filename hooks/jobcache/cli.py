@@ -1,0 +1,161 @@
+"""The command line: what to type, and how what the other modules return is said."""
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import click
+
+from jobcache import __version__
+
+DEFAULT_CONFIG = "/etc/jobcache/jobcache.yaml"
+
+_config_option = click.option(
+    "--config", "config_file", metavar="FILE", default=DEFAULT_CONFIG, show_default=True, help="The site's configuration."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="jobcache")
+def main() -> None:
+    """A private Hugging Face datasets cache for every Slurm job.
+
+    Exit status: 0 fine, 1 a problem was found, 2 wrong use.
+    """
+
+
+@main.command()
+@_config_option
+@click.option("--hooks", metavar="DIR", help="Put a self-contained set of hooks and policy into DIR.")
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 where what is compiled is not current.")
+def apply(config_file: str, hooks: "str | None", check: bool) -> None:
+    """Validate the configuration and compile it into what the hooks obey.
+
+    Where anything is wrong, nothing is changed, and all of it is said.
+
+    \b
+    Example:
+      jobcache apply --config ./jobcache.yaml --hooks /opt/jobcache
+    """
+    import os
+
+    from jobcache import apply as applying
+    from jobcache import config, settings
+
+    lib = os.path.abspath(hooks) if hooks else settings.LIB
+    try:
+        compiled = applying.compile_settings(config_file, lib)
+        files = applying.wanted(compiled, lib, with_hooks=bool(hooks))
+        stale = applying.stale(files, lib)
+        if check:
+            for path in stale:
+                click.echo(f"{path}: not what {config_file} says; run `jobcache apply`", err=True)
+            sys.exit(1 if stale else 0)
+        applying.put(files, lib)
+    except (config.ConfigError, applying.ApplyError) as error:
+        _give_up(error.problems)
+    click.echo(f"{lib}: policy {compiled.hash} of {config_file}, cluster {compiled.cluster}{'' if stale else ' (as it was)'}")
+    for template in compiled.former:
+        click.echo(f"  still looks for caches of the former template {template}")
+    directory = lib if hooks else applying.hooks_path()
+    click.echo(f"slurm.conf:\n  TaskProlog={directory}/task-prolog\n  Epilog={directory}/epilog")
+
+
+@main.command("show-config")
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: key, value, origin.")
+@click.option("--example", is_flag=True, help="Print the commented default configuration.")
+@click.option("--reference", is_flag=True, help="Print the reference of all keys, in Markdown.")
+def show_config(config_file: str, as_json: bool, example: bool, reference: bool) -> None:
+    """Print each setting with its origin: default, or file and line.
+
+    \b
+    Example:
+      jobcache show-config --config ./jobcache.yaml
+    """
+    from jobcache import config, configdoc
+
+    if example or reference:
+        click.echo(configdoc.example_text() if example else configdoc.reference_text(), nl=False)
+        return
+    try:
+        loaded = config.load(config_file)
+    except config.ConfigError as error:
+        _give_up(error.problems)
+    if as_json:
+        click.echo(json.dumps(config.show_json(loaded), indent=1))
+        return
+    rows = config.show(loaded)
+    width = max(len(key) for key, _, _ in rows)
+    middle = max(len(value) for _, value, _ in rows)
+    for key, value, origin in rows:
+        click.echo(f"{key:<{width}}  {value:<{middle}}  {origin}".rstrip())
+
+
+@main.command("hooks-path")
+def hooks_path() -> None:
+    """Print the directory of the hooks that belong to this package."""
+    from jobcache import apply as applying
+
+    try:
+        click.echo(applying.hooks_path())
+    except applying.ApplyError as error:
+        _give_up(error.problems)
+
+
+@main.command()
+@_config_option
+@click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
+@click.option("--dry-run", is_flag=True, help="Print what a run would do, and do nothing.")
+@click.option("--user", metavar="NAME", help="Only this user's; without root, always one's own.")
+@click.option("--node-local", is_flag=True, help="This node's own scratch, in place of the shared one.")
+@click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
+@click.option("--shard", metavar="I/N", default="1/1", help="Only the I-th of N parts of the users.")
+@click.option("--json", "as_json", is_flag=True, help="Print each decision as a line of JSON.")
+def sweep(**options: "Any") -> None:
+    """Reap what crashes left behind: caches of jobs that are no more.
+
+    Asks Slurm twice, `sweep.confirm` apart, which jobs are alive; where that is not known for certain, nothing is
+    reaped, and the exit status is 1.
+
+    \b
+    Example:
+      jobcache sweep --dry-run
+    """
+    from jobcache import cli_sweep
+
+    sys.exit(cli_sweep.sweep_command(**options))
+
+
+@main.command("list")
+@_config_option
+@click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
+@click.option("--user", metavar="NAME", help="Only this user's; without root, always one's own.")
+@click.option(
+    "--state", type=click.Choice(["live", "orphan", "kept", "trash", "half-made", "unrecorded", "unknown"]), help="Only these."
+)
+@click.option("--sort", type=click.Choice(["job", "user", "age", "bytes", "state"]), default="job", show_default=True)
+@click.option("--node-local", is_flag=True, help="This node's own scratch, in place of the shared one.")
+@click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_caches(**options: "Any") -> None:
+    """List the caches there are, and what they hold.
+
+    \b
+    Example:
+      jobcache list --state orphan --sort bytes
+    """
+    from jobcache import cli_sweep
+
+    sys.exit(cli_sweep.list_command(**options))
+
+
+def _give_up(problems: "Iterable[object]") -> "NoReturn":
+    for problem in problems:
+        click.echo(str(problem), err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""The commands `sweep` and `list`: their options, their progress, their tables and their events."""
+
+import json
+import os
+import pwd
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Optional
+
+import click
+
+from jobcache import apply, config, events, settings, sweep
+from jobcache.plan import KEEP, REAP, REPORT, Decision
+
+
+def sweep_command(
+    config_file: str,
+    hooks: Optional[str],
+    dry_run: bool,
+    user: Optional[str],
+    node_local: bool,
+    node: Optional[str],
+    shard: str,
+    as_json: bool,
+) -> int:
+    """Sweep once, and say what came of it; return the exit status."""
+    site, lib = load(config_file, hooks)
+    if os.path.lexists(f"{lib}/{settings.OFF}"):
+        click.echo(f"nothing is done: {lib}/{settings.OFF} is there", err=True)
+        return 0
+    options = sweep.Options(
+        user=wanted_user(user),
+        shard=parse_shard(shard),
+        local=node_local,
+        node=node or socket.gethostname().partition(".")[0],
+        dry=dry_run,
+    )
+    log = events.Log(site.log_file, site.log_socket, site.log_level, cluster=site.cluster, node=options.node)
+    began = time.monotonic()
+    try:
+        with sweep.Lock(_lock_path(site, options)), progress(as_json) as say:
+            result = sweep.run(site, options, say, lambda reaped: _tell_reaped(log, reaped))
+    except sweep.Busy as busy:
+        click.echo(str(busy), err=True)
+        return 1
+    if not dry_run:
+        _tell_finished(log, result, began)
+    _print(result, dry_run, as_json)
+    return 1 if result.unknown or result.trouble else 0
+
+
+def load(config_file: str, hooks: Optional[str]) -> tuple[settings.Settings, str]:
+    """Return the compiled settings, of `hooks` or of the installed package, and the directory they are in.
+
+    Where nothing is compiled yet, the configuration file itself will do.
+    """
+    lib = os.path.abspath(hooks) if hooks else settings.LIB
+    try:
+        if hooks or os.path.exists(f"{lib}/{settings.FILE}"):
+            return settings.load(f"{lib}/{settings.FILE}"), lib
+        return apply.compile_settings(config_file, lib), lib
+    except settings.SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    except (config.ConfigError, apply.ApplyError) as error:
+        raise click.ClickException("\n".join(map(str, error.problems))) from None
+
+
+def wanted_user(name: Optional[str]) -> Optional[int]:
+    """Return the uid to look at, None for all; without root, always one's own."""
+    if name is None:
+        return None if os.geteuid() == 0 else os.geteuid()
+    try:
+        uid = int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise click.BadParameter(f"there is no user {name}", param_hint="--user") from None
+    if os.geteuid() not in (0, uid):
+        raise click.BadParameter("only root can look at another user's", param_hint="--user")
+    return uid
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return (I, N) of `I/N`."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N", param_hint="--shard")
+    return int(part), int(parts)
+
+
+def _lock_path(site: settings.Settings, options: sweep.Options) -> str:
+    which = f"{'local' if options.local else 'shared'}-{options.shard[0]}-of-{options.shard[1]}"
+    if os.geteuid() == 0:
+        return f"{site.run_dir}/sweep-{which}.lock"
+    own = os.environ.get("XDG_RUNTIME_DIR") or os.path.expanduser("~/.cache")
+    return f"{own}/jobcache-sweep-{which}.lock"
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[sweep.Say]:
+    """A progress bar on a terminal; silence elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield sweep.silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def say(what: str, done: int, of: int) -> None:
+            bar.update(task, description=what, completed=done, total=of or None)
+
+        yield say
+
+
+def _tell_reaped(log: events.Log, reaped: sweep.Reaped) -> None:
+    one = reaped.decision.found
+    log.emit(
+        "cache.orphan_reaped",
+        job_id=one.job_id, run=one.run, uid=one.uid, path=one.path, outcome="reaped" if reaped.done else "trashed",
+        reason=reaped.decision.reason, bytes=reaped.bytes, files=reaped.files, **dict[str, Any](reaped.usage),
+    )  # fmt: skip
+
+
+def _tell_finished(log: events.Log, result: sweep.Result, began: float) -> None:
+    for decision in result.decisions:
+        if decision.reason == "in_use":
+            one = decision.found
+            log.emit(
+                "cache.kept", job_id=one.job_id, run=one.run, uid=one.uid, path=one.path,
+                outcome="kept", reason="in_use", pids=list(one.pids),
+            )  # fmt: skip
+    by_action = {action: sum(decision.action == action for decision in result.decisions) for action in (KEEP, REPORT)}
+    log.emit(
+        "sweep.finished",
+        "warning" if result.unknown or result.trouble else "info",
+        outcome="unknown" if result.unknown else "finished",
+        reason=result.unknown.reason if result.unknown else None,
+        error=str(result.unknown) if result.unknown else next(iter(result.trouble), None),
+        found=len(result.decisions), reaped=len(result.reaped), kept=by_action[KEEP], reported=by_action[REPORT],
+        troubles=len(result.trouble),
+        bytes=sum(one.bytes for one in result.reaped), files=sum(one.files for one in result.reaped),
+        duration_ms=round((time.monotonic() - began) * 1000),
+    )  # fmt: skip
+
+
+def _print(result: sweep.Result, dry_run: bool, as_json: bool) -> None:
+    """What was decided, for people who asked: in cron, a sweep that has no trouble says nothing."""
+    if as_json:
+        for decision in result.decisions:
+            click.echo(json.dumps({"action": decision.action, "reason": decision.reason, **asdict(decision.found)}))
+    elif dry_run or sys.stdout.isatty():
+        for decision in result.decisions:
+            if decision.action != KEEP:
+                click.echo(f"{'would ' if dry_run else ''}{decision.action} {_plain(decision.found.path)} ({decision.reason})")
+        click.echo(_summary(result, dry_run))
+    if result.unknown:
+        click.echo(f"nothing is reaped: {result.unknown} ({result.unknown.reason})", err=True)
+    for words in result.trouble:
+        click.echo(_plain(words), err=True)
+
+
+def _summary(result: sweep.Result, dry_run: bool) -> str:
+    counts: dict[str, int] = {}
+    for decision in result.decisions:
+        key = f"{decision.action}: {decision.reason}"
+        counts[key] = counts.get(key, 0) + 1
+    words = ", ".join(f"{count} {key}" for key, count in sorted(counts.items())) or "nothing found"
+    freed = sum(one.bytes for one in result.reaped)
+    return words if dry_run else f"{words}; freed {freed} bytes"
+
+
+def _plain(text: str) -> str:
+    """A path as one line of a terminal, whatever its user put into it."""
+    return (
+        os.fsencode(text).decode("utf-8", "backslashreplace").encode("unicode_escape").decode("ascii")
+        if not text.isprintable()
+        else text
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- list
+
+
+def list_command(
+    config_file: str,
+    hooks: Optional[str],
+    user: Optional[str],
+    state: Optional[str],
+    sort: str,
+    node_local: bool,
+    node: Optional[str],
+    as_json: bool,
+) -> int:
+    """Print the caches there are; return the exit status."""
+    site, _ = load(config_file, hooks)
+    options = sweep.Options(
+        user=wanted_user(user), local=node_local, node=node or socket.gethostname().partition(".")[0], dry=True
+    )
+    with progress(as_json) as say:
+        listed = sweep.listed(site, options, say)
+    rows = [_row(decision, sizes) for decision, sizes in listed.rows]
+    rows = [row for row in rows if state in (None, row["state"])]
+    rows.sort(
+        key=lambda row: (
+            row[{"job": "job_id", "age": "age_s"}.get(sort, sort)] is None,
+            row[{"job": "job_id", "age": "age_s"}.get(sort, sort)],
+        )
+    )
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        _table(rows)
+    for words in listed.trouble:
+        click.echo(_plain(words), err=True)
+    return 1 if listed.trouble else 0
+
+
+def _row(decision: Decision, sizes: Optional[tuple[int, int]]) -> dict[str, Any]:
+    one = decision.found
+    return {
+        "job_id": one.job_id,
+        "run": one.run,
+        "user": user_name(one.uid),
+        "uid": one.uid,
+        "state": state_of(decision),
+        "reason": decision.reason,
+        "nodes": list(one.nodes),
+        "age_s": round(one.now - one.sign) if one.now is not None else None,
+        "bytes": sizes[0] if sizes else None,
+        "files": sizes[1] if sizes else None,
+        "path": one.path,
+    }
+
+
+def state_of(decision: Decision) -> str:
+    """Return one word for people: live, orphan, kept, trash, half-made, unrecorded, unknown."""
+    if decision.reason == "alive":
+        return "live"
+    if decision.reason in ("user_keep", "job_failed"):
+        return "kept"
+    kinds = {"new": "half-made", "trash": "trash"}
+    if decision.found.kind in kinds:
+        return kinds[decision.found.kind]
+    if decision.found.identity is None and not decision.found.error:
+        return "unrecorded"
+    return "orphan" if decision.action in (REAP, REPORT) or decision.reason in ("young", "in_use") else "unknown"
+
+
+def user_name(uid: int) -> str:
+    """Return the user's name; of one who was removed, the number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (("job", "right"), ("user", "left"), ("state", "left"), ("nodes", "left"), ("age", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name in ("size", "files"):
+        table.add_column(name, justify="right")
+    table.add_column("path", overflow="fold")
+    for row in rows:
+        job = f"{row['job_id']}-r{row['run']}" if row["run"] else str(row["job_id"])
+        age = "" if row["age_s"] is None else _age(row["age_s"])
+        size = "" if row["bytes"] is None else decimal(row["bytes"])
+        cells = (
+            job,
+            row["user"],
+            row["state"],
+            ",".join(row["nodes"]),
+            age,
+            size,
+            "" if row["files"] is None else str(row["files"]),
+        )
+        table.add_row(*map(_plain, cells), _plain(row["path"]))
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+
+
+def _age(seconds: int) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"

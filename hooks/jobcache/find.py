@@ -1,0 +1,280 @@
+"""Where caches are: every directory that has a name of ours, by the site's templates, as its owner sees it.
+
+The users' directories are listed as root; from there on all is looked at with the user's rights, so that neither root
+squash nor a closed directory hides anything, and no rights of ours help anybody. Runs in children: scratch may hang.
+"""
+
+import calendar
+import errno
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Optional
+
+from jobcache import cachedir, layout
+from jobcache.plan import CACHE, NEW, TRASH, Found, Identity
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOGROUP = 65534  # in place of root's group, which gives rights
+_STRIDE = 4096  # files of a tree between two words about its size
+
+
+@dataclass(frozen=True)
+class Home:
+    """A user's directory on scratch: the place from which on a template's path is the user's own.
+
+    template: its text. path: of the directory. rest: the components from there to where the caches are, each a literal
+    or, where {node} is in it, a pattern. user, uid, gid: whose it is.
+    """
+
+    template: str
+    path: str
+    rest: tuple[str, ...]
+    user: str
+    uid: int
+    gid: int
+
+
+def homes(template: layout.Template, cluster: str) -> Iterator[Home]:
+    """Yield the users' directories that there are by a template. Raise OSError where what is above cannot be listed."""
+    components = layout.components(template.parent)
+    at = next(i for i, parts in enumerate(components) if (True, "user") in parts or (True, "uid") in parts)
+    for above in _expand("", components[:at], cluster):
+        matches = layout.matcher(components[at], {"cluster": cluster})
+        with os.scandir(above or "/") as entries:
+            for entry in entries:
+                known = matches(entry.name)
+                if known is None:
+                    continue
+                owner = _owner(entry, known)
+                if owner is not None:
+                    rest = tuple(
+                        layout.joined(parts, {**known, "cluster": cluster, "uid": str(owner[0])})
+                        for parts in components[at + 1 :]
+                    )
+                    yield Home(template.text, f"{above}/{entry.name}", rest, known.get("user", ""), *owner)
+
+
+def _expand(path: str, components: "list[layout.Parts]", cluster: str) -> Iterator[str]:
+    """Yield the directories that `components`, which may hold a {node}, stand for below `path`."""
+    if not components:
+        yield path
+        return
+    if (True, "node") not in components[0]:
+        yield from _expand(f"{path}/{layout.joined(components[0], {'cluster': cluster})}", components[1:], cluster)
+        return
+    matches = layout.matcher(components[0], {"cluster": cluster})
+    with os.scandir(path or "/") as entries:
+        names = [entry.name for entry in entries if matches(entry.name) is not None]
+    for name in names:
+        yield from _expand(f"{path}/{name}", components[1:], cluster)
+
+
+def _owner(entry: "os.DirEntry[str]", known: "dict[str, str]") -> Optional[tuple[int, int]]:
+    """Return (uid, gid) of the user whose directory this is, None where it is no user's.
+
+    The group is the account's, never the directory's, which may be one that its owner is not in.
+    """
+    import pwd
+
+    try:
+        fd = cachedir.open_directory(entry.path)
+        try:
+            uid = os.fstat(fd).st_uid
+        finally:
+            os.close(fd)
+    except OSError:
+        return None
+    try:
+        if uid == 0:  # root's own directory, in which the user has rights
+            account = pwd.getpwuid(int(known["uid"])) if known.get("uid", "").isdigit() else pwd.getpwnam(known["user"])
+        else:
+            account = pwd.getpwuid(uid)
+    except (KeyError, ValueError):
+        return (uid, _NOGROUP) if uid else None
+    return (account.pw_uid, account.pw_gid) if account.pw_uid else None
+
+
+def caches(home: Home, cluster: str, node: str, local: bool) -> Iterator[Found]:
+    """Yield what lies in a user's directory, at a glance, as whoever we are now. Raise OSError where it cannot be listed."""
+    template = layout.Template(home.template)
+    for parent in _parents(home.path, home.rest):
+        try:
+            parent_fd = cachedir.open_directory(parent)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                continue
+            raise
+        try:
+            matches = layout.matcher(template.name, {"cluster": cluster, "user": home.user, "uid": str(home.uid)})
+            for kind, name, job_id, run in _named(parent_fd, matches):
+                plain = Found(kind=kind, path=f"{parent}/{name}", job_id=job_id, run=run, uid=home.uid, gid=home.gid, local=local)
+                yield glance(parent_fd, name, plain)
+        finally:
+            os.close(parent_fd)
+
+
+def _parents(path: str, rest: tuple[str, ...]) -> Iterator[str]:
+    """Yield the directories in which caches lie; a component with a wildcard, a {node}, is listed."""
+    if not rest:
+        yield path
+    elif layout.ANY not in rest[0]:
+        yield from _parents(f"{path}/{rest[0]}", rest[1:])
+    else:
+        before, _, after = rest[0].partition(layout.ANY)
+        try:
+            names = [name for name in os.listdir(path) if name.startswith(before) and name.endswith(after)]
+        except FileNotFoundError:
+            return
+        for name in names:
+            yield from _parents(f"{path}/{name}", rest[1:])
+
+
+def _named(parent_fd: int, matches: "layout.Matcher") -> Iterator[tuple[str, str, int, Optional[int]]]:
+    """Yield (kind, name, job_id, run) of the directories here that have a name of ours."""
+    list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent_fd)
+    try:
+        with os.scandir(list_fd) as entries:
+            for entry in entries:
+                debris = layout.parse_debris(entry.name)
+                known = None if debris else matches(entry.name)
+                if not (debris or known) or not entry.is_dir(follow_symlinks=False):
+                    continue
+                if debris:
+                    yield NEW if debris[0] == layout.NEW else TRASH, entry.name, debris[1], None
+                elif known:
+                    job = layout.parse_job(known["job_id"])
+                    if job:
+                        yield CACHE, entry.name, *job
+    finally:
+        os.close(list_fd)
+
+
+def glance(parent_fd: int, name: str, plain: Found) -> Found:
+    """Return `plain` with what tells whose it is, and no more: most caches are alive, and are not looked at again."""
+    return _opened(parent_fd, name, plain, lambda fd: {"identity": _identity(fd)})
+
+
+def look(parent_fd: int, name: str, plain: Found) -> Found:
+    """Return `plain` with all that can be seen of it now; what cannot be looked at has an `error`."""
+    return _opened(parent_fd, name, plain, _seen)
+
+
+def _opened(parent_fd: int, name: str, plain: Found, see: "Callable[[int], dict[str, Any]]") -> Found:
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
+        try:
+            itself = os.fstat(fd)
+            if itself.st_uid != plain.uid:
+                return replace(plain, error=f"it belongs to uid {itself.st_uid}")
+            return replace(plain, device=itself.st_dev, inode=itself.st_ino, error="", **see(fd))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return replace(plain, error=str(error) or type(error).__name__)
+
+
+def _seen(fd: int) -> "dict[str, Any]":
+    sign, nodes = cachedir.signs_of_life(fd)
+    until = cachedir.read_record(fd).get("keep_until")
+    return {
+        "identity": _identity(fd),
+        "sign": max(sign, os.fstat(fd).st_ctime),
+        "keep_until": _seconds(until) if isinstance(until, str) else None,
+        "kept": cachedir.is_kept(fd),
+        "joinable": os.path.lexists(f"/proc/self/fd/{fd}/{layout.META}/{layout.NODES}"),
+        "nodes": tuple(nodes),
+        "bare": all(name == layout.META for name in itertools.islice(_names(fd), 2)),
+    }
+
+
+def _names(fd: int) -> Iterator[str]:
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            yield entry.name
+
+
+def _identity(fd: int) -> "Optional[Identity]":
+    """As cachedir.identity; but an id that is empty says no more than none, and is what a crash leaves of a new one.
+
+    Its writer was killed, or its node lost power before the file's content was on the disk.
+    """
+    found = cachedir.identity(fd)
+    if found is not None and not found[0] and os.lstat(f"/proc/self/fd/{fd}/{layout.META}/{layout.ID}").st_size == 0:
+        return None
+    return found
+
+
+def _seconds(stamp: str) -> Optional[float]:
+    try:
+        return float(calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ")))
+    except (ValueError, OverflowError):
+        return None
+
+
+def clock(parent_fd: int) -> float:
+    """Return the time by the clock of the filesystem, which dates a directory that is touched. Raise OSError.
+
+    To make a file would leave one behind where we are killed, and cannot be done by a user whose quota is used up.
+    """
+    here = f"/proc/self/fd/{parent_fd}"
+    os.utime(here)
+    return os.stat(here).st_ctime
+
+
+def size(parent_fd: int, name: str) -> Iterator[tuple[int, int]]:
+    """Yield (bytes allocated, files) of a tree, now and then and in the end: links once each, `.jobcache` not at all, nor
+    what cannot be entered."""
+    total = files = 0
+    inodes: set[tuple[int, int]] = set()
+    for path, directories, _, fd in os.fwalk(name, dir_fd=parent_fd, onerror=None):
+        if path == name and layout.META in directories:
+            directories.remove(layout.META)
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        continue
+                    found = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # its job is at work
+                files += 1
+                if found.st_nlink == 1 or (found.st_dev, found.st_ino) not in inodes:
+                    total += found.st_blocks * 512
+                if found.st_nlink > 1:
+                    inodes.add((found.st_dev, found.st_ino))
+                if files % _STRIDE == 0:
+                    yield total, files
+    yield total, files
+
+
+def processes(uids: "set[int]") -> "Iterator[tuple[int, int]]":
+    """Yield (pid, uid) of the processes of this host whose real user is one of `uids`."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/status", encoding="ascii", errors="replace") as status:
+                uid = next(int(line.split()[1]) for line in status if line.startswith("Uid:"))
+        except (OSError, StopIteration):
+            continue  # it has ended
+        if uid in uids:
+            yield int(name), uid
+
+
+def opened(pid: int) -> "Iterator[str]":
+    """Yield the paths that a process has open, mapped, or as its directory, as /proc tells: no filesystem is asked.
+
+    A process that hangs can hang us at its maps. Raise PermissionError where it may not be looked at.
+    """
+    here = f"/proc/{pid}"
+    try:
+        for link in ("cwd", *(f"fd/{fd}" for fd in os.listdir(f"{here}/fd"))):
+            try:
+                yield os.readlink(f"{here}/{link}")
+            except FileNotFoundError:
+                continue  # closed meanwhile
+        with open(f"{here}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            yield from (line.rstrip("\n").partition("/")[2] for line in maps if "/" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        return  # it has ended

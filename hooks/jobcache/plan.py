@@ -1,0 +1,130 @@
+"""What is to become of each directory that a sweep found: a pure function. Doubt means keep, with the reason."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Optional
+
+from jobcache.slurm import Listing
+
+CACHE, NEW, TRASH = "cache", "new", "trash"  # kinds: at a cache's path; half made; renamed away
+REAP, KEEP, REPORT = "reap", "keep", "report"
+
+Identity = tuple[str, int, int, int]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A directory of ours by its name, as its owner saw it. Times are seconds since the epoch by the filesystem's own clock.
+
+    run: None for what is half made or trash. gid: the group by which its owner looks. identity: (cluster, job_id, run,
+    uid) as its id says, None where it has none. sign: the last sign of life, the newest change of the directory, its id,
+    its record and its leases. now: the filesystem's clock, None where it has not been read. keep_until: from the record.
+    kept: the user said JOBCACHE=keep. joinable: its nodes/ is there. nodes: those that hold leases. bare: nothing is in it
+    but what is ours. local: on a filesystem that is each node's own. error: why it could not be looked at. pids: processes
+    of this host that have it open.
+    """
+
+    kind: str
+    path: str
+    job_id: int
+    run: Optional[int]
+    uid: int
+    gid: int = -1
+    identity: Optional[Identity] = None
+    device: int = 0
+    inode: int = 0
+    sign: float = 0.0
+    now: Optional[float] = None
+    keep_until: Optional[float] = None
+    kept: bool = False
+    joinable: bool = False
+    bare: bool = False
+    nodes: tuple[str, ...] = ()
+    local: bool = False
+    error: str = ""
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the site says. grace, confirm, keep_max: seconds. node: the one this is, for scratch that is its own."""
+
+    cluster: str
+    grace: float
+    confirm: float
+    keep_max: float
+    min_uid: int = 1000
+    node: str = ""
+    reap_unrecorded: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do with one directory, and the closed-set reason."""
+
+    found: Found
+    action: str
+    reason: str = field(default="")
+
+
+def plan(found: Iterable[Found], listings: Sequence[Listing], rules: Rules) -> list[Decision]:
+    """Return one decision for each directory, in their order.
+
+    listings: whole listings of the live jobs, asked after the directories were found. Without two of them that are
+    `confirm` apart, nothing is reaped.
+    """
+    confirmed = len(listings) >= 2 and listings[-1].at - listings[0].at >= rules.confirm
+    return [_decide(one, listings, rules, confirmed) for one in found]
+
+
+def is_candidate(one: Found, rules: Rules) -> bool:
+    """Whether it depends on the live jobs what becomes of it: where nothing does, Slurm need not be asked."""
+    return _not_ours(one, rules) == ""
+
+
+def _decide(one: Found, listings: Sequence[Listing], rules: Rules, confirmed: bool) -> Decision:
+    reason = _not_ours(one, rules)
+    if reason:
+        return Decision(one, KEEP, reason)
+    if any(listing.alive(one.job_id, one.uid) for listing in listings):
+        return Decision(one, KEEP, "alive")
+    if not confirmed:
+        return Decision(one, KEEP, "unconfirmed")
+    if one.now is None or one.now - one.sign < rules.grace:
+        return Decision(one, KEEP, "young")
+    if one.now < _keep_until(one, rules):
+        return Decision(one, KEEP, "user_keep" if one.kept else "job_failed")
+    if one.pids:
+        return Decision(one, KEEP, "in_use")
+    if one.local and any(node != rules.node for node in one.nodes):
+        return Decision(one, KEEP, "other_node")  # said to be this node's own, and is not
+    if one.kind != CACHE:
+        if one.identity is None and not one.bare:
+            return Decision(one, REPORT, "unrecorded")  # of such a name, but nothing says that we have made it
+        return Decision(one, REAP, "half_made" if one.kind == NEW else "trash")
+    if one.identity is None and not rules.reap_unrecorded:
+        return Decision(one, REPORT, "unrecorded")
+    return Decision(one, REAP, "unrecorded" if one.identity is None else "orphan")
+
+
+def _not_ours(one: Found, rules: Rules) -> str:
+    """Why this is not ours to reap, whatever jobs there are; "" where it may be."""
+    if one.error:
+        return "unreadable"
+    if one.uid == 0 or one.uid < rules.min_uid:
+        return "min_uid"
+    if one.identity is None:
+        return ""
+    cluster, job_id, run, uid = one.identity
+    if cluster != rules.cluster:
+        return "other_cluster"
+    same = (job_id, uid) == (one.job_id, one.uid) and (one.run is None or run == one.run)
+    return "" if same else "foreign"
+
+
+def _keep_until(one: Found, rules: Rules) -> float:
+    """Until when it is kept. The record is the user's to forge: never longer than keep_max after its last sign of life."""
+    longest = one.sign + rules.keep_max
+    if one.keep_until is not None:
+        return min(one.keep_until, longest)
+    return longest if one.kept else 0.0

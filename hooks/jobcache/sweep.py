@@ -1,0 +1,486 @@
+"""One sweep: find what is on scratch, ask Slurm twice, decide, and reap orphans as their owners.
+
+Directories first, Slurm second: the other order would call a job that starts in between an orphan. Nothing is deleted
+by this module; each owner's child looks again and hands what is still the same to the reaper.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Optional, TypeVar
+
+import psutil
+
+from jobcache import asuser, cachedir, find, reaper
+from jobcache.layout import Template
+from jobcache.plan import CACHE, REAP, Decision, Found, Rules, is_candidate, plan
+from jobcache.settings import Settings
+from jobcache.slurm import Listing, Slurm, Unknown
+
+_AT_ONCE = 4  # children; a metadata server is not to notice us
+_BATCH = 256  # users, or processes, that one child looks at
+_PATIENCE = 30.0  # seconds without a word, and a child is taken to hang
+_LONGEST = 600.0  # seconds for one owner's orphans in one sweep, so that nobody keeps it from the others
+_STRIDE = 5.0  # seconds of deletion between two words
+_MOST_HUNG = 4  # directories that hang, before the rest of a filesystem is left for another time
+_REPORT = 1 << 28  # bytes a child that looks may report
+
+
+class Busy(Exception):
+    """Another sweep is under way; the words say whose."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What this run is to do.
+
+    user: only this uid. shard: (I, N), only users with uid % N == I - 1. local: node-local scratch, of `node`, in place
+    of the shared one. dry: decide, and do nothing.
+    """
+
+    user: Optional[int] = None
+    shard: tuple[int, int] = (1, 1)
+    local: bool = False
+    node: str = ""
+    dry: bool = False
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """One directory that is reaped: bytes and files that went, whether all of it did, the filesystem's figures now."""
+
+    decision: Decision
+    bytes: int
+    files: int
+    done: bool
+    usage: dict[str, float]
+
+
+@dataclass
+class Result:
+    """What came of a sweep.
+
+    unknown: why the live jobs are not known, so that nothing was reaped. trouble: what could not be looked at or reaped,
+    in words.
+    """
+
+    decisions: list[Decision] = field(default_factory=list)
+    reaped: list[Reaped] = field(default_factory=list)
+    unknown: Optional[Unknown] = None
+    trouble: list[str] = field(default_factory=list)
+
+
+Say = Callable[[str, int, int], None]  # what is being done, how many are, of how many (0: not known)
+
+
+def silent(_what: str, _done: int, _of: int) -> None:
+    """Say nothing."""
+
+
+def run(site: Settings, options: Options, say: Say = silent, on_reaped: Callable[[Reaped], None] = lambda _: None) -> Result:
+    """Sweep once. `on_reaped` is called for each directory as it is reaped."""
+    result = Result()
+    rules = rules_of(site, options.node)
+    found = list({one.path: one for one in look_for(site, options, result.trouble, say)}.values())  # templates may share a place
+    candidates = [one for one in found if is_candidate(one, rules)]
+    listings: list[Listing] = []
+    try:
+        dead = _dead(site, options, candidates, listings)
+        if dead:
+            _wait(rules.confirm, say)
+            dead = _dead(site, options, dead, listings)
+            dead = list(_look_again(dead, result.trouble, say))
+            dead = with_pids(plan(dead, listings, rules))
+    except Unknown as unknown:
+        result.unknown = unknown
+        listings, dead = [], []
+    fresh = {one.path: one for one in dead}
+    result.decisions = plan((fresh.get(one.path, one) for one in found), listings, rules)
+    todo = [decision for decision in result.decisions if decision.action == REAP]
+    if todo and not options.dry:
+        for done in act(site, todo, result.trouble, say):
+            result.reaped.append(done)
+            on_reaped(done)
+    return result
+
+
+def rules_of(site: Settings, node: str) -> Rules:
+    """Return what the site says of sweeping."""
+    sweep = site.tree["sweep"]
+    return Rules(
+        cluster=site.cluster,
+        grace=sweep["grace"],
+        confirm=sweep["confirm"],
+        keep_max=site.keep_max,
+        min_uid=site.min_uid,
+        reap_unrecorded=sweep["unrecorded"] == "reap",
+        node=node,
+    )
+
+
+def _dead(site: Settings, options: Options, found: list[Found], listings: list[Listing]) -> list[Found]:
+    """Ask Slurm, once for all, and return those whose job is not alive. No candidates, no question. Raise Unknown."""
+    if not found:
+        return []
+    ask = site.tree["slurm"]
+    slurm = Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
+    listing = slurm.listing(site.cluster, only_own=options.user == os.geteuid())
+    listings.append(listing)
+    return [one for one in found if not listing.alive(one.job_id, one.uid)]
+
+
+def _wait(seconds: float, say: Say) -> None:
+    until = time.monotonic() + seconds + 0.001
+    while time.monotonic() < until:
+        say("waiting to ask Slurm again", int(seconds - (until - time.monotonic())), int(seconds))
+        time.sleep(min(1.0, max(0.0, until - time.monotonic())))
+
+
+# ------------------------------------------------------------------------------------------------------------ looking
+
+
+def look_for(site: Settings, options: Options, trouble: list[str], say: Say = silent) -> Iterator[Found]:
+    """Yield what there is on scratch, each at a glance, as its owner. Directories that hang or are closed: `trouble`."""
+    templates = [template for template in site.templates if is_local(site, template) == options.local]
+    users = [home for template in templates for home in _homes(template, site.cluster, trouble) if _wanted(home.uid, options)]
+
+    def look(home: find.Home) -> Iterator[Found]:
+        with asuser.Acting(home.uid, home.gid):
+            yield from find.caches(home, site.cluster, options.node, options.local)
+
+    def facts(home: find.Home) -> Iterator[dict[str, Any]]:
+        try:
+            yield from map(vars, look(home))
+        except OSError as error:
+            yield {"trouble": f"{home.path}: {error.strerror or error}"}
+
+    def lost(homes: Sequence[find.Home], why: str) -> None:
+        trouble.append(f"{_and_more([home.path for home in homes])}: {why}")
+
+    for fact in _survey(users, facts, lost, lambda seen: say("looking", seen, len(users))):
+        if "trouble" in fact:
+            trouble.append(fact["trouble"])
+        else:
+            yield _found(fact)
+
+
+Item = TypeVar("Item")
+
+
+def _survey(
+    items: Sequence[Item],
+    facts: Callable[[Item], Iterable[dict[str, Any]]],
+    lost: Callable[[Sequence[Item], str], None],
+    begun: Callable[[int], None] = lambda _: None,
+) -> Iterator[dict[str, Any]]:
+    """Yield the facts of all items, which children gather, many items each.
+
+    An item at which a child hangs or dies is `lost`, with the words why, and another child takes up those after it;
+    where more than a few hang, these are lost as well. begun: is told how many items have been begun.
+    """
+    hung = count = 0
+    todo = [items[at : at + _BATCH] for at in range(0, len(items), _BATCH)]
+    while todo:
+        batches, todo = todo, []
+        reached: dict[int, int] = {}
+        starts = ((batch, _starter(_Gathering(batch, facts), None, None)) for batch in batches)
+        for batch, child, fact in asuser.each(starts, _AT_ONCE, _PATIENCE):
+            if fact is not None and "at" in fact:
+                reached[child.pid] = fact["at"]
+                count += 1
+                begun(count)
+            elif fact is not None:
+                yield fact
+            elif child.status != "done":
+                hung += child.status == "late"
+                at = reached.pop(child.pid, 0)
+                lost(batch[at : at + 1], f"{child.status}: {child.error or 'it does not answer'}")
+                rest = batch[at + 1 :]
+                if rest and hung >= _MOST_HUNG:
+                    lost(rest, "left for another time, since others do not answer")
+                elif rest:
+                    todo.append(rest)
+
+
+class _Gathering:
+    """The work of a child that gathers the facts of one item after the other, and says at which it is."""
+
+    def __init__(self, items: Sequence[Item], facts: Callable[[Item], Iterable[dict[str, Any]]]) -> None:
+        self.items = items
+        self.facts = facts
+
+    def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
+        for at, item in enumerate(self.items):
+            report({"at": at})
+            for fact in self.facts(item):
+                report(fact)
+
+
+def is_local(site: Settings, template: Template) -> bool:
+    """Whether a template's filesystem is each node's own."""
+    return any(template.text.startswith(below.rstrip("/") + "/") for below in site.tree["node_local"])
+
+
+def _wanted(uid: int, options: Options) -> bool:
+    return (options.user is None or uid == options.user) and uid % options.shard[1] == options.shard[0] - 1
+
+
+def _homes(template: Template, cluster: str, trouble: list[str]) -> list[find.Home]:
+    """The users' directories, listed in a child, since what is above them may hang as well."""
+
+    def work(report: Callable[[dict[str, Any]], None]) -> None:
+        for home in find.homes(template, cluster):
+            report(vars(home))
+
+    child = asuser.start(work, uid=None, gid=None, user=None, places=[], most=_REPORT)
+    found = []
+    for _, _, fact in asuser.each([("", lambda: child)], 1, _PATIENCE):
+        if fact is not None:
+            found.append(find.Home(**{**fact, "rest": tuple(fact["rest"])}))
+    if child.status != "done" and "FileNotFoundError" not in child.error:
+        trouble.append(f"{template.text}: {child.error or 'it does not answer'}")
+    return found
+
+
+def _look_again(
+    found: list[Found], trouble: list[str], say: Say, sizes: Optional[dict[str, tuple[int, int]]] = None
+) -> Iterator[Found]:
+    """Yield the directories as they are now, with the clock of their filesystem. What does not answer is left out.
+
+    sizes: where given, is filled with (bytes, files) by path.
+    """
+    seen = 0
+
+    def lost(owners: Sequence[list[Found]], why: str) -> None:
+        trouble.append(f"{_and_more([os.path.dirname(ones[0].path) for ones in owners])}: {why}")
+
+    for fact in _survey(list(_by_owner(found).values()), _Again(measure=sizes is not None), lost):
+        if "going" in fact:
+            continue
+        seen += 1
+        say("looking again", seen, len(found))
+        size = fact.pop("size", None)
+        if size is not None and sizes is not None:
+            sizes[fact["path"]] = (size[0], size[1])
+        yield _found(fact)
+
+
+class _Again:
+    """What there is to see of one owner's directories, with that owner's rights; and their filesystem's clock."""
+
+    def __init__(self, measure: bool) -> None:
+        self.measure = measure
+
+    def __call__(self, found: list[Found]) -> Iterator[dict[str, Any]]:
+        clocks: dict[str, float] = {}
+        with asuser.Acting(found[0].uid, found[0].gid):
+            for one in found:
+                try:
+                    yield from self._one(one, clocks)
+                except OSError as error:
+                    yield vars(replace(one, error=str(error)))
+
+    def _one(self, one: Found, clocks: dict[str, float]) -> Iterator[dict[str, Any]]:
+        parent, _, name = one.path.rpartition("/")
+        parent_fd = cachedir.open_directory(parent)
+        try:
+            if parent not in clocks:
+                clocks[parent] = find.clock(parent_fd)
+            seen = vars(replace(find.look(parent_fd, name, one), now=clocks[parent]))
+            if self.measure:
+                for size in find.size(parent_fd, name):
+                    yield {"going": size}
+                seen = {**seen, "size": size}
+            yield seen
+        finally:
+            os.close(parent_fd)
+
+
+def with_pids(decisions: Iterable[Decision]) -> list[Found]:
+    """Return the directories of `decisions`, those that would be reaped with the processes of this host that use them."""
+    decisions = list(decisions)
+    suspects = [decision.found for decision in decisions if decision.action == REAP]
+    users = _users_of(suspects) if suspects else {}
+    return [replace(decision.found, pids=tuple(users.get(decision.found.path, ()))) for decision in decisions]
+
+
+def _users_of(suspects: list[Found]) -> dict[str, list[int]]:
+    """Which of their owners' processes use the directories, by path. One that cannot be looked at may use them all.
+
+    A directory is known by its name, which has a job id in it: the path to it is another one in a container, or behind
+    a symlink of root's.
+    """
+    using: dict[str, list[int]] = {}
+    unknown: list[tuple[int, int]] = []
+    named: dict[tuple[int, str], list[str]] = {}
+    for one in suspects:
+        named.setdefault((one.uid, os.path.basename(one.path)), []).append(one.path)
+
+    def facts(process: tuple[int, int]) -> Iterator[dict[str, Any]]:
+        pid, uid = process
+        try:
+            parts = {part for file in find.opened(pid) for part in file.split("/")}
+            yield from ({"pid": pid, "path": path} for part in parts for path in named.get((uid, part), ()))
+        except PermissionError:
+            if os.geteuid() == 0:  # others cannot look at some processes of their own, as sshd's
+                yield {"pid": pid, "uid": uid}
+
+    def lost(processes: Sequence[tuple[int, int]], _why: str) -> None:
+        unknown.extend(processes)
+
+    for fact in _survey(list(find.processes({one.uid for one in suspects})), facts, lost):
+        if "path" in fact:
+            using.setdefault(fact["path"], []).append(fact["pid"])
+        else:
+            unknown.append((fact["pid"], fact["uid"]))
+    for pid, uid in unknown:
+        for one in suspects:
+            if one.uid == uid:
+                using.setdefault(one.path, []).append(pid)
+    return using
+
+
+# ------------------------------------------------------------------------------------------------------------- acting
+
+
+def act(site: Settings, todo: list[Decision], trouble: list[str], say: Say = silent) -> Iterator[Reaped]:
+    """Reap what was decided, each owner's in a child that is that owner; yield what is reaped as it is."""
+    rate = site.tree["sweep"]["max_deletes_per_second"]
+    by_path = {decision.found.path: decision for decision in todo}
+
+    def starts() -> Iterator[tuple[int, Callable[[], asuser.Child]]]:
+        for uid, ones in _by_owner(decision.found for decision in todo).items():
+            yield uid, _starter(_Reaping(ones, rate / _AT_ONCE if rate else None), uid, ones[0].gid)
+
+    done = 0
+    for uid, child, fact in asuser.each(starts(), _AT_ONCE, _PATIENCE):
+        if fact is None:
+            if child.status != "done":
+                trouble.append(f"uid {uid}: {child.status}: {child.error or 'it does not answer'}")
+        elif "error" in fact:
+            trouble.append(f"{fact['path']}: {fact['error']}")
+        elif "bytes" in fact:
+            done += 1
+            say("reaping", done, len(todo))
+            if not fact["done"]:
+                trouble.append(f"{fact['path']}: not all of it could be deleted: {fact['why'] or 'it grows as it is deleted'}")
+            yield Reaped(by_path[fact["path"]], fact["bytes"], fact["files"], fact["done"], fact["usage"])
+
+
+class _Reaping:
+    """The work of a child that is an owner: what still is as it was decided upon is retired and deleted."""
+
+    def __init__(self, found: list[Found], rate: Optional[float]) -> None:
+        self.found = found
+        self.rate = rate
+
+    def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
+        self.until = time.monotonic() + _LONGEST
+        for one in self.found:
+            try:
+                report({"path": one.path, **self._reap(one, report)})
+            except (OSError, reaper.Kept) as error:
+                report({"path": one.path, "error": str(error)})
+
+    def _reap(self, one: Found, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        parent, _, name = one.path.rpartition("/")
+        parent_fd = cachedir.open_directory(parent)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+            try:
+                if replace(find.look(parent_fd, name, one), now=one.now, pids=one.pids) != one:
+                    raise reaper.Kept("changed", "it has changed since it was decided upon")
+                if one.kind == CACHE:
+                    if one.joinable and not cachedir.seize(fd):
+                        raise reaper.Kept("changed", "somebody else is reaping it")
+                    name = reaper.retire(parent_fd, name, fd, one.uid, one.job_id)
+                return self._delete(parent_fd, name, fd, report)
+            finally:
+                os.close(fd)
+        finally:
+            os.close(parent_fd)
+
+    def _delete(self, parent_fd: int, name: str, fd: int, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Delete to the end, with a word now and then, as long as it gets on."""
+        freed = files = 0
+        while True:
+            tally = reaper.delete(parent_fd, name, fd, time.monotonic() + _STRIDE, rate=self.rate)
+            freed, files = freed + tally.bytes, files + tally.files
+            if tally.done or not tally.files or time.monotonic() >= self.until:
+                return {"bytes": freed, "files": files, "done": tally.done, "why": tally.error, "usage": _usage(parent_fd)}
+            report({"going": files})
+
+
+def _usage(parent_fd: int) -> dict[str, float]:
+    usage = psutil.disk_usage(f"/proc/self/fd/{parent_fd}")
+    return {"fs_total_bytes": usage.total, "fs_free_bytes": usage.free, "fs_used_percent": usage.percent}
+
+
+# ------------------------------------------------------------------------------------------------------------ helpers
+
+
+def _starter(work: "asuser.Work", uid: Optional[int], gid: Optional[int]) -> Callable[[], asuser.Child]:
+    return lambda: asuser.start(work, uid=uid, gid=gid, user=None, places=[], most=_REPORT)
+
+
+def _and_more(paths: Sequence[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def _found(fact: dict[str, Any]) -> Found:
+    identity = tuple(fact["identity"]) if fact["identity"] else None
+    return Found(**{**fact, "identity": identity, "nodes": tuple(fact["nodes"]), "pids": tuple(fact["pids"])})
+
+
+def _by_owner(found: Iterable[Found]) -> dict[int, list[Found]]:
+    owners: dict[int, list[Found]] = {}
+    for one in found:
+        owners.setdefault(one.uid, []).append(one)
+    return owners
+
+
+class Lock:
+    """One sweep at a time: `with Lock(path): …`. Raise Busy where another holds it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(self._fd, 200).decode("utf-8", "replace").strip()
+            os.close(self._fd)
+            raise Busy(f"another sweep is under way: {holder or 'it does not say whose'}") from None
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n".encode())
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+
+
+@dataclass
+class Listed:
+    """What `jobcache list` shows: each directory with what a sweep would think of it, and its (bytes, files)."""
+
+    rows: list[tuple[Decision, Optional[tuple[int, int]]]]
+    trouble: list[str]
+
+
+def listed(site: Settings, options: Options, say: Say = silent) -> Listed:
+    """Look at all there is, once; nothing is asked twice, waited for or changed."""
+    trouble: list[str] = []
+    rules = replace(rules_of(site, options.node), confirm=0.0)
+    sizes: dict[str, tuple[int, int]] = {}
+    found = list(_look_again(list(look_for(site, options, trouble, say)), trouble, say, sizes))
+    listings: list[Listing] = []
+    try:
+        _dead(site, options, [one for one in found if is_candidate(one, rules)], listings)
+    except Unknown as unknown:
+        trouble.append(f"which jobs are alive is not known: {unknown}")
+    decisions = plan(found, listings * 2, rules)
+    return Listed([(decision, sizes.get(decision.found.path)) for decision in decisions], trouble)
