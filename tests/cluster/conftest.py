@@ -1,0 +1,75 @@
+"""A two-node Slurm cluster with the hooks wired in, as an admin would have it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicluster import Cluster
+from site_dir import ALICE, Site
+
+
+class Wired:
+    """A cluster and the site whose hooks it runs. Both nodes share the site's scratch."""
+
+    def __init__(self, site: Site, cluster: Cluster) -> None:
+        self.site = site
+        self.cluster = cluster
+
+    def batch(self, script: str, *options: str, user: str = ALICE, **env: str) -> int:
+        """Submit a script and return the job's id."""
+        return self.cluster.sbatch(f"#!/bin/sh\n{script}\n", *options, user=user, env=env)
+
+    def wait(self, job: int, *states: str) -> str:
+        return self.cluster.wait(job, *states)
+
+    def wait_for(self, path: Path) -> None:
+        """Wait until `path` exists."""
+        until = time.monotonic() + 20
+        while not path.exists():
+            assert time.monotonic() < until, f"{path} never came"
+            time.sleep(0.02)
+
+    def output(self, job: int) -> list[str]:
+        return self.cluster.output(job).splitlines()
+
+    def cache(self, job: int, run: int = 0, user: str = ALICE) -> Path:
+        return self.site.cache(job, run, user)
+
+    def events(self, job: int, event: str = "") -> list[dict[str, Any]]:
+        return [one for one in self.site.events(event) if one.get("job_id") == job]
+
+    def assert_reaped(self, job: int, run: int = 0, user: str = ALICE, **fields: Any) -> dict[str, Any]:
+        """The cache is gone without debris, and one event says so; return that."""
+        assert not self.cache(job, run, user).exists()
+        assert [name for name in self.site.debris(user) if f"-{job}-" in name] == []
+        (event,) = [one for one in self.events(job, "cache.reaped") if one["run"] == run]
+        assert event["outcome"] == "reaped"
+        assert {name: event[name] for name in fields} == fields
+        return event
+
+
+@pytest.fixture(scope="session")
+def _wired() -> Iterator[Wired]:
+    site = Site()
+    cluster = Cluster(conf=[f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog"])
+    site.configure(cluster=cluster.name)
+    with cluster:
+        yield Wired(site, cluster)
+    site.close()
+
+
+@pytest.fixture
+def wired(_wired: Wired) -> Iterator[Wired]:
+    """The cluster, with the default configuration; no test may leave a node that takes no jobs."""
+    site = _wired.site
+    before = dict(site.keys)
+    yield _wired
+    site.keys = before
+    site.configure()
+    for node in _wired.cluster.nodes:
+        _wired.cluster.wait_node(node, "IDLE")

@@ -1,0 +1,298 @@
+"""What crashes leave behind, on a real cluster: the living keep their caches, and the sweep has the rest, and only that.
+
+The cluster is this module's own: its nodes and its controller are killed, frozen and robbed of their state.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import jobcache
+from conftest import Wired
+from jobcache.slurm import Slurm, Unknown
+from minicluster import Cluster
+from site_dir import ALICE, BOB, Site
+
+FILL = 'echo data >"$HF_DATASETS_CACHE/$SLURMD_NODENAME.arrow"'
+SLEEP = "sleep 300"
+# What hides jobs, even under --all --states=all, and what would have Slurm ask another cluster.
+HOSTILE = {
+    "SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "other", "SQUEUE_USERS": "root", "SQUEUE_ACCOUNT": "none",
+    "SQUEUE_NAMES": "none", "SQUEUE_FORMAT": "%j", "SQUEUE_SORT": "x", "SLURM_CLUSTERS": "other", "SLURM_CONF": "/nonexistent",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def _fragile() -> Iterator[Wired]:
+    site = Site()
+    cluster = Cluster(
+        conf=[f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog", "PrivateData=jobs"],
+        partitions={"debug": "Default=YES", "hidden": "Hidden=YES"},
+    )
+    site.configure(
+        cluster=cluster.name,
+        sweep={"grace": "0s", "confirm": "100ms"},
+        slurm={"conf": str(cluster.conf_file), "timeout": "20s"},
+    )
+    with cluster:
+        yield Wired(site, cluster)
+    site.close()
+
+
+@pytest.fixture
+def fragile(_fragile: Wired) -> Iterator[Wired]:
+    """A cluster to break; each test leaves it with both nodes up and no job, and then a sweep leaves no cache."""
+    yield _fragile
+    for user in (ALICE, BOB):
+        _fragile.cluster.run("scancel", "--user", user)
+    for node in _fragile.cluster.nodes:
+        _fragile.cluster.wait_node(node, "IDLE")
+    assert sweep(_fragile).returncode == 0
+    assert names(_fragile, ALICE) == names(_fragile, BOB) == []
+
+
+def sweep(wired: Wired) -> subprocess.CompletedProcess[str]:
+    """Run `jobcache sweep` in an environment that hides whatever it can."""
+    command = (sys.executable, "-m", "jobcache.cli", "sweep", "--hooks", wired.site.hooks)
+    root = str(Path(jobcache.__file__).parents[1])
+    return wired.cluster.run(*command, env={**HOSTILE, "PYTHONPATH": root}, check=False)
+
+
+def names(wired: Wired, user: str = ALICE) -> list[str]:
+    """All that lies where the user's caches are."""
+    parent = wired.site.scratch / user / ".cache"
+    return sorted(os.listdir(parent)) if parent.exists() else []
+
+
+def reaped(wired: Wired, begun: int) -> list[tuple[int, str]]:
+    """(job, reason) of what sweeps have reaped since there were `begun` events."""
+    return [(one["job_id"], one["reason"]) for one in wired.site.events("cache.orphan_reaped")[begun:]]
+
+
+def start(wired: Wired, *options: str, user: str = ALICE, script: str = f"{FILL}\n{SLEEP}", on: tuple[str, ...] = ()) -> int:
+    """Submit a job, and wait until it has filled its cache on the nodes that it says, or `on` these."""
+    job = wired.batch(script, *options, user=user)
+    wired.wait(job, "RUNNING")
+    for node in on or (wired.cluster.job(job)["NodeList"],):
+        wired.wait_for(wired.cache(job, user=user) / f"{node}.arrow")
+    return job
+
+
+def lives(wired: Wired, job: int, node: str | None = None) -> bool:
+    """Whether the sweep's own listing has ALICE's job."""
+    slurm = Slurm(str(wired.cluster.conf_file), "squeue", "scontrol", 20)
+    return slurm.listing(wired.cluster.name, node=node).alive(job, pwd.getpwnam(ALICE).pw_uid)
+
+
+# ------------------------------------------------------------------------------------------------------ who is alive
+
+
+def test_every_kind_of_living_job_is_listed(fragile: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pending, running, suspended, requeued, held, of an array, of a het job, hidden, completing: all are alive."""
+    cluster = fragile.cluster
+    jobs = {
+        "pending": fragile.batch(SLEEP, "--hold"),
+        "running": fragile.batch(SLEEP),
+        "suspended": fragile.batch(SLEEP),
+        "requeued and held": fragile.batch(SLEEP, "--requeue"),
+        "hidden": fragile.batch(SLEEP, "--partition=hidden"),
+        "completing": fragile.batch("trap '' TERM\nwhile :; do sleep 1; done"),
+        "het": fragile.batch(f"#SBATCH -n1\n#SBATCH hetjob\n#SBATCH -n1\n{SLEEP}"),
+        "array": fragile.batch(SLEEP, "--array=1-2", "--requeue"),
+    }
+    for kind in set(jobs) - {"pending"}:
+        fragile.wait(jobs[kind], "RUNNING")
+    tasks = sorted(int(record["JobId"]) for record in cluster.jobs(jobs["array"]))
+    jobs.update({f"task {task}": task for task in tasks})
+    cluster.run("scontrol", "suspend", str(jobs["suspended"]))
+    cluster.run("scontrol", "requeuehold", str(jobs["requeued and held"]))
+    cluster.run("scontrol", "requeue", str(jobs["array"]))  # all its tasks
+    cluster.run("scancel", str(jobs["completing"]))
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    assert cluster.job(jobs["completing"])["JobState"] == "COMPLETING"
+    assert [kind for kind, job in jobs.items() if not lives(fragile, job)] == []
+    assert cluster.job(jobs["suspended"])["JobState"] == "SUSPENDED"
+
+    for node in cluster.nodes:
+        cluster.wait_node(node, lambda state: "COMPLETING" not in state)
+    assert not lives(fragile, jobs["completing"])
+    assert cluster.job(jobs["requeued and held"])["JobState"] == "PENDING"
+    assert [kind for kind, job in jobs.items() if not lives(fragile, job) and kind != "completing"] == []
+    for kind in ("running", "suspended", "hidden", "het"):
+        where = {node for node in cluster.nodes if lives(fragile, jobs[kind], node)}
+        assert where == {cluster.job(jobs[kind])["NodeList"]}, kind
+
+    cluster.run("scancel", "--user", ALICE)
+    for job in jobs.values():
+        fragile.wait(job)
+    assert [kind for kind, job in jobs.items() if lives(fragile, job)] == []
+
+
+def test_a_user_is_blind_and_knows_it(fragile: Wired) -> None:
+    """Under PrivateData=jobs another user's squeue says that there are no jobs. That is no listing."""
+    job = fragile.batch(SLEEP)
+    fragile.wait(job, "RUNNING")
+    assert fragile.cluster.run("squeue", "--noheader", user=BOB).stdout == ""
+    pid = os.fork()
+    if pid == 0:
+        os.setuid(pwd.getpwnam(BOB).pw_uid)
+        try:
+            lives(fragile, job)
+        except Unknown as unknown:
+            os._exit(0 if unknown.reason == "slurm_private" else 1)
+        os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+# -------------------------------------------------------------------------------------------------------- lost nodes
+
+
+@pytest.mark.parametrize("lose", [Cluster.kill_slurmd, Cluster.crash_node])
+def test_a_lost_node_and_the_job_that_runs_again(fragile: Wired, lose: Callable[[Cluster, str], None]) -> None:
+    """The second run's cache outlives the first's, whose node comes back in the middle of it, with its late Epilog or none."""
+    cluster, site = fragile.cluster, fragile.site
+    job = start(fragile, "--requeue")
+    lost = cluster.job(job)["NodeList"]
+    (node,) = set(cluster.nodes) - {lost}
+    other = start(fragile, "-w", node, user=BOB)
+    begun = len(site.events("cache.orphan_reaped"))
+
+    lose(cluster, lost)
+    cluster.mark_down(lost)
+    assert sweep(fragile).returncode == 0
+    assert (fragile.cache(job) / f"{lost}.arrow").exists()  # the job is pending: alive
+
+    fragile.wait(job, "RUNNING")
+    again = fragile.cache(job, run=1) / f"{node}.arrow"
+    fragile.wait_for(again)
+    assert sweep(fragile).returncode == 0
+    assert (fragile.cache(job) / f"{lost}.arrow").exists() and again.exists()
+
+    cluster.start_slurmd(lost)
+    cluster.wait_node(lost, lambda state: state in ("IDLE", "MIXED"))
+    if lose is Cluster.kill_slurmd:  # its job's slurmstepd has lived on, and so there is an Epilog
+        wait_until(lambda: not fragile.cache(job).exists())
+    assert sweep(fragile).returncode == 0
+    assert again.exists() and cluster.job(job)["JobState"] == "RUNNING"
+
+    cluster.run("scancel", str(job))
+    fragile.wait(job)
+    assert not again.exists()
+    assert sweep(fragile).returncode == 0
+    assert names(fragile) == []
+    assert reaped(fragile, begun) == ([] if lose is Cluster.kill_slurmd else [(job, "orphan")])
+    assert (fragile.cache(other, user=BOB) / f"{node}.arrow").exists()
+
+
+def test_a_job_that_outlives_its_node(fragile: Wired) -> None:
+    """--no-kill: the job goes on without a node, which comes back meanwhile. Its lease stays, and the sweep has the cache."""
+    cluster = fragile.cluster
+    begun = len(fragile.site.events("cache.orphan_reaped"))
+    job = start(fragile, "-N2", "--no-kill", script=f"srun -N2 -n2 sh -c '{FILL}'\n{SLEEP}", on=cluster.nodes)
+    cluster.crash_node("n2")
+    cluster.mark_down("n2")
+    cluster.start_slurmd("n2")
+    cluster.wait_node("n2", "IDLE")
+    assert sweep(fragile).returncode == 0
+    assert sorted(path.name for path in fragile.cache(job).glob("*.arrow")) == ["n1.arrow", "n2.arrow"]
+    cluster.run("scancel", str(job))
+    fragile.wait(job)
+    assert fragile.cache(job).exists()
+    assert sweep(fragile).returncode == 0
+    assert names(fragile) == [] and reaped(fragile, begun) == [(job, "orphan")]
+
+
+# -------------------------------------------------------------------------------------------------------- controllers
+
+
+def test_a_stopped_controller(fragile: Wired) -> None:
+    """Nobody knows which jobs are alive: the sweep fails, says why, and deletes nothing; later it does its work."""
+    job = start(fragile)
+    dead = orphan(fragile, 999)
+    before = names(fragile)
+    fragile.cluster.stop_controller()
+    done = sweep(fragile)
+    assert (done.returncode, names(fragile)) == (1, before)
+    assert "(slurm_down)" in done.stderr
+    assert fragile.site.events("sweep.finished")[-1]["reason"] == "slurm_down"
+    fragile.cluster.start_controller()
+    assert sweep(fragile).returncode == 0
+    assert not dead.exists() and fragile.cache(job).exists()
+
+
+def test_a_slow_controller(fragile: Wired) -> None:
+    """One that does not answer in time is as good as none."""
+    job = start(fragile)
+    dead = orphan(fragile, 999)
+    before = names(fragile)
+    fragile.site.configure(slurm={**fragile.site.keys["slurm"], "timeout": "2s"})
+    controller = int((fragile.cluster.dir / "run/slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        done = sweep(fragile)
+    finally:
+        os.kill(controller, signal.SIGCONT)
+        fragile.site.configure(slurm={**fragile.site.keys["slurm"], "timeout": "20s"})
+    assert (done.returncode, names(fragile)) == (1, before)
+    assert "(slurm_timeout)" in done.stderr
+    assert sweep(fragile).returncode == 0
+    assert not dead.exists() and fragile.cache(job).exists()
+
+
+def test_lost_state(fragile: Wired) -> None:
+    """Job ids come again: a job never sees what an earlier one of its id has left, and the sweep takes only that."""
+    cluster = fragile.cluster
+    lose_state(cluster)
+    first = start(fragile, "-N2", script=f"srun -N2 -n2 sh -c '{FILL}'\n{SLEEP}", on=cluster.nodes)
+    assert first == 1
+    lose_state(cluster)
+    assert len(list(fragile.cache(1).glob("*.arrow"))) == 2  # no Epilog has known whose job it was
+
+    second = fragile.batch(f'ls -A "$HF_DATASETS_CACHE"\ntouch "$HF_DATASETS_CACHE/second.arrow"\n{SLEEP}')
+    assert second == 1
+    fragile.wait_for(fragile.cache(1) / "second.arrow")
+    assert fragile.output(second) == [".jobcache"]
+    assert sweep(fragile).returncode == 0
+    assert [path.name for path in fragile.cache(1).glob("*.arrow")] == ["second.arrow"]
+    assert len(names(fragile)) == 2  # the earlier one is trash, which is kept as long as a job has its id
+    cluster.run("scancel", str(second))
+    fragile.wait(second)
+    assert not fragile.cache(1).exists()
+    begun = len(fragile.site.events("cache.orphan_reaped"))
+    assert sweep(fragile).returncode == 0
+    assert names(fragile) == [] and reaped(fragile, begun) == [(1, "trash")]
+
+
+# ------------------------------------------------------------------------------------------------------------ helpers
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def orphan(wired: Wired, job: int) -> Path:
+    """A cache of ALICE's that a job of long ago has left."""
+    made = wired.site.task_prolog(job).cache
+    assert made
+    return Path(made)
+
+
+def lose_state(cluster: Cluster) -> None:
+    """Stop the controller, and start it with nothing that it knew; return when the nodes have got rid of their jobs."""
+    cluster.stop_controller()
+    cluster.start_controller(clean=True)
+    for node in cluster.nodes:
+        cluster.wait_node(node, "IDLE")

@@ -1,0 +1,21 @@
+"""Fixtures of all tests."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+from site_dir import Site  # noqa: E402
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A site of its own, whose every event is held against the schema when the test is over."""
+    made = Site()
+    try:
+        yield made
+    finally:
+        made.close()

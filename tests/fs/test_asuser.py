@@ -1,0 +1,525 @@
+"""Root's errands as a user: wholly that user, out of the user's reach, and never waited for beyond the deadline."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from home import ALICE, acting_as, uid_of
+from hungfs import hung
+from jobcache import asuser
+
+Report = Callable[[dict[str, Any]], None]
+ATTACK = """
+import ctypes, os, sys
+pid, attach, detach = int(sys.argv[1]), 16, 17
+libc = ctypes.CDLL(None, use_errno=True)
+print("ptrace" if libc.ptrace(attach, pid, 0, 0) == 0 else "")
+os.path.exists("/") and libc.ptrace(detach, pid, 0, 0)
+for name in ("mem", "environ"):
+    try:
+        open(f"/proc/{pid}/{name}", "rb").close()
+        print(name)
+    except PermissionError:
+        pass
+for name in ("fd", "fdinfo", "cwd/"):
+    try:
+        print(os.listdir(f"/proc/{pid}/{name}") and name)
+    except PermissionError:
+        pass
+"""
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> str:
+    return str(tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """No descriptor and no zombie is left in the parent."""
+    before, children = len(os.listdir("/proc/self/fd")), psutil.Process().children()
+    yield
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [child for child in psutil.Process().children() if child not in children] == []
+
+
+def start(work: Callable[[Report], None], places: list[int] | None = None, **who: Any) -> asuser.Child:
+    who = {"uid": uid_of(ALICE), "gid": None, "user": ALICE, **who}
+    return asuser.start(work, places=places or [], **who)
+
+
+def told(work: Callable[[Report], None], seconds: float = 20, **who: Any) -> tuple[asuser.Child, list[dict[str, Any]]]:
+    """Run `work` as Alice; return the child when it is over, and what it reported."""
+    child = start(work, **who)
+    return child, list(child.facts(time.monotonic() + seconds))
+
+
+def idle(report: Report) -> None:
+    """Report our pid, and wait to be killed."""
+    report({"pid": os.getpid()})
+    time.sleep(60)
+
+
+def pipe_of(_: Report) -> int:
+    """The child's report pipe, to write to it what `report` would not."""
+    for fd in range(3, 1000):
+        try:
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                return fd
+        except OSError:
+            continue
+    raise AssertionError
+
+
+# ------------------------------------------------------------------------------------------------------- who it is
+
+
+def test_is_that_user_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uid, gid and groups are exactly the user's: none of the parent's, none of root's, and no capability."""
+    groups = os.getgroups()
+    monkeypatch.setattr(os, "getgrouplist", lambda user, gid: [gid, 33, 34])
+    os.setgroups([0, 4, 24])
+    try:
+        child, facts = told(
+            lambda report: report(
+                {
+                    "uid": os.getresuid(),
+                    "gid": os.getresgid(),
+                    "groups": sorted(os.getgroups()),
+                    "status": Path("/proc/self/status").read_text(),
+                    "cwd": os.getcwd(),
+                    "umask": os.umask(0),
+                }
+            )
+        )
+    finally:
+        os.setgroups(groups)
+    (fact,) = facts
+    status = dict(line.split(":\t", 1) for line in fact.pop("status").splitlines())
+    assert child.status == "done"
+    assert fact == {"uid": [5] * 3, "gid": [60] * 3, "groups": [33, 34, 60], "cwd": "/", "umask": 0o077}
+    assert status["Uid"].split() == ["5"] * 4 and status["Gid"].split() == ["60"] * 4  # the filesystem's too
+    assert [int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")] == [0] * 4
+
+
+def test_a_group_that_slurm_named() -> None:
+    """Where the group is given, and the name is unknown on this node, that group is the only one."""
+    _, facts = told(lambda report: report({"gid": os.getresgid(), "groups": os.getgroups()}), gid=33, user="no-such-user")
+    assert facts == [{"gid": [33] * 3, "groups": [33]}]
+
+
+def test_cannot_become_root_again() -> None:
+    """No call leads back."""
+
+    def work(report: Report) -> None:
+        calls = (
+            lambda: os.setuid(0), lambda: os.seteuid(0), lambda: os.setreuid(0, 0), lambda: os.setresuid(0, 0, 0),
+            lambda: os.setgid(0), lambda: os.setegid(0), lambda: os.setresgid(0, 0, 0), lambda: os.setgroups([0]),
+        )  # fmt: skip
+        for call in calls:
+            try:
+                call()
+            except PermissionError:
+                report({"refused": True})
+
+    _, facts = told(work)
+    assert facts == [{"refused": True}] * 8
+
+
+@pytest.mark.parametrize("who", [{"uid": 0}, {"uid": 0, "gid": 60}, {"uid": 4294967294}])
+def test_refused(who: dict[str, int]) -> None:
+    """Nothing is done as root, nor as a user whom nobody knows; the work is never begun."""
+    child, facts = told(lambda report: report({"done": True}), **who)
+    assert (child.status, facts) == ("died", []) and child.error
+
+
+@pytest.mark.parametrize("faked", ["nothing", "getresuid"])
+def test_an_identity_that_does_not_hold(monkeypatch: pytest.MonkeyPatch, faked: str) -> None:
+    """What the kernel says of the new identity is checked before any work, and so is whether root is out of reach."""
+    monkeypatch.setattr(os, "setresuid", lambda *_: None)
+    if faked == "getresuid":
+        monkeypatch.setattr(os, "getresuid", lambda: (5, 5, 5))
+    child, facts = told(lambda report: report({"done": True}))
+    words = "could not become uid 5" if faked == "nothing" else "could become root again"
+    assert (child.status, facts, child.error) == ("died", [], f"PermissionError: {words}")
+
+
+def test_from_within_the_same_user() -> None:
+    """Where the caller is that user already, it is done without root."""
+
+    def work(report: Report) -> None:
+        child = start(lambda inner: inner({"uid": os.getresuid()}))
+        for fact in child.facts(time.monotonic() + 20):
+            report({**fact, "status": child.status})
+
+    assert told(work)[1] == [{"uid": [5] * 3, "status": ""}]
+
+
+def test_holds_nothing_of_ours(run_dir: str) -> None:
+    """The only descriptors are the report pipe and the places; standard input, output and error lead nowhere."""
+    held = os.open("/etc/shadow", os.O_RDONLY)
+    os.dup2(held, 777, inheritable=True)
+    os.close(held)
+
+    def work(report: Report) -> None:
+        report(descriptors("self"))
+
+    places = asuser.stuck_places(run_dir, "1:2")
+    try:
+        child, (links,) = told(work, places=places)
+    finally:
+        os.close(777)
+    assert {fd: link for fd, link in links.items() if int(fd) < 3} == dict.fromkeys("012", "/dev/null")
+    rest = sorted(link for fd, link in links.items() if int(fd) > 2)
+    assert rest == [f"{run_dir}/stuck-1" for _ in range(4)] + ["pipe"]
+
+
+def descriptors(pid: object) -> dict[str, str]:
+    """What a process holds open: where each descriptor leads."""
+    links = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            links[fd] = os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")[0]
+        except FileNotFoundError:
+            continue  # the listing's own
+    return links
+
+
+def test_is_out_of_its_users_reach() -> None:
+    """Another process of the user can neither trace it nor look into it."""
+    child = start(idle)
+    facts = child.facts(time.monotonic() + 60)
+    attacked = attack(next(facts)["pid"])
+    os.kill(child.pid, signal.SIGKILL)
+    assert (list(facts), attacked) == ([], [])
+
+
+def test_that_attack_works_on_others() -> None:
+    """The control: what has been exec'd as the user is within reach."""
+    if Path("/proc/sys/kernel/yama/ptrace_scope").exists():
+        pytest.skip("Yama lets nobody trace")
+    with subprocess.Popen(["/bin/sleep", "60"], user=ALICE) as sleep:
+        attacked = attack(sleep.pid)
+        sleep.kill()
+    assert attacked == ["ptrace", "mem", "environ", "fd", "fdinfo", "cwd/"]
+
+
+def attack(pid: int) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", ATTACK, str(pid)], user=ALICE, capture_output=True, check=True, text=True)
+    return done.stdout.split()
+
+
+# ----------------------------------------------------------------------------------------------------- how it ends
+
+
+def test_done() -> None:
+    """Facts come in order, whatever they hold, and the end is known."""
+    facts = [{"n": at, "text": '\udcff\n"ü' * at} for at in range(200)]
+    child, found = told(lambda report: [report(fact) for fact in facts] and None)
+    assert (child.status, child.error, found) == ("done", "", facts)
+
+
+def test_late() -> None:
+    """At the deadline it is killed, and what it reported before is there."""
+    began = time.monotonic()
+    child, facts = told(idle, seconds=0.2)
+    assert (child.status, facts) == ("late", [{"pid": child.pid}])
+    assert time.monotonic() - began < 5
+    with pytest.raises(ProcessLookupError):
+        os.kill(child.pid, 0)
+
+
+def test_died_by_its_users_hand() -> None:
+    """The user can kill it, and that is said."""
+    child = start(idle)
+    facts = child.facts(time.monotonic() + 60)
+    pid = next(facts)["pid"]
+    with acting_as(ALICE):
+        os.kill(pid, signal.SIGKILL)
+    assert (list(facts), child.status) == ([], "died")
+
+
+def test_stopped_by_its_users_hand() -> None:
+    """The user can stop it: that is no way round the deadline."""
+    child = start(idle)
+    pid = next(child.facts(time.monotonic() + 60))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    assert (list(child.facts(time.monotonic() + 0.2)), child.status) == ([], "late")
+
+
+@pytest.mark.parametrize("error", [ValueError("no \udcff"), SystemExit(0), KeyboardInterrupt(), OSError(28, "No space")])
+def test_died_of_an_error(error: BaseException) -> None:
+    """Whatever the work raises ends the child, with its words."""
+
+    def work(report: Report) -> None:
+        report({"n": 1})
+        raise error
+
+    child, facts = told(work)
+    assert (child.status, facts, child.error) == ("died", [{"n": 1}], f"{type(error).__name__}: {error}")
+
+
+def test_reports_too_much() -> None:
+    """A child that reports without end is killed; the parent's memory is bounded."""
+
+    def work(report: Report) -> None:
+        while True:
+            report({"x": "x" * 1000})
+
+    child, facts = told(work)
+    assert (child.status, child.error) == ("died", "it reported too much")
+    assert sum(len(str(fact)) for fact in facts) <= asuser._LONGEST
+
+
+@pytest.mark.parametrize("data", [b'{"b": ', b"{", b'{"b": 2}'])
+def test_a_fact_cut_short_by_death(data: bytes) -> None:
+    """A last line that is not whole is no fact, and no trouble."""
+
+    def work(report: Report) -> None:
+        report({"a": 1})
+        os.write(pipe_of(report), data)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child, facts = told(work)
+    assert (child.status, facts) == ("died", [{"a": 1}])
+
+
+@pytest.mark.parametrize("data", [b"nonsense\n", b"\n", b"\xff\n", b"[1]\n", b'"died"\n', b"null\n"])
+def test_what_is_no_fact(data: bytes) -> None:
+    """A whole line that is no fact ends the child, not the parent."""
+
+    def work(report: Report) -> None:
+        os.write(pipe_of(report), data)
+        time.sleep(60)
+
+    child, facts = told(work)
+    assert (child.status, facts, child.error) == ("died", [], "it reported what is no fact")
+
+
+def test_hangs_at_its_end() -> None:
+    """A child that has closed its pipe and does not end, as one that a filesystem holds, is waited for until the deadline."""
+
+    def work(report: Report) -> None:
+        report({"n": 1})
+        os.close(pipe_of(report))
+        time.sleep(60)
+
+    child, facts = told(work, seconds=0.3)
+    assert (child.status, facts) == ("late", [{"n": 1}])
+
+
+def test_what_was_reported_in_time_counts() -> None:
+    """One child may use up the time of all: what the others did meanwhile is heard all the same."""
+    child = start(lambda report: report({"n": 1}))
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert (list(child.facts(time.monotonic() - 10)), child.status) == ([{"n": 1}], "done")
+
+
+def test_takes_a_moment_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that is done is not called late for the moment that its end takes."""
+    monkeypatch.setattr(asuser, "_LAST_GRACE", 10)
+
+    def work(report: Report) -> None:
+        report({"n": 1})
+        os.close(pipe_of(report))
+        time.sleep(0.05)
+
+    child = start(work)
+    while "pipe" in descriptors(child.pid).values():
+        time.sleep(0.001)
+    assert (list(child.facts(time.monotonic())), child.status) == ([{"n": 1}], "done")
+
+
+def test_no_process_to_be_had(run_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where fork fails, that is raised, and nothing is left open."""
+
+    def fork() -> int:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    places = asuser.stuck_places(run_dir, "1:2")
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(OSError, match="unavailable"):
+        start(idle, places)
+
+
+# ----------------------------------------------------------------------------------- filesystems that hold a process
+
+
+@pytest.fixture
+def point() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="jobcache-"))
+    directory.chmod(0o755)
+    yield directory
+    directory.rmdir()
+
+
+def test_the_number_of_stuck_processes_is_bounded(point: Path, run_dir: str) -> None:
+    """Four processes that not even SIGKILL ends are enough for one filesystem; their places come free when they end."""
+    stuck = []
+    with hung(point) as server:
+        for at in range(4):
+            began = time.monotonic()
+            child, facts = told(
+                lambda _, at=at: os.stat(point / str(at)) and None, seconds=0.1, places=asuser.stuck_places(run_dir, "0:99")
+            )
+            assert (child.status, facts) == ("late", []) and time.monotonic() - began < 5
+            stuck.append(child.pid)
+        assert server.waiting == 4
+        with pytest.raises(asuser.Stuck):
+            asuser.stuck_places(run_dir, "0:99")
+        assert told(lambda _: None, places=asuser.stuck_places(run_dir, "8:1"))[0].status == "done"
+    for pid in stuck:
+        os.waitpid(pid, 0)
+    assert told(lambda _: None, places=asuser.stuck_places(run_dir, "0:99"))[0].status == "done"
+
+
+def test_a_killed_process_takes_no_place(point: Path, run_dir: str) -> None:
+    """Processes that were late and could be killed do not count."""
+    with hung(point, killable=True):
+        for _ in range(6):
+            child, _ = told(lambda _: os.stat(point / "x") and None, seconds=0.05, places=asuser.stuck_places(run_dir, "0:99"))
+            assert child.status == "late"
+
+
+def test_looking_for_a_place_takes_none(run_dir: str) -> None:
+    """Many who look at the same moment do not take each other for stuck."""
+    looking = [asuser.stuck_places(run_dir, "1:2") for _ in range(8)]
+    for places in looking:
+        for place in places:
+            fcntl.flock(place, fcntl.LOCK_SH)
+    looking.append(asuser.stuck_places(run_dir, "1:2"))
+    for places in looking:
+        for place in places:
+            os.close(place)
+
+
+def test_no_place_to_count(tmp_path: Path) -> None:
+    """Where the directory of the places cannot be had, the work is done without."""
+    (tmp_path / "file").write_text("")
+    places = asuser.stuck_places(str(tmp_path / "file"), "1:2")
+    assert places == []
+    assert told(lambda report: report({}), places=places)[1] == [{}]
+
+
+def test_places_are_roots_own(run_dir: str) -> None:
+    """Nobody else can look at the places, and a symlink in their stead is not followed."""
+    for place in asuser.stuck_places(run_dir, "1:2"):
+        os.close(place)
+    modes = {os.stat(path).st_mode & 0o777 for path in (run_dir, f"{run_dir}/stuck-1:2.0")}
+    assert modes == {0o700, 0o600}
+    os.symlink("/dev/null", f"{run_dir}/stuck-3:4.0")
+    assert asuser.stuck_places(run_dir, "3:4") == []
+
+
+# ----------------------------------------------------------------------------------------- many children, many users
+
+
+def starter(work: Callable[[Report], None]) -> Callable[[], asuser.Child]:
+    return lambda: start(work)
+
+
+def test_many_children() -> None:
+    """All are run, at most so many at once; the facts of each come in order, and its end after them."""
+    running, most, ended, heard = 0, 0, [], {}
+
+    def counted(at: int) -> Callable[[], asuser.Child]:
+        def begin() -> asuser.Child:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            return start(lambda report: [report({"at": at, "n": n}) for n in range(at)] and None)
+
+        return begin
+
+    for key, child, fact in asuser.each(((at, counted(at)) for at in range(20)), 3, 20):
+        if fact is None:
+            running -= 1
+            assert (child.status, heard.get(key, 0)) == ("done", key)
+            ended.append(key)
+        else:
+            assert (fact, key in ended) == ({"at": key, "n": heard.get(key, 0)}, False)
+            heard[key] = heard.get(key, 0) + 1
+    assert sorted(ended) == list(range(20)) and most == 3
+
+
+def test_one_of_many_is_silent() -> None:
+    """A child that says nothing for so long is late, one that dies has died, and the others are heard."""
+
+    def talk(report: Report) -> None:
+        for n in range(10):
+            report({"n": n})
+            time.sleep(0.05)
+
+    def die(report: Report) -> None:
+        raise ValueError("no")
+
+    works = {"silent": idle, "talks": talk, "dies": die}
+    ends = {}
+    for key, child, fact in asuser.each(((key, starter(work)) for key, work in works.items()), 3, 0.6):
+        if fact is None:
+            ends[key] = child.status
+    assert ends == {"silent": "late", "talks": "done", "dies": "died"}
+
+
+def test_rights_for_a_while() -> None:
+    """With a user's rights and no more, and afterwards root's again, also where the look failed."""
+
+    def work(report: Report) -> None:
+        os.setgroups([0, 4])
+        try:
+            with asuser.Acting(5, 60):
+                report({"uid": os.getresuid(), "gid": os.getegid(), "groups": os.getgroups()})
+                Path("/etc/shadow").read_text()
+        except PermissionError:
+            report({"uid": os.getresuid(), "gid": os.getegid(), "groups": os.getgroups()})
+        time.sleep(60)
+
+    child = asuser.start(work, uid=None, gid=None, user=None, places=[])
+    facts = child.facts(time.monotonic() + 20)
+    assert next(facts) == {"uid": [0, 5, 0], "gid": 60, "groups": [60]}
+    assert next(facts) == {"uid": [0, 0, 0], "gid": 0, "groups": [0, 4]}
+    child.kill()
+    assert list(facts) == []
+
+
+def test_rights_of_another_are_not_to_be_had() -> None:
+    """Who is not root has nobody's rights but their own."""
+
+    def work(report: Report) -> None:
+        with asuser.Acting(5, 60):
+            report({"own": True})
+        with asuser.Acting(33, 33):
+            report({"anothers": True})
+
+    child, facts = told(work)
+    assert (child.status, facts) == ("died", [{"own": True}])
+
+
+def test_out_of_reach_with_a_users_rights() -> None:
+    """While root has a user's rights, that user can neither signal nor trace it."""
+
+    def work(report: Report) -> None:
+        with asuser.Acting(5, 60):
+            idle(report)
+
+    child = asuser.start(work, uid=None, gid=None, user=None, places=[])
+    facts = child.facts(time.monotonic() + 60)
+    pid = next(facts)["pid"]
+    signalled = subprocess.run(["/bin/kill", "-0", str(pid)], user=ALICE, stderr=subprocess.DEVNULL, check=False)
+    assert signalled.returncode != 0 and attack(pid) == []
+    child.kill()
+    assert list(facts) == []

@@ -1,0 +1,91 @@
+"""What hostile users, and bad luck, have been seen to try."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from dataclasses import replace
+
+import pytest
+
+from jobcache import cachedir
+from jobcache.plan import CACHE, KEEP, REPORT, TRASH, Found, Rules, plan
+from jobcache.slurm import Listing
+from site_dir import ALICE, BOB, Site
+
+ALICES, BOBS = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(BOB).pw_uid
+
+
+def test_a_late_epilog_leaves_the_next_runs_unrecorded_cache(site: Site) -> None:
+    """Run 0's node comes back and runs its Epilog while run 1's script has removed and remade its cache elsewhere."""
+    site.task_prolog(SLURM_RESTART_COUNT="1", node="n2")
+    live = site.cache(run=1)
+    for path in sorted(live.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    site.epilog(node="n1", nodes=1)
+    assert live.exists()
+    assert site.events("cache.kept")[0]["reason"] == "unrecorded"
+
+
+def test_roots_symlink_to_a_users_symlink_is_not_followed(site: Site) -> None:
+    """A link of root's is followed, and what it leads to is walked by the same rule."""
+    home, other = site.dir / "home", site.dir / "other"
+    for path, uid in ((home, ALICES), (other, BOBS)):
+        path.mkdir()
+        os.chown(path, uid, -1)
+    (site.scratch / ALICE).symlink_to(home / "s")
+    (home / "s").symlink_to(other)
+    os.lchown(home / "s", ALICES, -1)
+    with pytest.raises(OSError, match="Not a directory|Too many levels"):
+        cachedir.open_directory(str(site.scratch / ALICE))
+    assert site.task_prolog().cache is None
+    (home / "s").unlink()
+    (home / "s").mkdir()
+    os.chown(home / "s", ALICES, -1)
+    assert site.task_prolog().cache == str(site.cache())
+    site.epilog()
+    assert not site.cache().exists()
+
+
+def test_an_id_that_somebody_else_put_there_says_nothing(site: Site) -> None:
+    """Who may write in another's directory could else give it a name and an id of ours, and have it deleted."""
+    own = site.cache()
+    (own / ".jobcache/nodes").mkdir(parents=True)
+    (own / ".jobcache/id").write_text(f"test 4242 0 {ALICES}\n")
+    (own / ".jobcache/nodes/n1").write_text("another-boot 1.0\n")
+    for path in (own.parents[1], own.parent, own, own / ".jobcache", own / ".jobcache/nodes", own / ".jobcache/nodes/n1"):
+        os.chown(path, ALICES, -1)
+    os.chown(own / ".jobcache/id", BOBS, -1)
+    site.epilog()
+    assert own.exists() and site.events("cache.kept")[0]["reason"] == "foreign"
+
+
+def test_no_cache_is_made_in_another_users_directory(site: Site) -> None:
+    """Somebody who was faster in making this user's directory does not get to own what lies in it."""
+    parent = site.cache().parent
+    parent.mkdir(parents=True)
+    os.chown(parent, BOBS, -1)
+    parent.chmod(0o777)
+    for python in ("", "/nonexistent"):
+        if python:
+            site.policy(python=python)
+        assert site.task_prolog().cache is None
+    assert site.syslog.events("cache.skipped")[0]["reason"] == "foreign"
+
+
+FOUND = Found(kind=CACHE, path="/l/a/hf-7", job_id=7, run=0, uid=1000, identity=("t", 7, 0, 1000), sign=1.0, now=9e9)
+RULES = Rules(cluster="t", grace=1, confirm=0, keep_max=1, node="n1")
+NOBODY = [Listing(0, {}), Listing(1, {})]
+
+
+def test_another_nodes_lease_on_local_scratch_keeps() -> None:
+    """Scratch that the configuration calls node-local, and that is not, has other nodes' leases on it."""
+    ours, others = replace(FOUND, local=True, nodes=("n1",)), replace(FOUND, local=True, nodes=("n1", "n2"))
+    assert [decision.reason for decision in plan([ours, others], NOBODY, RULES)] == ["orphan", "other_node"]
+
+
+def test_trash_by_its_name_alone_is_reported() -> None:
+    """A directory that somebody has renamed like our trash, and that has no id of ours, is not ours to delete."""
+    planted = replace(FOUND, kind=TRASH, run=None, identity=None)
+    assert [(d.action, d.reason) for d in plan([planted], NOBODY, RULES)] == [(REPORT, "unrecorded")]
+    assert plan([replace(planted, bare=True)], NOBODY, RULES)[0].action != KEEP

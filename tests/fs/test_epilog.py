@@ -1,0 +1,748 @@
+"""The Epilog as slurmd runs it: what it reaps, what it keeps, what it says, and that it exits 0 in time whatever happens."""
+
+from __future__ import annotations
+
+import calendar
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from home import acting_as, fingerprint, plant, uid_of
+from hungfs import hung
+from jobcache import epilog, events, layout, settings
+from mounts import mount
+from site_dir import ALICE, BOB, SHELLS, Site, validated
+
+
+def entered(site: Site, job: int = 4242, **more: Any) -> Path:
+    """A cache that a job has, with two files in it."""
+    told = site.task_prolog(job, **more)
+    assert told.cache is not None
+    cache = Path(told.cache)
+    site.fill(cache, "json/a.arrow", "json/b.arrow")
+    return cache
+
+
+def said(site: Site) -> list[tuple[object, ...]]:
+    """What the events say, in short."""
+    return [(event["event"], event["outcome"], event.get("reason")) for event in site.events()]
+
+
+def hook(site: Site, shell: str = "/bin/sh", **env: str) -> float:
+    """Run the Epilog with this environment and no other; return the seconds that it took. It exits 0 and prints nothing."""
+    time.sleep(0.02)  # as in Site.epilog
+    began = time.monotonic()
+    done = subprocess.run(
+        [*shell.split(), str(site.hooks / "epilog")], env=env, cwd="/", capture_output=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    return time.monotonic() - began
+
+
+def job_env(job: int = 4242) -> dict[str, str]:
+    """What is needed of Slurm's variables, and that the job was alone."""
+    who = pwd.getpwnam(ALICE)
+    return {"SLURM_JOB_ID": str(job), "SLURM_JOB_UID": str(who.pw_uid), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+
+
+def debug(site: Site) -> None:
+    site.configure(log={"file": str(site.log), "syslog": str(site.syslog.path), "level": "debug"})
+
+
+# --------------------------------------------------------------------------------------------------------- whose it is
+
+
+def test_a_job_that_slurm_does_not_know(site: Site) -> None:
+    """Slurm says uid 0 for it: nothing is done, as nobody can know whose it was."""
+    debug(site)
+    cache = entered(site)
+    site.epilog(SLURM_JOB_UID="0", SLURM_JOB_USER="root")
+    assert cache.exists() and said(site) == [("cache.skipped", "skipped", "unknown_job")]
+
+
+def test_a_system_user(site: Site) -> None:
+    """Below min_uid there are no caches, and no looking for any."""
+    debug(site)
+    cache = entered(site)
+    site.configure(min_uid=1000)
+    site.epilog()
+    assert cache.exists() and said(site) == [("cache.skipped", "skipped", "min_uid")]
+
+
+def test_another_clusters_cache(site: Site) -> None:
+    """Two clusters on one scratch share the job ids, not the caches."""
+    cache = entered(site)
+    (cache / ".jobcache/id").write_text("other 4242 0 5\n")
+    before = fingerprint(cache)
+    site.epilog()
+    assert fingerprint(cache) == before and said(site) == [("cache.kept", "kept", "foreign")]
+
+
+@pytest.mark.parametrize("line", ["", "test 4242 0 5", "test 4242 1 5\n", "test 4242 0 33\n", "test 4243 0 5\n", "x" * 100_000])
+def test_an_id_that_is_not_this_jobs(site: Site, line: str) -> None:
+    """An id that is torn, forged or of another life is not this job's."""
+    cache = entered(site)
+    (cache / ".jobcache/id").write_text(line)
+    before = fingerprint(cache)
+    site.epilog()
+    assert fingerprint(cache) == before and said(site) == [("cache.kept", "kept", "foreign")]
+
+
+def test_another_users_directory(site: Site) -> None:
+    """A directory at the cache's path that is not the job's user's is not touched."""
+    cache = entered(site)
+    shutil.rmtree(cache)
+    plant(cache)
+    subprocess.run(["chown", "-R", BOB, str(cache)], check=True)
+    before = fingerprint(cache)
+    site.epilog()
+    assert fingerprint(cache) == before and said(site) == [("cache.kept", "kept", "foreign")]
+
+
+@pytest.mark.parametrize("kind", ["symlink", "file", "fifo"])
+def test_what_is_no_directory(site: Site, kind: str) -> None:
+    """What stands at the path and is no directory stays, as does what it leads to."""
+    cache = entered(site)
+    with acting_as(ALICE):
+        target = cache.with_name("mine")
+        cache.rename(target)
+        {"symlink": lambda: cache.symlink_to(target), "file": cache.touch, "fifo": lambda: os.mkfifo(cache)}[kind]()
+    before = fingerprint(target)
+    site.epilog()
+    assert fingerprint(target) == before and os.path.lexists(cache)
+    assert said(site) == [("cache.kept", "kept", "not_directory")]
+
+
+@pytest.mark.parametrize(("owner", "reaped"), [("root", True), (ALICE, False)])
+def test_a_symlink_on_the_way(site: Site, owner: str, reaped: bool) -> None:
+    """A site's own symlinks are followed, a user's never: it could lead into anything that is the user's."""
+    cache = entered(site)
+    cache.parent.rename(site.dir / "elsewhere")
+    cache.parent.symlink_to(site.dir / "elsewhere")
+    os.lchown(cache.parent, uid_of(owner), -1)
+    site.epilog()
+    assert cache.exists() is not reaped
+    assert said(site) == [("cache.reaped", "reaped", None) if reaped else ("cache.kept", "kept", "not_directory")]
+
+
+@pytest.mark.parametrize("closed", ["", ".jobcache", ".jobcache/nodes"])
+def test_a_cache_that_its_user_closed(site: Site, closed: str) -> None:
+    """What the user's own rights do not suffice for is kept, unchanged, and said."""
+    cache = entered(site)
+    (cache / closed).chmod(0)
+    before = fingerprint(cache)
+    site.epilog()
+    assert fingerprint(cache) == before and said(site) == [("cache.kept", "kept", "no_access")]
+
+
+# ------------------------------------------------------------------------------------------------------ kept, or not
+
+
+@pytest.mark.parametrize("exit_code", ["0", "256"])
+def test_kept_as_the_user_said(site: Site, exit_code: str) -> None:
+    """JOBCACHE=keep outlives the job for keep_max; record and event say until when."""
+    site.configure(keep_max="2h")
+    cache = entered(site, JOBCACHE="keep")
+    site.epilog(SLURM_JOB_EXIT_CODE=exit_code)
+    (kept,) = site.events()
+    assert (kept["event"], kept["reason"]) == ("cache.kept", "user_keep")
+    assert json.loads((cache / ".jobcache/job.json").read_text())["keep_until"] == kept["keep_until"]
+    assert 7190 < seconds_to(kept["keep_until"]) < 7210
+    assert (cache / "json/a.arrow").exists()
+
+
+@pytest.mark.parametrize(("exit_code", "kept"), [("256", True), ("9", True), ("", True), ("nonsense", True), ("0", False)])
+def test_kept_as_the_job_failed(site: Site, exit_code: str, kept: bool) -> None:
+    """With keep_failed, the cache of a job that ended badly stays, and so does one of which nobody knows."""
+    site.configure(keep_failed="10m")
+    cache = entered(site)
+    site.epilog(SLURM_JOB_EXIT_CODE=exit_code)
+    assert cache.exists() is kept
+    (event,) = site.events()
+    assert event.get("reason") == ("job_failed" if kept else None)
+    if kept:
+        assert json.loads((cache / ".jobcache/job.json").read_text())["keep_until"] == event["keep_until"]
+        assert 590 < seconds_to(event["keep_until"]) < 610
+
+
+def seconds_to(stamp: str) -> float:
+    return calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ")) - time.time()
+
+
+def test_a_repeated_epilog(site: Site) -> None:
+    """Slurm repeats an Epilog whose completion was lost: the second has nothing to do and nothing to say."""
+    debug(site)
+    entered(site)
+    site.epilog()
+    assert len(site.events("cache.reaped")) == 1
+    site.epilog()
+    assert len(site.events()) == 1
+
+
+def test_a_repeated_epilog_of_a_kept_cache(site: Site) -> None:
+    """Nor does it reap what the first one kept."""
+    cache = entered(site, JOBCACHE="keep")
+    site.epilog()
+    site.epilog()
+    assert cache.exists() and len(site.events()) == 1
+
+
+def test_two_nodes(site: Site) -> None:
+    """The node that is done first lets the other one be; the last one reaps."""
+    debug(site)
+    cache = entered(site)
+    assert site.task_prolog(node="n2", step="0").cache == str(cache)
+    site.epilog(nodes=2)
+    assert cache.exists() and said(site) == [("cache.released", "released", None)]
+    site.epilog(nodes=2, node="n2")
+    assert not cache.exists() and said(site)[1:] == [("cache.reaped", "reaped", None)]
+
+
+def test_a_node_that_never_joined(site: Site) -> None:
+    """A node of the job that ran no task of it has no say."""
+    debug(site)
+    cache = entered(site)
+    site.epilog(nodes=2, node="n2")
+    assert cache.exists() and said(site) == []
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["younger-lease", "older-epilog"])
+def test_a_late_epilog(site: Site, direct: bool) -> None:
+    """The late Epilog of a lost run leaves alone what the next run is using on the same node."""
+    cache = entered(site, SLURM_RESTART_COUNT="1")
+    assert cache == site.cache(run=1)
+    lease = cache / ".jobcache/nodes/n1"
+    boot, uptime = lease.read_text().split()
+    if direct:
+        compiled = settings.load(str(site.hooks / settings.FILE))
+        at = str(float(uptime) - 1)
+        subprocess.run([compiled.python, "-I", f"{compiled.package}/epilog.py", str(site.hooks), at], env=job_env(), check=True)
+    else:
+        lease.write_text(f"{boot} {float(uptime) + 1000:.2f}\n")
+        site.epilog()
+    assert lease.exists() and said(site) == [("cache.kept", "kept", "lease_live")]
+
+
+def test_a_lease_of_an_earlier_boot(site: Site) -> None:
+    """A lease from before the node's last boot is nobody's, however late in that boot it was made."""
+    cache = entered(site)
+    (cache / ".jobcache/nodes/n1").write_text("00000000-0000-0000-0000-000000000000 9999999.00\n")
+    site.epilog()
+    assert not cache.exists() and said(site) == [("cache.reaped", "reaped", None)]
+
+
+@pytest.mark.parametrize("lease", ["", "boot\n", "a b", "a b\n", "1 2 3\n", "x" * 100_000 + "\n"])
+def test_a_lease_that_cannot_be_dated(site: Site, lease: str) -> None:
+    """In doubt the node is still using it."""
+    cache = entered(site)
+    (cache / ".jobcache/nodes/n1").write_text(lease)
+    site.epilog()
+    assert (cache / ".jobcache/nodes/n1").exists() and said(site) == [("cache.kept", "kept", "lease_unreadable")]
+
+
+def test_all_runs_of_the_job(site: Site) -> None:
+    """Whatever SLURM_JOB_RESTART_COUNT says, every run of the job that this node has a lease of is reaped."""
+    caches = [entered(site), entered(site, SLURM_RESTART_COUNT="1"), entered(site, SLURM_RESTART_COUNT="7")]
+    others = [entered(site, job=424), entered(site, job=42420)]
+    site.epilog(SLURM_JOB_RESTART_COUNT="3")
+    assert [event["run"] for event in site.events("cache.reaped")] == [0, 1, 7]
+    assert not any(cache.exists() for cache in caches) and all(cache.exists() for cache in others)
+
+
+def test_a_het_job(site: Site) -> None:
+    """The cache of a het job is its leader's, in the Epilogs of all its components."""
+    cache = entered(site, job=100)
+    site.epilog(101, SLURM_HET_JOB_ID="100")
+    assert not cache.exists() and site.events("cache.reaped")[0]["job_id"] == 100
+
+
+@pytest.mark.parametrize(
+    ("nodes", "env", "reason"),
+    [
+        (1, {}, None),
+        (2, {}, "unrecorded"),
+        (1, {"SLURM_HET_JOB_ID": "4242"}, "unrecorded"),
+        (1, {"SLURM_JOB_NUM_NODES": ""}, "unrecorded"),
+        (1, {"SLURM_JOB_START_TIME": "4000000000"}, "older_than_job"),
+        (1, {"SLURM_JOB_START_TIME": "1000000000"}, None),
+    ],
+)
+def test_a_directory_without_a_record(site: Site, nodes: int, env: dict[str, str], reason: str | None) -> None:
+    """The job's script removed and remade its cache: only a job of one node, alone, knows that it is over."""
+    with acting_as(ALICE):
+        plant(site.cache())
+    before = fingerprint(site.cache())
+    site.epilog(nodes=nodes, **env)
+    if reason:
+        assert fingerprint(site.cache()) == before and said(site) == [("cache.kept", "kept", reason)]
+    else:
+        assert not site.cache().exists() and said(site) == [("cache.reaped", "reaped", None)]
+
+
+# ------------------------------------------------------------------------------------------------- templates, filesystems
+
+
+def other_template(site: Site) -> str:
+    return f"{site.dir}/local/{{user}}/hf-{{job_id}}"
+
+
+def test_two_filesystems(site: Site) -> None:
+    """A cache is found by its job's id under every template of the site."""
+    (site.dir / "local").mkdir()
+    with mount("none", site.dir / "local", options="mode=1777"):
+        site.configure(rules=[{"match": {"account": ["astro"]}, "path": other_template(site)}])
+        caches = [entered(site), entered(site, SLURM_JOB_ACCOUNT="astro")]
+        assert str(caches[1]).startswith(f"{site.dir}/local/")
+        site.epilog()
+        assert not any(cache.exists() for cache in caches)
+    assert {event["path"] for event in site.events("cache.reaped")} == set(map(str, caches))
+    assert len({event["fs_total_bytes"] for event in site.events("cache.reaped")}) == 2
+
+
+def test_a_path_that_was_changed(site: Site) -> None:
+    """What was made by a template that the site has given up is still reaped."""
+    cache = entered(site)
+    site.configure(path=other_template(site))
+    site.epilog()
+    assert not cache.exists() and said(site) == [("cache.reaped", "reaped", None)]
+
+
+def test_a_mount_table_with_odd_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Templates are put to filesystems by the longest mount point, the last one mounted there."""
+    table = tmp_path / "mountinfo"
+    points = ("8:1 / /", "0:40 / /scratch", "0:41 / /scratch", "0:42 /x /scratch/a\\040b", "0:43 / /scr", "0:44 / /scratch/a")
+    table.write_text("".join(f"1 1 {point} rw - tmpfs none rw\n" for point in points))
+    monkeypatch.setattr(epilog, "open", lambda path, **more: open(table, **more), raising=False)
+    texts = [
+        "/scratch/{user}/{job_id}",
+        "/scratch/a b/{user}/{job_id}",
+        "/scratch2/{user}/{job_id}",
+        "/scratch/ab/{user}/{job_id}",
+    ]
+    groups = epilog.by_filesystem([layout.Template(text) for text in texts])
+    assert {device: [template.text for template in group] for device, group in groups.items()} == {
+        "0:41": [texts[0], texts[3]],
+        "0:42": [texts[1]],
+        "8:1": [texts[2]],
+    }
+
+
+def test_scratch_hangs(site: Site) -> None:
+    """A scratch that hangs costs no node its time: exit in time, said, four processes at the most, the others reaped."""
+    (site.dir / "local").mkdir()
+    (site.dir / "local").chmod(0o1777)
+    site.configure(epilog={"deadline": "4s"}, rules=[{"match": {"account": ["astro"]}, "path": other_template(site)}])
+    good = [entered(site, job=job, SLURM_JOB_ACCOUNT="astro") for job in range(1, 6)]
+    bad = [entered(site, job=job) for job in range(1, 6)]
+    with hung(site.scratch):
+        began = time.monotonic()
+        environments = [job_env(job) for job in range(1, 5)]
+        running = [subprocess.Popen([str(site.hooks / "epilog")], env=env, stdout=subprocess.PIPE) for env in environments]
+        outputs = [one.communicate()[0] for one in running]  # to the end of file: nobody who hangs holds the pipe
+        assert [one.returncode for one in running] == [0] * 4 and outputs == [b""] * 4
+        assert time.monotonic() - began < 4
+        assert sorted(said(site)) == [("cache.reaped", "reaped", None)] * 4 + [("hook.failed", "failed", "deadline")] * 4
+        assert hook(site, **job_env(5)) < 2  # at once: it does not wait for what would hang
+        assert ("hook.failed", "failed", "stuck") in said(site)
+    assert not any(cache.exists() for cache in good) and all(cache.exists() for cache in bad)
+    wait_for(lambda: hook(site, **job_env(5)) and not bad[4].exists())
+
+
+def wait_for(true: Callable[[], object]) -> None:
+    until = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_scratch_is_read_only(site: Site) -> None:
+    """What a scratch refuses is kept, and said with the reason."""
+    with mount("none", site.scratch, options="mode=1777"):
+        cache = entered(site)
+        subprocess.run(["mount", "-o", "remount,ro", str(site.scratch)], check=True)
+        site.epilog()
+        assert cache.exists()
+    assert said(site) == [("cache.kept", "kept", "read_only")]
+
+
+def test_scratch_is_not_there(site: Site) -> None:
+    """Where there is no scratch there is no cache, and nothing to say."""
+    site.scratch.rename(site.dir / "gone")
+    site.epilog()
+    assert said(site) == []
+
+
+def test_scratch_is_full(site: Site) -> None:
+    """A full scratch can still be reaped."""
+    with mount("none", site.scratch, options="mode=1777,size=256k"):
+        cache = entered(site)
+        fill_up(site.scratch / "filler")
+        site.epilog()
+        assert not cache.exists()
+    assert said(site) == [("cache.reaped", "reaped", None)]
+
+
+def fill_up(filler: Path) -> None:
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 4096):
+                pass
+        except OSError:
+            return
+
+
+# ------------------------------------------------------------------------------------------------------ what it says
+
+
+def test_what_an_event_tells(site: Site) -> None:
+    """One event says whose cache it was, where, what came free, and how full the filesystem is."""
+    cache = entered(site)
+    record = json.loads((cache / ".jobcache/job.json").read_text())
+    site.epilog()
+    (event,) = site.events()
+    whose = {"cluster": "test", "node": "n1", "job_id": 4242, "run": 0, "user": ALICE, "uid": 5}
+    what = {"path": str(cache), "files": 2, "bytes": 8192}
+    assert {name: event[name] for name in (*whose, *what)} == {**whose, **what}
+    assert event["fs_total_bytes"] >= event["fs_free_bytes"] > 0 and event["created_at"] == record["created_at"]
+    assert [sent["event"] for sent in site.syslog.events()] == ["cache.created", "cache.reaped"]
+
+
+def test_a_forged_record_tells_nothing(site: Site) -> None:
+    """The record is the user's to write: of it, only what looks as we write it is repeated."""
+    cache = entered(site)
+    forged = {"created_at": '2026\n{"event": "x"}', "policy": "a b", "user": "root", "keep_until": 7, "schema": 99}
+    (cache / ".jobcache/job.json").write_text(json.dumps(forged))
+    site.epilog()
+    (event,) = site.events()
+    assert "created_at" not in event and "policy" not in event and event["user"] == ALICE
+
+
+def test_the_budget_runs_out(site: Site) -> None:
+    """What is not deleted in time lies under a name that the sweep knows, and the event says where."""
+    site.configure(epilog={"budget": "0s"})
+    cache = entered(site)
+    site.epilog()
+    (event,) = site.events()
+    assert (event["event"], event["outcome"], event["reason"]) == ("cache.reaped", "trashed", "budget")
+    assert [event["trash"]] == [f"{cache.parent}/{name}" for name in site.debris()] and not cache.exists()
+    assert layout.parse_debris(site.debris()[0]) == (layout.TRASH, 4242)
+
+
+def test_what_cannot_go_is_said(site: Site) -> None:
+    """Entries that could not be deleted are counted, and their names break no line and forge none."""
+    cache = entered(site)
+    (cache / "bobs").mkdir()
+    os.mkdir(os.fsencode(cache) + b'/bobs/x\n{"event": "cache.reaped"}\xff"')
+    site.epilog()
+    (event,) = site.events()
+    assert (event["outcome"], event["reason"], event["files"]) == ("trashed", "left", 2)
+    assert event["left"] >= 1 and "cache.reaped" in event["error"]
+
+
+def test_a_mount_in_a_cache_is_said(site: Site) -> None:
+    """The reason for what is left is then the mount."""
+    cache = entered(site)
+    with mount("none", cache / "json"):
+        site.epilog()
+    (event,) = site.events()
+    assert (event["outcome"], event["reason"]) == ("trashed", "mount")
+
+
+@pytest.mark.parametrize("name", [b'we"ird', b"a b'c\\", b"\xc3\xbc", b"\xff\xfe", b"$(reboot)"])
+def test_user_names_break_no_line(site: Site, name: bytes) -> None:
+    """A name can hold anything: the event is one whole line of JSON, and the cache is found."""
+    parent = os.fsencode(site.scratch) + b"/" + name + b"/.cache"
+    os.makedirs(parent)
+    entered(site).rename(os.fsdecode(parent + b"/hf-datasets-4242"))
+    shutil.chown(parent, ALICE)
+    site.epilog(SLURM_JOB_USER=os.fsdecode(name))
+    (event,) = site.events()
+    assert os.listdir(parent) == [] and event["outcome"] == "reaped"
+    assert event["user"] == name.decode("utf-8", "backslashreplace") and event["user"] in event["path"]
+
+
+@pytest.mark.parametrize("name", ["../bob", "a/b", "..", "a\nb", "\x7f", "x" * 300])
+def test_user_names_that_are_none(site: Site, name: str) -> None:
+    """What cannot be a component of a path is not used as one: the name that goes with the uid is."""
+    entered(site)
+    site.epilog(SLURM_JOB_USER=name)
+    assert not site.cache().exists() and len(site.events("cache.reaped")) == 1
+
+
+# --------------------------------------------------------------------------------------------------------------- the log
+
+
+def log_at(site: Site, path: Path) -> Path:
+    site.configure(log={"file": str(path), "syslog": str(site.syslog.path)})
+    return path
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [validated(line) for line in path.read_text().splitlines()]
+
+
+def test_the_log_is_roots_alone(site: Site) -> None:
+    """Others than root and its group cannot read who ran what."""
+    entered(site)
+    site.epilog()
+    assert site.log.stat().st_mode & 0o777 == 0o640 & ~0o022
+
+
+def test_no_directory_for_the_log(site: Site) -> None:
+    """Then the system log alone has the event."""
+    log = log_at(site, site.dir / "nowhere/events.jsonl")
+    entered(site)
+    site.epilog()
+    assert not log.exists() and len(site.syslog.events("cache.reaped")) == 1
+
+
+def test_no_system_log(site: Site) -> None:
+    """Nobody listens there, or nobody takes: the log file has the event, and nothing waits."""
+    site.configure(log={"file": str(site.log), "syslog": str(site.dir / "nobody")})
+    entered(site)
+    assert hook(site, **job_env(), SLURM_JOB_NUM_NODES="1") < 5
+    assert said(site) == [("cache.reaped", "reaped", None)]
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["python", "shim"])
+def test_the_log_is_on_a_full_disk(site: Site, failing: bool) -> None:
+    """A line that a full disk cut short spoils none that come when there is room again."""
+    (site.dir / "log").mkdir()
+    with mount("none", site.dir / "log", options="size=64k"):
+        log = log_at(site, site.dir / "log/events.jsonl")
+        log.write_text("x" * 4000 + "\n")
+        fill_up(site.dir / "log/filler")
+        entered(site)
+        site.epilog()
+        assert not site.cache().exists() and len(site.syslog.events("cache.reaped")) == 1
+        assert 4001 < log.stat().st_size <= 4096 and not log.read_text().endswith("\n")
+        (site.dir / "log/filler").unlink()
+        entered(site)
+        if failing:
+            site.policy(python="/nonexistent")
+        site.epilog()
+        last = log.read_text().splitlines()[-1]
+        assert validated(last)["event"] == ("hook.failed" if failing else "cache.reaped")
+
+
+def test_the_log_is_rotated(site: Site) -> None:
+    """A log that was renamed away is begun anew."""
+    for job in (1, 2):
+        entered(site, job=job)
+        site.epilog(job)
+        site.log.rename(site.dir / f"events.{job}")
+    assert [lines_of(site.dir / f"events.{job}")[0]["job_id"] for job in (1, 2)] == [1, 2]
+
+
+def test_many_write_at_once(site: Site) -> None:
+    """Lines of writers at the same time are whole, long ones too, and none is lost."""
+    log = site.dir / "log"
+    lines = [[f"{writer}-{at}-" + "x" * (20_000 if at % 20 == 0 else at) for at in range(200)] for writer in range(10)]
+    children = []
+    for mine in lines:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(sum(not events.append(str(log), line) for line in mine))
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 10
+    assert sorted(log.read_text().splitlines()) == sorted(line for mine in lines for line in mine)
+
+
+@pytest.mark.parametrize("python", ["", "/nonexistent"], ids=["python", "shim"])
+@pytest.mark.parametrize("kind", ["symlink", "directory", "fifo"])
+def test_a_log_that_is_no_file(site: Site, kind: str, python: str) -> None:
+    """A log that is something else takes no event and keeps nobody waiting."""
+    target = site.dir / "target"
+    target.touch()
+    log = log_at(site, site.dir / "odd")
+    {"symlink": lambda: log.symlink_to(target), "directory": log.mkdir, "fifo": lambda: os.mkfifo(log)}[kind]()
+    entered(site)
+    if python:
+        site.policy(python=python)
+    site.epilog()
+    assert site.cache().exists() is bool(python)
+    assert len(site.syslog.events("hook.failed" if python else "cache.reaped")) == 1
+    assert target.read_text() == ""
+
+
+# -------------------------------------------------------------------------------------------- what it runs on is broken
+
+
+def broken_python(site: Site, script: str) -> None:
+    path = site.dir / "broken"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    site.policy(python=str(path))
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("script", "reason", "status"),
+    [
+        ("trap '' TERM INT HUP; while :; do /bin/sleep 60; done", "deadline", None),
+        ("exit 1", "python", 1),
+        ("kill -SEGV $$", "python", 139),
+        ("", "no_python", 127),
+    ],
+)
+def test_python_is_broken(site: Site, shell: str, script: str, reason: str, status: int | None) -> None:
+    """Python hangs, fails, crashes or is missing: exit 0 in time, one event that says which, and nothing deleted."""
+    entered(site)
+    site.configure(epilog={"deadline": "1s", "budget": "0s"})
+    if script:
+        broken_python(site, script)
+    else:
+        site.policy(python="/nonexistent")
+    assert hook(site, shell=shell, **job_env()) < 3
+    (event,) = site.events()
+    assert (event["event"], event["hook"], event["reason"], event.get("status")) == ("hook.failed", "epilog", reason, status)
+    assert (event["cluster"], event["job_id"], event["node"]) == ("test", 4242, "n1")
+    assert (site.cache() / "json/a.arrow").exists()
+    if reason != "deadline":
+        assert [sent["event"] for sent in site.syslog.events()] == ["cache.created", "hook.failed"]
+
+
+def test_the_shims_facts_are_numbers_and_names(site: Site) -> None:
+    """What the shim says in Python's place holds nothing that could forge a line."""
+    site.policy(python="/nonexistent")
+    hook(site, SLURM_JOB_ID='1", "event": "x', SLURMD_NODENAME='n"\n{')
+    hook(site, SLURM_JOB_ID="007", SLURMD_NODENAME="n1.example-x_1")
+    assert [(event.get("job_id"), event.get("node")) for event in site.events()] == [(None, None), (None, "n1.example-x_1")]
+
+
+@pytest.mark.parametrize("python", ["", "/nonexistent"], ids=["python", "shim"])
+def test_a_system_log_that_takes_nothing(site: Site, python: str) -> None:
+    """Nobody waits for a stuck system log: Python not at all, the shim not beyond the deadline."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stuck, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        stuck.bind(str(site.dir / "stuck"))
+        sender.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                sender.sendto(b"x", str(site.dir / "stuck"))
+        entered(site)
+        site.configure(epilog={"deadline": "2s", "budget": "1s"}, log={"file": str(site.log), "syslog": str(site.dir / "stuck")})
+        if python:
+            site.policy(python=python)
+        assert hook(site, **job_env()) < 4
+    in_time, late = ("hook.failed", "failed", "no_python"), ("hook.failed", "failed", "deadline")
+    assert said(site) == ([in_time, late] if python else [("cache.reaped", "reaped", None)])
+
+
+SETTINGS: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_text(""),
+    "garbage": lambda path: path.write_bytes(os.urandom(4096)),
+    "torn": lambda path: path.write_text(path.read_text()[:-100]),
+    "a-list": lambda path: path.write_text("[]"),
+    "newer": lambda path: path.write_text(path.read_text().replace('"schema": 1', '"schema": 2')),
+    "group-writable": lambda path: path.chmod(0o664),
+    "world-writable": lambda path: path.chmod(0o646),
+    "anothers": lambda path: shutil.chown(path, ALICE),
+    "symlink": lambda path: (path.rename(path.with_name("real")), path.symlink_to("real")),
+    "directory": lambda path: (path.unlink(), path.mkdir()),
+    "fifo": lambda path: (path.unlink(), os.mkfifo(path)),
+}
+
+
+@pytest.mark.parametrize("how", SETTINGS)
+def test_settings_that_cannot_be_trusted(site: Site, how: str) -> None:
+    """Root obeys no settings that are torn, missing or could be another's: said, and nothing deleted."""
+    entered(site)
+    SETTINGS[how](site.hooks / settings.FILE)
+    site.epilog()
+    assert said(site) == [("hook.failed", "failed", "settings")]
+    assert (site.cache() / ".jobcache/nodes/n1").exists()
+
+
+POLICIES: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_text(""),
+    "syntax-error": lambda path: path.write_text(path.read_text().replace("jc_decide()", "if (( ; then\njc_decide()")),
+    "torn": lambda path: path.write_text(path.read_text()[:-20]),
+    "binary": lambda path: path.write_bytes(b"\0\x7fELF\xff\xfe\n" * 100),
+    "exits": lambda path: path.write_text("exit 3\n"),
+    "another-hash": lambda path: path.write_text(path.read_text() + "jc_hash=x\n"),
+    "group-writable": lambda path: path.chmod(0o664),
+    "world-writable": lambda path: path.chmod(0o646),
+    "anothers": lambda path: shutil.chown(path, ALICE),
+    "directory": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("how", POLICIES)
+def test_a_policy_that_cannot_be_trusted(site: Site, how: str, shell: str) -> None:
+    """The shim obeys no policy that is torn, missing or could be another's: exit 0, and nothing happens."""
+    entered(site)
+    POLICIES[how](site.hooks / settings.POLICY)
+    hook(site, shell=shell, **job_env())
+    assert said(site) == [] and (site.cache() / ".jobcache/nodes/n1").exists()
+
+
+def test_switched_off(site: Site) -> None:
+    """A file `off` beside the compiled pair stops the hook at once."""
+    entered(site)
+    (site.hooks / settings.OFF).touch()
+    site.policy(python="/nonexistent")
+    site.epilog()
+    assert said(site) == [] and (site.cache() / ".jobcache/nodes/n1").exists()
+
+
+def test_an_empty_environment(site: Site) -> None:
+    """Without any variable: no job, said, exit 0."""
+    hook(site)
+    assert said(site) == [("hook.failed", "failed", "no_job")]
+
+
+ABSURD = {
+    "SLURM_JOB_ID": ("0", "-1", "4242x", "04242", "4294967296", "1e3", " 4242", "../4242", "４２４２", "9" * 5000),
+    "SLURM_JOB_UID": ("-1", "+5", "05", "4294967295", "games", "5.0"),
+    "SLURMD_NODENAME": ("..", ".", "a/b", "a\nb", "../../id", ".hidden", "x" * 300),
+    "SLURM_HET_JOB_ID": ("x",),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ABSURD.items() for value in values])
+def test_absurd_variables(site: Site, name: str, value: str) -> None:
+    """What is not a job, a user or a node is refused, and nothing is looked for."""
+    entered(site)
+    hook(site, **{**job_env(), name: value})
+    assert said(site) == [("hook.failed", "failed", "no_job")]
+    assert (site.cache() / ".jobcache/nodes/n1").exists()
+
+
+def test_only_three_variables_are_needed(site: Site) -> None:
+    """Slurm may leave out all but the job's id, its user's and the node's name."""
+    cache = entered(site)
+    hook(site, SLURM_JOB_ID="4242", SLURM_JOB_UID=str(uid_of(ALICE)), SLURMD_NODENAME="n1")
+    assert not cache.exists() and said(site) == [("cache.reaped", "reaped", None)]
+
+
+def test_a_hostile_environment(site: Site) -> None:
+    """Nothing of the environment leads root's shell or Python anywhere."""
+    cache = entered(site)
+    evil = site.dir / "evil"
+    evil.mkdir()
+    programs = ["date", "json.py", "ls", "os.py", "sitecustomize.py", "sleep"]
+    for name in programs:
+        (evil / name).write_text(f"#!/bin/sh\n/bin/touch {evil}/done\n")
+        (evil / name).chmod(0o755)
+    of_python = {name: str(evil) for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "HOME", "PATH")}
+    of_shells = {"ENV": f"{evil}/ls", "BASH_ENV": f"{evil}/ls", "IFS": "/0123456789"}
+    of_ours = {"jc_lib": str(evil), "jc_log": f"{evil}/log", "jc_python": f"{evil}/ls", "jc_package": str(evil)}
+    hostile = {**of_python, **of_shells, **of_ours}
+    hook(site, **job_env(), **hostile)
+    assert not cache.exists()
+    site.policy(python="/nonexistent")
+    hook(site, **job_env(), **hostile)
+    assert len(site.events("hook.failed")) == 1
+    assert sorted(os.listdir(evil)) == programs

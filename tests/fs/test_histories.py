@@ -1,0 +1,722 @@
+"""Random histories of jobs, nodes, users, two clusters and sweeps: the real code, on a real filesystem, against a model.
+
+Hooks and sweeps run in this process, with their user's rights. The model says which jobs Slurm knows, which
+nodes are up, and what of each job has to be there; it says nothing of how caches are kept. Hooks and sweeps are killed at
+any operation that changes something; jobs start, end and get lost at any moment of a sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from home import acting_as, uid_of
+from jobcache import apply, asuser, cachedir, epilog, find, layout, sweep
+from jobcache.job import Job as EndedJob
+from jobcache.plan import Found
+from jobcache.settings import Settings
+from jobcache.slurm import Listing, Slurm, Unknown
+from site_dir import ALICE, BOB
+
+OURS, OTHERS = "test", "della"  # ClusterNames
+NODES = ("n1", "n2")
+HOUR = 3600
+GRACE, KEEP_MAX = 1 * HOUR, 72 * HOUR
+MOST_JOBS = 5
+MORE = os.environ.get("JOBCACHE_HISTORIES", "")  # so many, other ones each time, and a failing one made short
+FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+users = st.sampled_from([ALICE, ALICE, ALICE, BOB])
+picks = st.integers(0, 5)  # one of those that there are
+kills = st.sampled_from([0] * 18 + list(range(1, 13)))  # 0: not; n: at the nth operation that would change something
+MEANWHILE = ["submit", "submit", "reuse", "reuse", "finish", "step", "late_epilog", "lose_node", "lose_state", "remove"]
+seldom = st.sampled_from([False] * 4 + [True])
+often = st.sampled_from([True] * 4 + [False])
+
+
+class Killed(BaseException):
+    """What SIGKILL does: nothing after it happens."""
+
+
+# ----------------------------------------------------------------------------------------------------------- the model
+
+
+@dataclass
+class Node:
+    """boot: which one. uptime: advances whenever it is looked at. owed: Epilogs of jobs that it was lost with."""
+
+    name: str
+    boot: int = 1
+    uptime: float = 0.0
+    up: bool = True
+    owed: list[Epilog] = field(default_factory=list)
+
+    def now(self) -> tuple[str, float]:
+        self.uptime += 1
+        return f"{self.name}-{self.boot}", self.uptime
+
+
+@dataclass
+class Job:
+    """A job that Slurm knows.
+
+    life: tells it from others that had its id. nodes: those it has, owing: those whose Epilog is to come. using: those
+    whose tasks have been given the cache. files: what they have put there, to be there while any of these is using it.
+    by_hand: what the user has put at the cache's path without a record. again: its script has been given the path.
+    """
+
+    life: int
+    id: int
+    user: str
+    width: int
+    batch: bool
+    keep: bool
+    state: str = "PENDING"
+    run: int = 0
+    requeued: bool = False
+    start: float = 0.0
+    nodes: list[str] = field(default_factory=list)
+    owing: set[str] = field(default_factory=set)
+    using: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
+    by_hand: str = ""
+    again: bool = False
+
+    def ended_on(self, node: str) -> None:
+        self.using.discard(node)
+        self.nodes.remove(node)
+
+    def next_run(self) -> None:
+        self.state, self.run, self.requeued, self.again, self.by_hand = "PENDING", self.run + 1, False, False, ""
+        self.nodes, self.using, self.files = [], set(), set()
+
+
+@dataclass
+class Epilog:
+    """What an Epilog knows when it begins. width: how many nodes the job began with, None unknown."""
+
+    job_id: int
+    user: str
+    node: str
+    uptime: float
+    width: int | None
+    start: float
+
+
+class FilesystemClock:
+    """The filesystem's clock as the sweep sees it: the real one, which goes on by hours when told to."""
+
+    def __init__(self, top: Path) -> None:
+        self.probe = top / "clock"
+        self.marks = [(0.0, 0.0)]  # from when on, by how much it is ahead
+
+    def tick(self) -> float:
+        """Return a time later than any that a file has now."""
+        self.probe.touch()
+        first = latest = self.probe.stat().st_ctime
+        while latest <= first:
+            os.utime(self.probe)
+            latest = self.probe.stat().st_ctime
+        return latest
+
+    def advance(self, seconds: float) -> None:
+        self.marks.append((self.tick(), self.ahead(time.time() + 1) + seconds))
+
+    def ahead(self, real: float) -> float:
+        return next(ahead for since, ahead in reversed(self.marks) if real >= since)
+
+    def shown(self, real: float) -> float:
+        return real + self.ahead(real)
+
+    def now(self) -> float:
+        return self.shown(self.tick())
+
+
+@contextmanager
+def killed_at(count: int, writes: bool = True) -> Iterator[None]:
+    """Kill whoever is about to do the `count`th operation that changes something; 0: nobody."""
+    names = ("mkdir", "rename", "rmdir", "unlink", "open", *(["write"] if writes else []))
+    real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in names}
+    left = count
+
+    def deadly(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            if name != "open" or args[1] & os.O_CREAT:
+                left -= 1
+                if left == 0:
+                    raise Killed
+            return real[name](*args, **kwargs)
+
+        return call
+
+    try:
+        for name in names if count else ():
+            setattr(os, name, deadly(name))
+        yield
+    finally:
+        for name, function in real.items():
+            setattr(os, name, function)
+
+
+class Child(asuser.Child):
+    """In place of a forked child: its work is done in this very process, with the user's rights, when it is started."""
+
+    def __init__(self, work: asuser.Work, user: str | None, most: int) -> None:
+        pipe, into = os.pipe()
+        super().__init__(0, pipe, [], most)
+        self._outcome = "done"
+
+        def report(fact: dict[str, Any]) -> None:
+            os.write(into, json.dumps(fact).encode() + b"\n")
+
+        try:
+            with acting_as(user) if user else nullcontext():
+                work(report)
+        except Killed:
+            self._outcome = "died"
+        os.close(into)
+
+    def _is_over(self) -> bool:
+        self.status = self._outcome
+        return True
+
+
+class World:
+    """What the code under test sees in place of the machine: Slurm, the nodes' clocks, the filesystem's clock."""
+
+    def __init__(self, top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.scratch = top / "scratch"
+        self.scratch.mkdir()
+        config = {
+            "cluster": OURS,
+            "path": f"{self.scratch}/{{user}}/.cache/hf-datasets-{{job_id}}",
+            "min_uid": 1,
+            "keep_max": f"{KEEP_MAX}s",
+            "epilog": {"budget": "10s"},
+            "sweep": {"grace": f"{GRACE}s", "confirm": "0s"},
+        }
+        (top / "jobcache.yaml").write_text(yaml.safe_dump(config))
+        self.settings = apply.compile_settings(str(top / "jobcache.yaml"), str(top))
+        self.others = Settings(self.settings.tree, {**self.settings.compiled, "cluster": OTHERS})
+        self.top = top
+        self.here = Node("")
+        self.clock = FilesystemClock(top)
+        self.moment: Callable[[int], None] = lambda _: None
+        self.listing: Callable[[], dict[int, set[int]]] = dict
+        look, clock, with_pids = find.look, find.clock, sweep.with_pids
+
+        def shown(parent_fd: int, name: str, plain: Found) -> Found:
+            found = look(parent_fd, name, plain)
+            until = None if found.keep_until is None else found.keep_until + self.clock.ahead(found.sign)
+            return replace(found, sign=self.clock.shown(found.sign), keep_until=until)
+
+        def last_moment(decisions: Any) -> list[Found]:
+            self.moment(4)
+            return with_pids(decisions)
+
+        monkeypatch.setattr(cachedir, "now", lambda: self.here.now())
+        monkeypatch.setattr(epilog, "_CLOCK_SKEW", 0)
+        monkeypatch.setattr(epilog, "_usage", lambda _: {})
+        monkeypatch.setattr(find, "look", shown)
+        monkeypatch.setattr(find, "clock", lambda parent_fd: self.clock.shown(clock(parent_fd)))
+        monkeypatch.setattr(find, "processes", lambda _: ())
+        monkeypatch.setattr(sweep, "with_pids", last_moment)
+        monkeypatch.setattr(asuser, "start", lambda work, uid, most, **_: Child(work, uid and user_of(uid), most))
+        monkeypatch.setattr(Slurm, "listing", lambda *_, **__: self._listing())
+
+    def begin(self) -> None:
+        """Empty the scratch, and forget all clocks."""
+        for home in self.scratch.iterdir():
+            shutil.rmtree(home)
+        for user in (ALICE, BOB):
+            home = self.scratch / user / ".cache"
+            home.mkdir(parents=True)
+            for path in (home.parent, home):
+                shutil.chown(path, user)
+        self.clock = FilesystemClock(self.top)
+        self.asked = 0
+
+    def _listing(self) -> Listing:
+        self.asked += 1
+        self.moment(2 * self.asked - 2)
+        listing = Listing(time.monotonic(), self.listing())
+        self.moment(2 * self.asked - 1)
+        return listing
+
+    def names(self, user: str) -> set[str]:
+        return set(os.listdir(self.scratch / user / ".cache"))
+
+
+# ------------------------------------------------------------------------------------------------------- the histories
+
+
+class Histories(RuleBasedStateMachine):
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        world.begin()
+        world.listing = self.alive
+        self.nodes = {name: Node(name) for name in NODES}
+        self.jobs: list[Job] = []
+        self.late: list[Epilog] = []  # begun, and slow
+        self.next_id = 1
+        self.lives = 0
+        self.quiet = False  # nothing has happened since the last sweep
+        self.other_node = Node("n1", boot=100)  # another machine of the same name
+        self.others: set[str] = set()  # caches of the other cluster's live jobs
+        self.untouchable: set[str] = set()  # kept by hand, or of no name of ours
+        self.kept: dict[str, float] = {}  # until when a file stays of a cache that an Epilog has kept
+        self.by_hand: set[str] = set()  # made without a record at a job's path, by its user
+
+    # ---- jobs
+
+    @initialize(users=st.lists(users, max_size=3), width=st.integers(1, 2), lost=st.booleans())
+    def rubble(self, users: list[str], width: int, lost: bool) -> None:
+        """There have been jobs before."""
+        for user in users:
+            self.submit(user, width, batch=True, keep=False, go=True)
+        if lost:
+            self.lose_state()
+
+    @precondition(lambda self: len(self.jobs) < MOST_JOBS)
+    @rule(user=users, width=st.integers(1, 2), batch=often, keep=seldom, go=often)
+    def submit(self, user: str, width: int, batch: bool, keep: bool, go: bool) -> None:
+        if len(self.jobs) < MOST_JOBS:
+            self.lives += 1
+            self.jobs.append(Job(self.lives, self.next_id, user, width, batch, keep))
+            self.next_id += 1
+            if go:
+                self.start(-1, self.lives, everywhere=True, kill=0)
+
+    @precondition(lambda self: self.pending())
+    @rule(pick=picks, at=picks, everywhere=st.booleans(), kill=kills)
+    def start(self, pick: int, at: int, everywhere: bool, kill: int) -> None:
+        """A job starts: its batch script's task, if it has one, and a step on each of its nodes, or not yet."""
+        up = [node.name for node in self.up()]
+        startable = [job for job in self.pending() if job.width <= len(up)]
+        if startable:
+            job = one_of(startable, pick)
+            job.state, job.start = "RUNNING", self.world.clock.tick()
+            job.nodes = [up[(at + n) % len(up)] for n in range(job.width)]
+            job.owing = set(job.nodes)
+            if job.batch:
+                self.task(job, job.nodes[0], first=True, kill=kill)
+            for node in job.nodes if everywhere else ():
+                self.task(job, node, first=False, kill=0)
+
+    @precondition(lambda self: self.running())
+    @rule(pick=picks, at=picks, kill=kills)
+    def step(self, pick: int, at: int, kill: int) -> None:
+        """A task of a step begins on one of the job's nodes."""
+        if self.running():
+            job = one_of(self.running(), pick)
+            self.task(job, one_of(job.nodes, at), first=False, kill=kill)
+
+    def task(self, job: Job, node: str, *, first: bool, kill: int) -> None:
+        """The TaskProlog, and what the task then writes."""
+        self.quiet = False
+        claim = cachedir.Claim(self.path(job), OURS, job.id, job.run, uid_of(job.user), node)
+        claim.first, claim.again, claim.keep = first, job.again, job.keep
+        obstacle = self.obstacle(claim)
+        self.world.here = self.nodes[node]
+        with acting_as(job.user):
+            try:
+                with killed_at(kill):
+                    outcome = cachedir.enter(claim, time.monotonic() + (0 if obstacle else 30))
+            except Killed:
+                return
+            except cachedir.Refused as refusal:
+                assert obstacle, f"job {job.id} got no cache: {refusal}"
+                return
+            finally:
+                if job.by_hand and os.path.exists(f"{claim.path}/.jobcache/id"):  # it is mended
+                    job.files.add(job.by_hand)
+                    job.by_hand = ""
+            if first:
+                assert outcome == "made" and os.listdir(claim.path) == [".jobcache"], "a batch job has a new cache"
+            file = f"{claim.path}/{node}.{job.life}.{job.run}.arrow"
+            Path(file).touch()
+        self.by_hand.discard(claim.path)
+        job.again = job.again or first
+        job.files.add(file)
+        job.using.add(node)
+
+    def obstacle(self, claim: cachedir.Claim) -> str:
+        """Why a task may be refused the path."""
+        if not os.path.lexists(claim.path):
+            return ""
+        try:
+            cluster, job_id, run, uid = Path(claim.path, ".jobcache/id").read_text().split()
+        except FileNotFoundError:
+            return "" if claim.again and not claim.first else "without a record"
+        if (cluster, int(job_id), int(uid)) != (claim.cluster, claim.job_id, claim.uid):
+            return "another's"
+        return "" if os.path.exists(f"{claim.path}/.jobcache/nodes") else "being reaped"
+
+    @precondition(lambda self: self.running())
+    @rule(pick=picks, requeue=st.booleans(), at_once=st.booleans())
+    def finish(self, pick: int, requeue: bool, at_once: bool) -> None:
+        """A job's time is over; on each of its nodes, tasks run on until the Epilog there begins."""
+        if self.running():
+            job = one_of(self.running(), pick)
+            job.state, job.requeued = "COMPLETING", requeue
+            for node in list(job.nodes) if at_once else ():
+                self.do(self.epilog(job, node), 0)
+                self.owes_no_more(job, node)
+
+    @precondition(lambda self: self.completing())
+    @rule(pick=picks, at=picks, kill=kills, again=seldom)
+    def release(self, pick: int, at: int, kill: int, again: bool) -> None:
+        """The Epilog on one node of a job that ends, and again where its completion message was lost."""
+        if self.completing():
+            job = one_of(self.completing(), pick)
+            node = one_of(sorted(job.owing), at)
+            ended = self.epilog(job, node)
+            self.do(ended, kill)
+            if again:
+                self.do(ended, 0)
+            self.owes_no_more(job, node)
+
+    def owes_no_more(self, job: Job, node: str) -> None:
+        job.owing.discard(node)
+        if job.state == "COMPLETING" and not job.owing:
+            if job.requeued:
+                job.next_run()
+            else:
+                self.jobs.remove(job)
+
+    @precondition(lambda self: self.wide())
+    @rule(pick=picks, slow=st.booleans(), kill=kills)
+    def shrink(self, pick: int, slow: bool, kill: int) -> None:
+        """A running job gives a node back."""
+        if self.wide():
+            job = one_of(self.wide(), pick)
+            ended = self.epilog(job, job.nodes[-1])
+            job.owing.discard(ended.node)
+            self.late.append(ended)
+            if not slow:
+                self.do(self.late.pop(), kill)
+
+    # ---- nodes and controller
+
+    def epilog(self, job: Job, node: str) -> Epilog:
+        """The job has ended on a node, and the Epilog there begins."""
+        self.quiet = False
+        job.ended_on(node)
+        return Epilog(job.id, job.user, node, self.nodes[node].now()[1], job.width, job.start)
+
+    def do(self, ended: Epilog, kill: int, site: Settings | None = None) -> None:
+        """The work of an Epilog."""
+        job = EndedJob(ended.job_id, uid_of(ended.user), ended.node)
+        job.gid, job.user, job.nodes = pwd.getpwnam(ended.user).pw_gid, ended.user, ended.width
+        job.exit_status, job.start = 0, ended.start  # type: ignore[assignment]
+        facts: list[dict[str, Any]] = []
+        ours = self.world.settings
+        self.world.here = self.other_node if site else self.nodes[ended.node]
+        with acting_as(ended.user):
+            try:
+                with killed_at(kill):
+                    epilog.Work(job, site or ours, ours.templates, ended.uptime)(facts.append)
+            except Killed:
+                pass
+        for fact in facts:
+            if fact["reason"] == "user_keep":
+                file = next(name for name in [*sorted(os.listdir(fact["path"])), ".jobcache/id"] if name != ".jobcache")
+                self.kept[f"{fact['path']}/{file}"] = self.world.clock.now() + KEEP_MAX - 2  # it is said in whole seconds
+
+    @precondition(lambda self: self.late)
+    @rule(pick=picks, kill=kills)
+    def late_epilog(self, pick: int, kill: int) -> None:
+        """A slow Epilog gets to its work: by now the job may run again, here or elsewhere."""
+        if self.late:
+            self.do(self.late.pop(pick % len(self.late)), kill)
+
+    @precondition(lambda self: self.running() and len(self.up()) > 1)
+    @rule(pick=picks, rebooted=st.booleans(), requeue=often, back=st.booleans())
+    def lose_node(self, pick: int, rebooted: bool, requeue: bool, back: bool) -> None:
+        """A node is lost with all its tasks, maybe not for long; Slurm ends or requeues its jobs, and owes it their Epilogs."""
+        if not self.running():
+            return
+        node = self.nodes[one_of(one_of(self.running(), pick).nodes, pick)]
+        node.up = False
+        if rebooted:
+            node.boot, node.uptime = node.boot + 1, 0.0
+            self.late = [ended for ended in self.late if ended.node != node.name]
+        for job in [job for job in self.jobs if node.name in job.owing]:
+            node.owed.append(replace(self.epilog(job, node.name), width=None))  # as Slurm 22.05 has it
+            if job.state == "RUNNING":
+                job.state, job.requeued = "COMPLETING", requeue
+            self.owes_no_more(job, node.name)
+        if back:
+            self.node_is_back(0, told=True)
+            self.start(-1, NODES.index(node.name), everywhere=True, kill=0)
+
+    @precondition(lambda self: self.down())
+    @rule(pick=picks, told=often)
+    def node_is_back(self, pick: int, told: bool) -> None:
+        """A lost node is back, and begins the Epilogs that it is owed, where it is told whose jobs these were."""
+        if self.down():
+            node = one_of(self.down(), pick)
+            node.up = True
+            for ended in node.owed if told else ():
+                ended.uptime = node.now()[1]
+                self.late.append(ended)
+            node.owed = []
+
+    @precondition(lambda self: len(self.jobs) > 2)
+    @rule()
+    def lose_state(self) -> None:
+        """The controller has lost its state: all jobs are over, no Epilog knows its user, and ids come again."""
+        self.jobs.clear()
+        self.next_id = 1
+        for node in self.nodes.values():
+            node.owed = []
+
+    # ---- users and the other cluster
+
+    @precondition(lambda self: self.given())
+    @rule(pick=picks, remake=st.booleans())
+    def remove(self, pick: int, remake: bool) -> None:
+        """A job's own script removes its cache, and makes a directory in its place."""
+        if self.given():
+            job = one_of(self.given(), pick)
+            path = self.path(job)
+            with acting_as(job.user):
+                shutil.rmtree(path)
+                job.using, job.files, job.by_hand = set(), set(), ""
+                if remake:
+                    os.mkdir(path)
+                    job.by_hand = f"{path}/by-hand.arrow"
+                    Path(job.by_hand).touch()
+                    self.by_hand.add(path)
+
+    @precondition(lambda self: len(self.untouchable) < 3)
+    @rule(
+        user=users,
+        ahead=st.integers(0, 2),
+        name=st.sampled_from(["hf-datasets-{}", "hf-datasets-0{}", "hf-datasets-{}-r0", "hf-{}"]),
+    )
+    def keep_by_hand(self, user: str, ahead: int, name: str) -> None:
+        """A user keeps a directory, perhaps at the path of a job to come."""
+        path = f"{self.world.scratch}/{user}/.cache/{name.format(self.next_id + ahead)}"
+        if not os.path.lexists(path):
+            with acting_as(user):
+                os.mkdir(path)
+                Path(path, "mine").touch()
+            self.untouchable.add(f"{path}/mine")
+            self.world.clock.tick()
+
+    @precondition(lambda self: len(self.untouchable) < 3)
+    @rule(user=users, job_id=st.integers(1, 4), lost=seldom)
+    def other_cluster(self, user: str, job_id: int, lost: bool) -> None:
+        """A job of another cluster, which has jobcache too, starts, ends or is lost, on the same scratch."""
+        path = f"{self.world.scratch}/{user}/.cache/hf-datasets-{job_id}"
+        file = f"{path}/others.arrow"
+        self.world.here = self.other_node
+        if path in self.others:
+            self.others.remove(path)
+            if lost:
+                self.untouchable.add(file)
+            else:
+                self.do(Epilog(job_id, user, "n1", self.other_node.now()[1], 2, 0), 0, self.world.others)
+                assert not os.path.exists(path)
+        elif not os.path.lexists(path):
+            claim = cachedir.Claim(path, OTHERS, job_id, 0, uid_of(user), "n1")
+            with acting_as(user):
+                cachedir.enter(claim, time.monotonic())
+                Path(file).touch()
+            self.others.add(path)
+
+    # ---- sweeps
+
+    @precondition(lambda self: not self.quiet)
+    @rule(
+        hours=st.sampled_from([0.5, 2, 2, 80]),
+        how=st.sampled_from(["whole"] * 5 + ["killed", "in doubt"]),
+        at=st.integers(1, 12),
+        meanwhile=st.lists(st.tuples(st.integers(0, 4), st.sampled_from(MEANWHILE), picks), max_size=3),
+    )
+    def sweep(self, hours: float, how: str, at: int, meanwhile: list[tuple[int, str, int]]) -> None:
+        """After some time, a sweep."""
+        self.quiet = True
+        self.world.clock.advance(hours * HOUR)
+        if how == "whole":
+            self.sweep_whole(meanwhile)
+        elif how == "in doubt":
+            self.sweep_in_doubt(question=at % 2 + 1)
+        else:
+            with killed_at(at, writes=False):  # one child; the others go on
+                self._sweep(lambda _: None)
+
+    def sweep_whole(self, meanwhile: list[tuple[int, str, int]]) -> None:
+        """Things happen before and after each of its questions to Slurm, and before it acts."""
+
+        def moment(now: int) -> None:
+            for when, what, pick in meanwhile:
+                if when == now:
+                    self.happens(what, pick)
+
+        result = self._sweep(moment)
+        assert result.unknown is None
+        assert result.trouble == [] or meanwhile
+
+    def happens(self, what: str, pick: int) -> None:
+        if what in ("submit", "reuse"):
+            if what == "reuse":
+                self.lose_state()
+            self.submit((ALICE, BOB)[pick // 5], 1, batch=pick % 2 == 0, keep=False, go=True)
+        elif what == "finish":
+            self.finish(pick, requeue=pick % 2 == 0, at_once=True)
+        elif what == "late_epilog":
+            self.late_epilog(pick, kill=0)
+        elif what == "lose_node":
+            self.lose_node(pick, rebooted=False, requeue=True, back=False)
+        elif what == "lose_state":
+            self.lose_state()
+        elif what == "remove":
+            self.remove(pick, remake=pick % 2 == 0)
+        else:
+            self.step(pick, pick, kill=0)
+
+    def sweep_in_doubt(self, question: int) -> None:
+        """Slurm does not answer the first question, or the second: nothing at all goes."""
+
+        def moment(now: int) -> None:
+            if now == 2 * question - 2:
+                raise Unknown("slurm_timeout", "it is slow")
+
+        before = {user: self.world.names(user) for user in (ALICE, BOB)}
+        result = self._sweep(moment)
+        assert result.reaped == [] and (result.unknown or self.world.asked < question)
+        assert {user: self.world.names(user) for user in (ALICE, BOB)} == before
+
+    def _sweep(self, moment: Callable[[int], None]) -> sweep.Result:
+        self.world.asked, self.world.moment = 0, moment
+        try:
+            return sweep.run(self.world.settings, sweep.Options())
+        finally:
+            self.world.moment = lambda _: None
+
+    # ---- what must hold
+
+    @invariant()
+    def what_is_live_is_whole(self) -> None:
+        """P3: what a job's tasks have written is there as long as any of them may need it."""
+        for job in self.jobs:
+            for file in job.files if job.using else ():
+                assert os.path.exists(file), f"job {job.id}, run {job.run}, on {sorted(job.using)}, has lost {file}"
+            if job.by_hand and job.nodes:
+                assert os.path.exists(job.by_hand), f"job {job.id} has lost what its script made"
+
+    @invariant()
+    def what_is_not_ours_is_there(self) -> None:
+        """P4: directories kept by hand, and another cluster's."""
+        for file in [*self.untouchable, *(f"{path}/others.arrow" for path in self.others)]:
+            assert os.path.exists(file), f"{file} is gone, and was not ours"
+
+    @invariant()
+    def what_is_kept_is_there(self) -> None:
+        """JOBCACHE=keep holds for as long as the Epilog has said."""
+        now = self.world.clock.shown(time.time())
+        self.kept = {file: until for file, until in self.kept.items() if until > now}
+        for file in self.kept:
+            assert os.path.exists(file), f"{file} was to be kept"
+
+    def teardown(self) -> None:
+        """P5: a sweep leaves nothing of who has no jobs any more, but what is kept; and a later one not even that."""
+        for user in (ALICE, BOB):  # who may have jobs of the same ids
+            self.jobs = [job for job in self.jobs if job.user != user]
+            self.world.clock.advance(2 * HOUR)
+            assert [path for path in self.left(user) if not os.path.exists(f"{path}/.jobcache/keep")] == []
+        self.what_is_kept_is_there()
+        self.world.clock.advance(80 * HOUR)
+        assert [*self.left(ALICE), *self.left(BOB)] == []
+        self.what_is_not_ours_is_there()
+
+    def left(self, user: str) -> list[str]:
+        """What a sweep leaves to a user of what is ours and has a record."""
+        result = self._sweep(lambda _: None)
+        assert (result.unknown, result.trouble) == (None, [])
+        not_ours = {os.path.dirname(file) for file in self.untouchable} | self.others | self.by_hand
+        there = {f"{self.world.scratch}/{user}/.cache/{name}" for name in self.world.names(user)}
+        return sorted(there - not_ours)
+
+    # ---- looking
+
+    def alive(self) -> dict[int, set[int]]:
+        alive: dict[int, set[int]] = {}
+        for job in self.jobs:
+            alive.setdefault(job.id, set()).add(uid_of(job.user))
+        return alive
+
+    def path(self, job: Job) -> str:
+        return f"{self.world.scratch}/{job.user}/.cache/hf-datasets-{layout.format_job(job.id, job.run)}"
+
+    def in_state(self, state: str) -> list[Job]:
+        return [job for job in self.jobs if job.state == state]
+
+    def pending(self) -> list[Job]:
+        return self.in_state("PENDING")
+
+    def running(self) -> list[Job]:
+        return self.in_state("RUNNING")
+
+    def completing(self) -> list[Job]:
+        return self.in_state("COMPLETING")
+
+    def wide(self) -> list[Job]:
+        return [job for job in self.running() if len(job.nodes) > 1]
+
+    def given(self) -> list[Job]:
+        """Jobs that have a cache."""
+        return [job for job in self.running() if job.using]
+
+    def up(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.up]
+
+    def down(self) -> list[Node]:
+        return [node for node in self.nodes.values() if not node.up]
+
+
+def user_of(uid: int) -> str:
+    return pwd.getpwuid(uid).pw_name
+
+
+def one_of(things: Sequence[Any], pick: int) -> Any:
+    return things[pick % len(things)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root acts as others")
+def test_no_history_loses_a_live_cache_or_leaves_a_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P3, P4 and P5 hold in every history."""
+    with tempfile.TemporaryDirectory(prefix="jobcache-", dir=FAST) as top:
+        os.chmod(top, 0o755)
+        world = World(Path(top), monkeypatch)
+        run_state_machine_as_test(
+            lambda: Histories(world),
+            settings=settings(
+                max_examples=int(MORE or 200),
+                stateful_step_count=40,
+                derandomize=not MORE,
+                phases=[Phase.generate] + [Phase.shrink] * bool(MORE),
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

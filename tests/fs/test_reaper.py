@@ -1,0 +1,829 @@
+"""Deletion: all of a cache goes, whatever its user made of it, and nothing else is touched, whatever its user does."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from home import ALICE, BOB, JOB, Home, acting_as, fingerprint, make_cache, plant, uid_of
+from jobcache import asuser, layout, reaper
+from mounts import mount
+
+SEARCH = os.O_PATH | os.O_DIRECTORY
+READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+EXCHANGE = 2  # of renameat2
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    """Alice's directory; whatever a test does, the canaries around the cache have to be as they were."""
+    made = Home()
+    try:
+        yield made
+        made.check()
+    finally:
+        made.close()
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[tuple[int, int]]:
+    """The descriptors of the directory's parent and of itself, as the Epilog opens them."""
+    parent_fd = os.open(directory.parent, SEARCH)
+    fd = os.open(directory, READ)
+    try:
+        yield parent_fd, fd
+    finally:
+        os.close(fd)
+        os.close(parent_fd)
+
+
+def reap(cache: Path, then: Callable[[], object] = lambda: None) -> tuple[str, reaper.Tally]:
+    """Open, retire and delete a cache as Alice; return the trash's name and the tally. then: done after the opening."""
+    with acting_as(ALICE), opened(cache) as (parent_fd, fd):
+        then()
+        trash = reaper.retire(parent_fd, cache.name, fd, uid_of(ALICE), JOB)
+        return trash, reaper.delete(parent_fd, trash, fd, time.monotonic() + 60)
+
+
+def finish(trash: Path, until: float | None = None) -> reaper.Tally:
+    """Delete what is left in `trash`, as Alice."""
+    with acting_as(ALICE), opened(trash) as (parent_fd, fd):
+        return reaper.delete(parent_fd, trash.name, fd, time.monotonic() + 60 if until is None else until)
+
+
+@contextmanager
+def few_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def deepen(top: Path, levels: int) -> None:
+    """Make directories one in another, each with a file, deeper than any path can say."""
+    fd = os.open(top, READ)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", READ, dir_fd=fd)
+        os.close(fd)
+        fd = below
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+
+
+# -------------------------------------------------------------------------------------------------------- all of it goes
+
+
+def closed_directories(cache: Path) -> None:
+    make_cache(cache, "none/f", "none/none/f", "read/f", "search/f", "write/f")
+    for name, mode in (("none/none", 0), ("none", 0), ("read", 0o500), ("search", 0o100), ("write", 0o200)):
+        (cache / name).chmod(mode)
+
+
+def closed_record(cache: Path) -> None:
+    make_cache(cache, "f")
+    (cache / ".jobcache/nodes").mkdir(mode=0)
+    (cache / ".jobcache").chmod(0)
+
+
+def read_only_throughout(cache: Path) -> None:
+    make_cache(cache, "a/b/f")
+    for path in (cache / "a/b/f", cache / "a/b", cache / "a", cache / ".jobcache", cache):
+        path.chmod(path.stat().st_mode & 0o555)
+
+
+def many_entries(cache: Path) -> None:
+    make_cache(cache)
+    (cache / "many").mkdir()
+    for at in range(5000):
+        os.mknod(cache / f"many/{at}")
+
+
+def any_name(cache: Path) -> None:
+    make_cache(cache)
+    names = [
+        b"\xff\xfe", b"a\nb", b" ", b"-rf", b"--", b"*", b"a b", b"\x01\x7f", "ü".encode(), b"'\"$(reboot)", b"...", b"\\",
+        b"x" * 255, b".jobcache-deep-00", b".jobcache-trash-1-00", b".jobcache-new-1-00", b"hf-datasets-4242",
+    ]  # fmt: skip
+    for name in names:
+        os.mkdir(os.fsencode(cache) + b"/" + name)
+        os.mknod(os.fsencode(cache) + b"/" + name + b"/" + name)
+    make_cache(cache / "a b", "f")
+    make_cache(cache / "a b/.jobcache/.jobcache", "f")
+    make_cache(cache / ".jobcache/.jobcache/.jobcache", "f")
+
+
+def odd_files(cache: Path) -> None:
+    make_cache(cache, "f")
+    os.mkfifo(cache / "fifo", 0)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(cache / "socket"))
+    (cache / "dangling").symlink_to("/nonexistent/x")
+    (cache / "loop").symlink_to("loop")
+    (cache / "up").symlink_to("..")
+    (cache / "itself").symlink_to(".")
+
+
+def no_record(cache: Path) -> None:
+    (cache / "a").mkdir(parents=True)
+    (cache / "a/f").write_text("x")
+
+
+def record_is_a_file(cache: Path) -> None:
+    cache.mkdir()
+    (cache / ".jobcache").write_text("x")
+
+
+def record_is_a_symlink(cache: Path) -> None:
+    cache.mkdir()
+    (cache / ".jobcache").symlink_to("../../canary")
+
+
+def record_is_full_of_other_things(cache: Path) -> None:
+    make_cache(cache)
+    (cache / ".jobcache/id").unlink()
+    make_cache(cache / ".jobcache/id", "a/b")
+    (cache / ".jobcache/job.json").unlink()
+    (cache / ".jobcache/job.json").symlink_to("/etc/passwd")
+    deepen(cache / ".jobcache", 100)
+
+
+SHAPES = (
+    closed_directories, closed_record, read_only_throughout, many_entries, any_name, odd_files, no_record, record_is_a_file,
+    record_is_a_symlink, record_is_full_of_other_things,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_all_of_it_goes(home: Home, shape: Callable[[Path], None]) -> None:
+    """Whatever modes, names, numbers and kinds a user gave to what is in a cache, nothing of it is left."""
+    with acting_as(ALICE):
+        shape(home.cache)
+    trash, tally = reap(home.cache)
+    assert (home.rest(), tally.done, tally.left, tally.error) == ([], True, 0, "")
+    assert layout.parse_debris(trash) == (layout.TRASH, JOB)
+
+
+def test_a_cache_that_is_itself_closed(home: Home) -> None:
+    """Its mode may change to 000 even after it was opened."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f")
+    _, tally = reap(home.cache, then=lambda: home.cache.chmod(0))
+    assert (home.rest(), tally.done) == ([], True)
+
+
+def test_a_tree_deeper_than_any_path(home: Home) -> None:
+    """10,000 levels go, without recursion and with few descriptors."""
+    with mount("none", home.cache_dir, options="mode=777"):
+        with acting_as(ALICE):
+            make_cache(home.cache)
+            deepen(home.cache, 10_000)
+        with few_descriptors():
+            _, tally = reap(home.cache)
+        assert (os.listdir(home.cache_dir), tally.done, tally.files) == ([], True, 10_000)
+
+
+def test_another_users_directory_in_it(home: Home) -> None:
+    """What another user put there is left, and said; it does not stop the rest. An empty directory of theirs goes."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f", "z/f")
+    for name in ("a/open/of-bob", "a/closed/of-bob", "empty"):
+        (home.cache / name).mkdir(parents=True)
+    plant(home.cache / "a/open/of-bob/tree")
+    plant(home.cache / "a/closed/of-bob/tree")
+    subprocess.run(
+        ["chown", "-R", BOB, *map(str, (home.cache / "a/open", home.cache / "a/closed", home.cache / "empty"))], check=True
+    )
+    (home.cache / "a/open").chmod(0o555)
+    (home.cache / "a/closed").chmod(0o700)
+    (home.cache / "empty").chmod(0o700)
+    before = {name: fingerprint(home.cache / "a" / name) for name in ("open", "closed")}
+    trash, tally = reap(home.cache)
+    after = {name: fingerprint(home.cache_dir / trash / "a" / name) for name in ("open", "closed")}
+    assert [list(after[name].values()) for name in after] == [list(before[name].values()) for name in before]
+    assert not tally.done and tally.left >= 2 and tally.files == 2 and tally.error
+    assert sorted(os.listdir(home.cache_dir / trash)) == [".jobcache", "a"]
+    assert (home.cache_dir / trash / ".jobcache/id").exists()
+
+
+def test_an_immutable_file_in_it(home: Home) -> None:
+    """What the filesystem will not give up is left, counted and said; a later call finishes."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/b/f", "a/b/g", "h")
+    if subprocess.run(["chattr", "+i", str(home.cache / "a/b/f")], capture_output=True, check=False).returncode:
+        pytest.skip("no immutable files on this filesystem")
+    trash, tally = reap(home.cache)
+    subprocess.run(["chattr", "-i", str(home.cache_dir / trash / "a/b/f")], check=True)
+    assert (tally.done, tally.files, tally.left) == (False, 2, 3)  # f, and the two directories above it
+    assert "Operation not permitted: 'f'" in tally.error and not tally.mounted
+    assert finish(home.cache_dir / trash).done and home.rest() == []
+
+
+def test_entries_that_come_and_go_meanwhile(home: Home) -> None:
+    """A process that still works in the cache neither breaks the deletion nor has the last word."""
+    with acting_as(ALICE):
+        make_cache(home.cache, *(f"{at}/f" for at in range(300)))
+        top = os.open(home.cache, READ)
+        rounds, stop = [0], threading.Event()
+
+        def work() -> None:
+            while not stop.is_set() and rounds[0] < 2000:
+                rounds[0] += 1
+                at = rounds[0] % 300
+                for call in (
+                    lambda at=at: os.unlink(f"{at}/f", dir_fd=top),
+                    lambda at=at: os.rmdir(str(at), dir_fd=top),
+                    lambda at=at: os.mkdir(f"{at}-{rounds[0]}", dir_fd=top),
+                    lambda at=at: os.mknod(f"{at}-{rounds[0]}/f", dir_fd=top),
+                    lambda at=at: os.rename(f"{at + 1}/f", f"{at}-{rounds[0]}/g", src_dir_fd=top, dst_dir_fd=top),
+                ):
+                    try:
+                        call()
+                    except OSError:
+                        continue  # it has been deleted
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            trash, tally = reap(home.cache, then=lambda: wait_until(lambda: rounds[0] > 5))
+        finally:
+            stop.set()
+            worker.join()
+            os.close(top)
+    assert home.rest() in ([], [trash])
+    assert tally.done or finish(home.cache_dir / trash).done
+    assert home.rest() == []
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_two_who_delete_the_same(home: Home) -> None:
+    """A sweep and a late Epilog may empty the same trash at the same time: neither calls that a failure."""
+    with acting_as(ALICE):
+        make_cache(home.cache, *(f"{at % 40}/{at}" for at in range(2000)))
+        trash = home.cache_dir / layout.trash_name(JOB, "00ff")
+        home.cache.rename(trash)
+        with opened(trash) as (parent_fd, fd), opened(trash) as (_, other_fd):
+            tallies: list[reaper.Tally] = []
+            both = [
+                threading.Thread(
+                    target=lambda fd=fd: tallies.append(reaper.delete(parent_fd, trash.name, fd, time.monotonic() + 60))
+                )
+                for fd in (fd, other_fd)
+            ]
+            for one in both:
+                one.start()
+            for one in both:
+                one.join()
+    assert [(tally.done, tally.left, tally.error) for tally in tallies] == [(True, 0, "")] * 2
+    assert home.rest() == []
+
+
+def test_somebody_else_deletes_it_at_any_moment(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever all of it vanishes, that is no failure."""
+    vanished, step = True, 0
+    while vanished:
+        with acting_as(ALICE):
+            make_cache(home.cache, "a/b/f", "g")
+        vanished, step = False, step + 1
+        clock = iter(range(1 << 30))
+
+        def monotonic(clock: Iterator[int] = clock, last: int = step) -> int:
+            nonlocal vanished
+            now = next(clock)
+            if now == last:
+                vanished = True
+                shutil.rmtree(home.cache)
+            return now
+
+        monkeypatch.setattr(reaper, "time", SimpleNamespace(monotonic=monotonic))
+        tally = finish(home.cache, until=1 << 30)
+        assert (tally.done, tally.left, tally.error, home.rest()) == (True, 0, "", [])
+    assert step > 10
+
+
+def test_directories_that_cannot_be_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the filesystem in one directory is said, and stops nothing else."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "refused/f", "broken/f", "refused-later/f", "fine/f")
+    inodes = {os.stat(home.cache / name).st_ino: name for name in os.listdir(home.cache)}
+    real, looks = os.scandir, []
+
+    def scandir(fd: int) -> object:
+        name = inodes.get(os.fstat(fd).st_ino, "")
+        looks.append(name)
+        if name == "refused" or (name == "refused-later" and looks.count(name) > 1):
+            raise OSError(errno.EIO, "Input/output error")
+        return Broken(real(fd)) if name == "broken" else real(fd)
+
+    class Broken:
+        def __init__(self, entries: Iterator[os.DirEntry[str]]) -> None:
+            self.close = entries.close  # type: ignore[attr-defined]
+
+        def __next__(self) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(reaper.os, "scandir", scandir)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    trash, tally = reap(home.cache)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    monkeypatch.undo()
+    assert (tally.done, tally.files, "Input/output" in tally.error) == (False, 2, True)
+    assert sorted(os.listdir(home.cache_dir / trash)) == [".jobcache", "broken", "refused"]
+    assert finish(home.cache_dir / trash).done
+
+
+# ------------------------------------------------------------------------------------------------- what is counted
+
+
+def test_bytes_are_those_that_come_free(home: Home) -> None:
+    """bytes is what du says of the files: blocks, not sizes; hardlinks once; nothing for one whose other link stays."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a", "b/c", "b/d", ".jobcache/uncounted")
+        os.link(home.cache / "b/c", home.cache / "twin")
+        (home.cache / "big").write_bytes(os.urandom(3 << 20))
+        with open(home.cache / "sparse", "wb") as file:
+            file.seek(1 << 32)
+            file.write(b"x")
+        (home.cache / "long").symlink_to("x" * 1000)
+        (home.cache / "short").symlink_to("x")
+        outside = home.cache_dir.parent / "outside"
+        outside.write_bytes(b"x" * 4096)
+        os.link(outside, home.cache / "stays")
+    os.sync()  # blocks are allocated at the latest now
+    counted = [home.cache / name for name in ("a", "b/c", "b/d", "big", "sparse", "long", "short")]
+    expected = sum(path.lstat().st_blocks * 512 for path in counted)
+    before = outside.stat()
+    _, tally = reap(home.cache)
+    after = outside.stat()
+    assert (tally.bytes, tally.files) == (expected, len(counted) + 2)
+    assert 3 << 20 < tally.bytes < 4 << 20
+    assert outside.read_bytes() == b"x" * 4096 and after.st_nlink == 1
+    assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (before.st_mode, before.st_uid, before.st_mtime_ns)
+
+
+def test_memory_does_not_grow_with_a_directory(home: Home) -> None:
+    """100,000 files in one directory are deleted in the memory that ten need."""
+    directory = home.dir / "tmpfs"
+    directory.mkdir()
+
+    def work(report: Callable[[dict[str, int]], None]) -> None:
+        cache = directory / "cache"
+        make_cache(cache)
+        fd = os.open(cache, READ)
+        for at in range(100_000):
+            os.mknod(f"{at:0100}", dir_fd=fd)
+        with opened(cache) as (parent_fd, fd):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            tally = reaper.delete(parent_fd, cache.name, fd, time.monotonic() + 60)
+            report({"files": tally.files, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before})
+
+    with mount("none", directory, options="mode=777"):
+        child = asuser.start(work, uid=uid_of(ALICE), gid=None, user=None, places=[])
+        (told,) = child.facts(time.monotonic() + 60)
+    assert told["files"] == 100_000 and told["kib"] < 4096
+
+
+# ------------------------------------------------------------------------------------------------------ nothing else
+
+
+def test_symlinks_go_and_their_targets_stay(home: Home) -> None:
+    """No symlink is followed, wherever it leads."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f")
+        for at, target in enumerate(
+            (home.canary, home.canary / "a", home.canary / "e", home.dir / "root", home.dir / "bob", "/etc")
+        ):
+            (home.cache / f"link{at}").symlink_to(target)
+            (home.cache / f"a/link{at}").symlink_to(target)
+    _, tally = reap(home.cache)
+    assert (home.rest(), tally.files) == ([], 13)
+
+
+@pytest.mark.parametrize("fdinfo", [True, False], ids=["fdinfo", "before-5.14"])
+@pytest.mark.parametrize("inside", ["", "a/", ".jobcache/"])
+@pytest.mark.parametrize("what", ["tmpfs", "bind", "bind-of-closed", "bind-file"])
+def test_mounts_in_it_are_left_alone(home: Home, monkeypatch: pytest.MonkeyPatch, what: str, inside: str, fdinfo: bool) -> None:
+    """What is mounted in a cache is not entered, not changed, and said; the rest goes, and all when it is unmounted."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f", "g")
+        point = home.cache / f"{inside}point"
+        point.touch() if what == "bind-file" else point.mkdir()
+        closed = home.canary.parent / "closed"
+        plant(closed)
+        closed.chmod(0)
+    source = {"tmpfs": "none", "bind": home.canary, "bind-of-closed": closed, "bind-file": home.canary / "e"}[what]
+    if not fdinfo:
+        monkeypatch.setattr(reaper, "open", no_fdinfo, raising=False)
+    with mount(source, point, "tmpfs" if what == "tmpfs" else "bind", "mode=755" if what == "tmpfs" else ""):
+        if what == "tmpfs":
+            plant(point / "tree")
+            subprocess.run(["chown", "-R", ALICE, str(point)], check=True)
+        before = [*fingerprint(point).values(), *fingerprint(closed).values()]
+        trash, tally = reap(home.cache)
+        point = home.cache_dir / trash / f"{inside}point"
+        assert [*fingerprint(point).values(), *fingerprint(closed).values()] == before
+        assert (tally.done, tally.mounted, tally.files) == (False, True, 2)
+        assert tally.left and "mount point" in tally.error
+        assert (home.cache_dir / trash / ".jobcache/id").exists()
+    assert finish(home.cache_dir / trash).done and home.rest() == []
+
+
+def no_fdinfo(path: str, **_: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", path)
+
+
+def test_a_mount_in_place_of_its_record(home: Home) -> None:
+    """The same for .jobcache itself."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f")
+    with mount(home.canary, home.cache / ".jobcache", "bind"):
+        trash, tally = reap(home.cache)
+        assert (tally.done, tally.mounted, tally.left, tally.files) == (False, True, 1, 1)
+        home.check()
+    assert finish(home.cache_dir / trash).done
+
+
+def test_a_file_mounted_in_place_of_its_record(home: Home) -> None:
+    """The same for a .jobcache that is a file."""
+    with acting_as(ALICE):
+        record_is_a_file(home.cache)
+    with mount(home.canary / "e", home.cache / ".jobcache", "bind"):
+        trash, tally = reap(home.cache)
+        assert (tally.done, tally.mounted, tally.left) == (False, True, 1)
+    assert finish(home.cache_dir / trash).done
+
+
+@pytest.mark.parametrize("fdinfo", [True, False], ids=["fdinfo", "before-5.14"])
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_a_cache_that_is_a_mount_point(home: Home, monkeypatch: pytest.MonkeyPatch, kind: str, fdinfo: bool) -> None:
+    """A cache on which something is mounted is kept, with the reason, and keeps its name."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f")
+    if not fdinfo:
+        monkeypatch.setattr(reaper, "open", no_fdinfo, raising=False)
+    uid = uid_of(ALICE)
+    with mount(home.cache, home.cache, kind, f"uid={uid}" if kind == "tmpfs" else ""), pytest.raises(reaper.Kept) as kept:
+        reap(home.cache)
+    assert kept.value.reason == "mount"
+    assert home.rest() == [home.cache.name] and (home.cache / "a/f").exists()
+
+
+def test_a_filesystem_that_has_no_handles() -> None:
+    """Where the kernel tells neither the mount nor a handle, filesystems are told apart by their device."""
+    fds = [os.open(path, SEARCH) for path in ("/proc", "/sys", "/proc/self")]
+    proc, sys, below = map(reaper._mount_by_handle, fds)
+    for fd in fds:
+        os.close(fd)
+    assert proc == below != sys
+
+
+def test_wrong_owner(home: Home) -> None:
+    """A directory that is not the job's user's is kept."""
+    with acting_as(BOB), opened(home.dir / "bob" / f"hf-datasets-{JOB}") as (parent_fd, fd), pytest.raises(reaper.Kept) as kept:
+        reaper.retire(parent_fd, f"hf-datasets-{JOB}", fd, uid_of(ALICE), JOB)
+    assert kept.value.reason == "foreign"
+
+
+@pytest.mark.parametrize("owner", ["root", ALICE])
+def test_nothing_is_deleted_as_root(home: Home, owner: str) -> None:
+    """Root's identity deletes nothing, neither root's nor anybody's."""
+    cache = home.dir / "root" / f"hf-datasets-{JOB}" if owner == "root" else home.cache
+    if owner != "root":
+        with acting_as(ALICE):
+            make_cache(cache, "f")
+    before = fingerprint(cache)
+    with opened(cache) as (parent_fd, fd):
+        with pytest.raises(reaper.Kept) as kept:
+            reaper.retire(parent_fd, cache.name, fd, uid_of(owner), JOB)
+        tally = reaper.delete(parent_fd, cache.name, fd, time.monotonic() + 60)
+    assert kept.value.reason == "foreign"
+    assert (tally.done, tally.left, tally.files) == (False, 1, 0)
+    assert fingerprint(cache) == before
+
+
+def test_trash_that_is_anothers(home: Home) -> None:
+    """`delete` by itself refuses what is not its caller's, even where that could write there."""
+    place = home.dir / "of-bob"
+    make_cache(place / "x", "f")
+    shutil.chown(place / "x", BOB)
+    (place / "x").chmod(0o777)
+    with acting_as(ALICE), opened(place / "x") as (parent_fd, fd):
+        tally = reaper.delete(parent_fd, "x", fd, time.monotonic() + 60)
+    assert (tally.done, tally.left, (place / "x/f").exists()) == (False, 1, True)
+
+
+SWAPPED_IN: dict[str, Callable[[Path], object]] = {
+    "full": plant,
+    "empty": Path.mkdir,
+    "file": Path.touch,
+    "symlink": lambda path: path.symlink_to("/etc"),
+}
+
+
+@pytest.mark.parametrize("what", SWAPPED_IN)
+def test_another_directory_comes_into_its_place(home: Home, what: str) -> None:
+    """What was put at a cache's name between the opening and the renaming gets its name back, and nothing is deleted."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f")
+    before = fingerprint(home.cache)
+    away = home.cache_dir / "away"
+
+    def swap() -> None:
+        home.cache.rename(away)
+        SWAPPED_IN[what](home.cache)
+        swapped.update(identity(home.cache))
+
+    swapped: dict[str, object] = {}
+    with pytest.raises(reaper.Kept) as kept:
+        reap(home.cache, then=swap)
+    assert kept.value.reason == "changed"
+    assert home.rest() == sorted(["away", home.cache.name])
+    assert identity(home.cache) == swapped
+    away.rename(away.with_name("x"))
+    (home.cache_dir / "x").rename(away)
+    assert [found[:5] for found in fingerprint(away).values()] == [found[:5] for found in before.values()]
+
+
+def identity(path: Path) -> dict[str, object]:
+    return {"inode": path.lstat().st_ino, "names": sorted(os.listdir(path)) if path.is_dir() and not path.is_symlink() else []}
+
+
+@pytest.mark.parametrize("taken_by", SWAPPED_IN)
+@pytest.mark.parametrize("what", SWAPPED_IN)
+def test_its_place_is_taken_again(home: Home, monkeypatch: pytest.MonkeyPatch, what: str, taken_by: str) -> None:
+    """Where the name is taken before it can be given back, both stay, and neither has a name that anything deletes."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f")
+    identities: list[dict[str, object]] = []
+
+    def swap() -> None:
+        home.cache.rename(home.cache_dir / "away")
+        SWAPPED_IN[what](home.cache)
+        identities.append(identity(home.cache))
+        monkeypatch.setattr(reaper.os, "lstat", take_first)
+
+    def take_first(name: str, **where: int) -> os.stat_result:
+        monkeypatch.undo()
+        SWAPPED_IN[taken_by](home.cache)
+        identities.append(identity(home.cache))
+        return os.lstat(name, **where)
+
+    with pytest.raises(reaper.Kept) as kept:
+        reap(home.cache, then=swap)
+    (aside,) = set(home.rest()) - {"away", home.cache.name}
+    assert [identity(home.cache_dir / aside), identity(home.cache)] == identities
+    assert kept.value.reason == "changed" and aside in str(kept.value)
+    assert layout.parse_debris(aside) is None
+
+
+def test_symlinks_that_replace_directories_meanwhile(home: Home) -> None:
+    """A user who swaps directories for symlinks while root's errand deletes gains nothing: the canary never changes."""
+    with mount("none", home.cache_dir, options="mode=777"):
+        victim = home.cache_dir / "victim"
+        with acting_as(ALICE):
+            plant(victim)
+            (victim / "x").mkdir(mode=0o500)
+        before = fingerprint(victim)
+        attacker = os.fork()
+        if attacker == 0:
+            try:
+                asuser.become(uid_of(ALICE), None, None)
+                swap_for_ever(os.fsencode(home.cache_dir))
+            finally:
+                os._exit(1)
+        try:
+            for _ in range(1000):
+                with acting_as(ALICE):
+                    make_cache(home.cache, *(f"d{at}/{name}" for at in range(4) for name in ("e", "a/d")))
+                    (home.cache / "d0").chmod(0)
+                    (home.cache / "d1").chmod(0)
+                    for at in range(4):
+                        (home.cache / f"s{at}").symlink_to(victim)
+                trash, tally = reap(home.cache)
+                while not tally.done:  # the attacker can keep entries from going, for as long as there are any
+                    tally = finish(home.cache_dir / trash)
+            assert os.waitpid(attacker, os.WNOHANG) == (0, 0), "the attacker lives"
+        finally:
+            os.kill(attacker, 9)
+            os.waitpid(attacker, 0)
+        assert fingerprint(victim) == before
+
+
+def swap_for_ever(parent: bytes) -> None:
+    """In whatever caches or trash there is, exchange directories and symlinks as fast as possible."""
+    libc = ctypes.CDLL(None)
+    here = os.open(parent, SEARCH)
+    while True:
+        for name in os.listdir(parent):
+            for at in range(4):
+                libc.renameat2(here, b"%s/d%d" % (name, at), here, b"%s/s%d" % (name, at), EXCHANGE)
+
+
+@pytest.mark.parametrize("when", ["refused", "held"])
+def test_a_symlink_that_replaces_a_closed_directory(home: Home, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """A directory that has to be opened up first can be swapped before and after it is held: its target stays as it is."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "closed/f")
+        (home.cache / "closed").chmod(0)
+    real = os.open
+
+    def swap(dir_fd: int | None) -> None:
+        monkeypatch.undo()
+        os.rename("closed", "away", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        os.symlink(home.canary, "closed", dir_fd=dir_fd)
+
+    def swap_at_that_moment(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        try:
+            fd = real(path, flags, mode, dir_fd=dir_fd)
+        except PermissionError:
+            if when == "refused":
+                swap(dir_fd)
+            raise
+        if when == "held" and path == "closed":
+            swap(dir_fd)
+        return fd
+
+    trash, tally = reap(home.cache, then=lambda: monkeypatch.setattr(reaper.os, "open", swap_at_that_moment))
+    home.check()
+    assert tally.done or finish(home.cache_dir / trash).done
+
+
+# ------------------------------------------------------------------------------------------------------- the budget
+
+
+def test_a_budget_of_nothing(home: Home) -> None:
+    """Without time nothing is deleted; the trash has a name by which the sweep knows it, and it finishes."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f", "g")
+        before = len(fingerprint(home.cache))
+        with opened(home.cache) as (parent_fd, fd):
+            trash = reaper.retire(parent_fd, home.cache.name, fd, uid_of(ALICE), JOB)
+            tally = reaper.delete(parent_fd, trash, fd, time.monotonic())
+    assert (tally.done, tally.files, tally.left, tally.error) == (False, 0, 0, "")
+    assert len(fingerprint(home.cache_dir / trash)) == before
+    assert layout.parse_debris(trash) == (layout.TRASH, JOB)
+    assert finish(home.cache_dir / trash).done and home.rest() == []
+
+
+def test_a_pace(home: Home) -> None:
+    """A deletion can be told to leave a shared filesystem time between entries."""
+    with acting_as(ALICE):
+        make_cache(home.cache, *(f"a/{at}" for at in range(20)))
+        with opened(home.cache) as (parent_fd, fd):
+            began = time.monotonic()
+            tally = reaper.delete(parent_fd, home.cache.name, fd, began + 60, rate=200)
+    assert tally.done and time.monotonic() - began >= 20 / 200
+
+
+@pytest.mark.parametrize("deep", [3, 40])
+def test_a_budget_that_ends_anywhere(home: Home, monkeypatch: pytest.MonkeyPatch, deep: int) -> None:
+    """However often the time runs out, nothing is counted twice or lost, the id is the last to go, and the end comes."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f", "a/b/g", "h")
+        deepen(home.cache, deep)
+        (home.cache / ".jobcache/nodes").mkdir()
+    files = little_by_little(home.cache, monkeypatch)
+    assert files == 3 + deep
+
+
+def little_by_little(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Delete in ever larger steps, each cut short; return how many files went. The id has to be there until the end."""
+    steps, files, tally = 0, 0, None
+    name = directory / ".jobcache/id"
+    while tally is None or not tally.done:
+        steps += 1
+        clock = iter(range(1 << 30))
+        monkeypatch.setattr(reaper, "time", SimpleNamespace(monotonic=lambda clock=clock: next(clock)))
+        tally = finish(directory, until=steps)
+        files += tally.files
+        assert tally.left == 0 and tally.error == ""
+        if directory.exists() and set(os.listdir(directory)) - {".jobcache"}:
+            assert name.read_text() == f"test {JOB} 0 {uid_of(ALICE)}\n"
+        elif name.parent.exists() and os.listdir(name.parent):
+            assert name.exists()
+    assert steps > 5 and not directory.exists()
+    return files
+
+
+# ------------------------------------------------------------------------------- a filesystem that renames no directory
+
+
+@pytest.fixture
+def lower(home: Home) -> Iterator[Callable[[Callable[[Path], None]], Path]]:
+    """A function that puts a cache on the lower layer of an overlay, where no directory can be renamed."""
+    layers = home.dir / "layers"
+    layers.mkdir(mode=0o755)
+    top = home.dir / "overlay"
+    top.mkdir()
+    stack = []
+    with mount("none", layers):
+        for name in ("lower", "upper", "work"):
+            (layers / name).mkdir()
+            os.chown(layers / name, uid_of(ALICE), -1)
+        overlay = mount(
+            "none", top, "overlay", f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work,redirect_dir=off"
+        )
+
+        def make(shape: Callable[[Path], None]) -> Path:
+            with acting_as(ALICE):
+                shape(layers / "lower" / home.cache.name)
+            stack.append(overlay.__enter__())
+            return top / home.cache.name
+
+        try:
+            yield make
+        finally:
+            if stack:
+                overlay.__exit__(None, None, None)
+
+
+Lower = Callable[[Callable[[Path], None]], Path]
+
+
+def test_deleted_in_place(lower: Lower) -> None:
+    """Where the rename is impossible (EXDEV), the cache is deleted where it is."""
+    cache = lower(lambda cache: make_cache(cache, "a/f", "b/c/g"))
+    name, tally = reap(cache)
+    assert (name, tally.done, tally.files, os.listdir(cache.parent)) == (cache.name, True, 2, [])
+
+
+def test_deleted_in_place_little_by_little(lower: Lower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, the id stays until all else has gone: what is left over is still known to be a cache of ours."""
+    cache = lower(lambda cache: make_cache(cache, "a/f", "b/c/g", ".jobcache/x", ".jobcache/zz/z"))
+    assert little_by_little(cache, monkeypatch) == 2
+
+
+def test_swapped_in_place(lower: Lower) -> None:
+    """There too, another directory at the name is not touched."""
+    cache = lower(lambda cache: make_cache(cache, "a/f"))
+    with acting_as(ALICE):
+        make_cache(cache.with_name("other"), "b")
+        with opened(cache.with_name("other")) as (parent_fd, fd), pytest.raises(reaper.Kept) as kept:
+            reaper.retire(parent_fd, cache.name, fd, uid_of(ALICE), JOB)
+    assert kept.value.reason == "changed" and (cache / "a/f").exists()
+
+
+def test_deep_where_nothing_can_be_moved_up(lower: Lower) -> None:
+    """A deep tree goes there too, by as many descriptors as there are."""
+
+    def shape(cache: Path) -> None:
+        make_cache(cache)
+        deepen(cache, 100)
+
+    cache = lower(shape)
+    _, tally = reap(cache)
+    assert (tally.done, tally.files) == (True, 100)
+
+
+def test_too_deep_where_nothing_can_be_moved_up(lower: Lower) -> None:
+    """Where the descriptors do not suffice, that is said, and what can go has gone."""
+
+    def shape(cache: Path) -> None:
+        make_cache(cache, "f")
+        deepen(cache, 200)
+
+    cache = lower(shape)
+    with few_descriptors():
+        _, tally = reap(cache)
+    assert not tally.done and "Too many open files" in tally.error
+    assert finish(cache).done
+
+
+def test_a_rename_that_fails(home: Home) -> None:
+    """An error of the rename is the caller's to say; nothing has happened."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f")
+    os.chown(home.cache_dir, 0, 0)
+    home.cache_dir.chmod(0o755)
+    with pytest.raises(PermissionError):
+        reap(home.cache)
+    assert home.rest() == [home.cache.name] and (home.cache / "a/f").exists()
+
+
+def test_gone_before_the_rename(home: Home) -> None:
+    """A cache that its user removes at that moment is nobody's failure but a FileNotFoundError."""
+    with acting_as(ALICE):
+        make_cache(home.cache)
+    with pytest.raises(FileNotFoundError):
+        reap(home.cache, then=lambda: subprocess.run(["rm", "-r", str(home.cache)], check=True))

@@ -1,0 +1,299 @@
+"""The sweep on a real filesystem, with a Slurm that says what the test wants."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jobcache import find
+from jobcache import sweep as sweeping
+from jobcache.cli import main
+from site_dir import ALICE, BOB, Site
+
+UID = pwd.getpwnam(ALICE).pw_uid
+
+
+class FakeSlurm:
+    """squeue and scontrol that answer from files; every question is counted."""
+
+    def __init__(self, site: Site) -> None:
+        self.dir = site.dir / "slurm"
+        self.dir.mkdir()
+        self.asked = self.dir / "asked"
+        self.says()
+        for name in ("squeue", "scontrol"):
+            program = self.dir / name
+            program.write_text(
+                f'#!/bin/sh\necho "{name} $*" >>{self.asked}\ncase "{name} $*" in\n'
+                f'"scontrol show config") cat {self.dir}/config ;;\n"scontrol show jobs") cat {self.dir}/none ;;\n'
+                f"squeue*) n=$(grep -c ^squeue {self.asked}); f={self.dir}/queue.$n; [ -e $f ] || f={self.dir}/queue; cat $f\n"
+                f"    cat {self.dir}/stderr >&2; exit $(cat {self.dir}/status) ;;\nesac\n"
+            )
+            program.chmod(0o755)
+
+    def says(
+        self, *jobs: str, cluster: str = "test", private: str = "none", none: str = "No jobs in the system", **more: str
+    ) -> None:
+        (self.dir / "config").write_text(f"ClusterName             = {cluster}\nPrivateData             = {private}\n")
+        (self.dir / "queue").write_text("".join(f"{job}\n" for job in jobs))
+        (self.dir / "none").write_text(none + "\n")
+        (self.dir / "stderr").write_text(more.get("stderr", ""))
+        (self.dir / "status").write_text(more.get("status", "0"))
+
+    def questions(self) -> list[str]:
+        return self.asked.read_text().splitlines() if self.asked.exists() else []
+
+
+@pytest.fixture
+def slurm(site: Site) -> FakeSlurm:
+    fake = FakeSlurm(site)
+    site.configure(
+        slurm={"squeue": str(fake.dir / "squeue"), "scontrol": str(fake.dir / "scontrol"), "timeout": "5s"},
+        sweep={"grace": "0s", "confirm": "0s"},
+    )
+    return fake
+
+
+def jobcache(site: Site, *argv: str) -> Result:
+    return CliRunner().invoke(main, [*argv, "--hooks", str(site.hooks)], catch_exceptions=False)
+
+
+def sweep(site: Site, *options: str) -> Result:
+    return jobcache(site, "sweep", *options)
+
+
+def decisions(site: Site, *options: str) -> dict[str, tuple[str, str]]:
+    """What a dry run says: (action, reason) by the directory's name."""
+    result = sweep(site, "--dry-run", "--json", *options)
+    rows = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
+    return {os.path.basename(row["path"]): (row["action"], row["reason"]) for row in rows}
+
+
+def test_orphans_go_and_the_living_stay(site: Site, slurm: FakeSlurm) -> None:
+    """Alice's 7 is dead and goes, as alice; 8 lives; bob's 7 lives."""
+    for job, user in ((7, ALICE), (8, ALICE), (7, BOB)):
+        site.task_prolog(job, user=user)
+        site.fill(site.cache(job, user=user), "json/a.arrow", size=8192)
+    slurm.says("8|8|RUNNING|5", f"7|7|PENDING|{pwd.getpwnam(BOB).pw_uid}")
+    result = sweep(site)
+    assert (result.exit_code, result.output) == (0, "")
+    assert [site.cache(7).exists(), site.cache(8).exists(), site.cache(7, user=BOB).exists()] == [False, True, True]
+    assert site.debris() == []
+    (reaped,) = site.events("cache.orphan_reaped")
+    assert (reaped["reason"], reaped["outcome"], reaped["bytes"], reaped["files"]) == ("orphan", "reaped", 8192, 1)
+    (finished,) = site.events("sweep.finished")
+    assert (finished["found"], finished["reaped"], finished["kept"], finished["troubles"]) == (3, 1, 2, 0)
+
+
+def test_nothing_there_asks_nothing(site: Site, slurm: FakeSlurm) -> None:
+    """No candidates, no question to the controller."""
+    assert sweep(site).exit_code == 0
+    assert slurm.questions() == []
+
+
+UNKNOWN: dict[str, dict[str, Any]] = {
+    "slurm_down": {"status": "1", "stderr": "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"},
+    "slurm_failed": {"status": "1", "stderr": "squeue: fatal: out of memory\n"},
+    "slurm_malformed": {"jobs": ["8|8|RUNNING"]},
+    "slurm_empty": {"none": ""},
+    "slurm_other_cluster": {"cluster": "della"},
+    "slurm_state": {"jobs": ["8|8|LEVITATING|5"]},
+}
+
+
+@pytest.mark.parametrize("reason", sorted(UNKNOWN))
+def test_in_doubt_nothing_goes(site: Site, slurm: FakeSlurm, reason: str) -> None:
+    """Each kind of doubt has its own reason, exit status 1, and deletes nothing."""
+    site.task_prolog(7)
+    how = dict(UNKNOWN[reason])
+    slurm.says(*how.pop("jobs", []), **how)
+    result = sweep(site)
+    assert result.exit_code == 1 and f"({reason})" in result.output
+    assert site.cache(7).exists()
+    assert [event["reason"] for event in site.events("sweep.finished")] == [reason]
+
+
+def test_unrecorded_is_reported(site: Site, slurm: FakeSlurm) -> None:
+    """A directory kept by hand stays, unless the site says otherwise."""
+    site.task_prolog(1)
+    own = site.cache(7)
+    own.mkdir()
+    os.chown(own, UID, -1)
+    assert decisions(site)[own.name] == ("report", "unrecorded")
+    sweep(site)
+    assert own.exists()
+    site.configure(sweep={"grace": "0s", "confirm": "0s", "unrecorded": "reap"})
+    sweep(site)
+    assert not own.exists()
+
+
+def test_young_and_kept(site: Site, slurm: FakeSlurm) -> None:
+    """What is younger than grace stays; what the user keeps stays until keep_max."""
+    site.task_prolog(7)
+    site.task_prolog(8, JOBCACHE="keep")
+    site.epilog(8)
+    site.configure(sweep={"grace": "1h", "confirm": "0s"})
+    assert set(decisions(site).values()) == {("keep", "young")}
+    site.configure(sweep={"grace": "0s", "confirm": "0s"})
+    assert decisions(site) == {"hf-datasets-7": ("reap", "orphan"), "hf-datasets-8": ("keep", "user_keep")}
+    site.configure(keep_max="0s")
+    assert decisions(site)["hf-datasets-8"] == ("reap", "orphan")
+
+
+def test_half_made_and_trash(site: Site, slurm: FakeSlurm) -> None:
+    """What prepare left half made, and trash that an Epilog had no time for, goes."""
+    site.task_prolog(7)
+    site.fill(site.cache(7), *(f"f{n}" for n in range(500)), size=1)
+    site.configure(epilog={"budget": "1ms"})
+    site.epilog(7)
+    half = site.scratch / ALICE / ".cache/.jobcache-new-9-abcd"
+    half.mkdir()
+    os.chown(half, UID, -1)
+    assert len(site.debris()) == 2
+    assert sweep(site).exit_code == 0
+    assert site.debris() == []
+    assert {event["reason"] for event in site.events("cache.orphan_reaped")} == {"trash", "half_made"}
+
+
+def test_another_clusters_stay(site: Site, slurm: FakeSlurm) -> None:
+    """Another cluster's cache on the same scratch is that cluster's."""
+    site.task_prolog(7)
+    (site.cache(7) / ".jobcache/id").write_text("della 7 0 5\n")
+    assert decisions(site) == {"hf-datasets-7": ("keep", "other_cluster")}
+    assert slurm.questions() == []
+
+
+def test_open_files_keep(site: Site, slurm: FakeSlurm) -> None:
+    """A cache that a process of its owner has open stays, and the event names the process."""
+    site.task_prolog(7)
+    site.fill(site.cache(7), "open.arrow")
+    with (site.cache(7) / "open.arrow").open() as file, subprocess.Popen(["sleep", "60"], stdin=file, user=UID) as holder:
+        sweep(site)
+        assert site.cache(7).exists()
+        (kept,) = site.events("cache.kept")
+        assert (kept["reason"], kept["pids"]) == ("in_use", [holder.pid])
+        holder.kill()
+    sweep(site)
+    assert not site.cache(7).exists()
+
+
+def test_alive_again_in_the_second_listing(site: Site, slurm: FakeSlurm) -> None:
+    """Two listings have to agree that a job is dead."""
+    site.task_prolog(7)
+    slurm.says("1|1|RUNNING|9")
+    (slurm.dir / "queue.2").write_text("7|7|RUNNING|5\n")
+    sweep(site)
+    assert site.cache(7).exists()
+
+
+def test_only_ones_own(site: Site, slurm: FakeSlurm) -> None:
+    """Without root, a user sweeps their own and cannot ask for another's."""
+    for user in (ALICE, BOB):
+        site.task_prolog(7, user=user)
+    site.dir.joinpath("slurm").chmod(0o777)
+    slurm.asked.touch()
+    slurm.asked.chmod(0o666)
+    command = [sys.executable, "-m", "jobcache.cli", "sweep", "--hooks", str(site.hooks)]
+    home = site.dir / "home"
+    home.mkdir()
+    home.chmod(0o777)
+    root = str(Path(find.__file__).parents[1])
+    env = {"PYTHONPATH": root, "HOME": str(home), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        command, user=UID, group=60, extra_groups=[], env=env, cwd="/", capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [site.cache(7).exists(), site.cache(7, user=BOB).exists()] == [False, True]
+    done = subprocess.run(
+        [*command, "--user", BOB], user=UID, group=60, extra_groups=[], env=env, cwd="/", capture_output=True, check=False
+    )
+    assert done.returncode == 2
+
+
+def test_one_at_a_time(site: Site, slurm: FakeSlurm) -> None:
+    """A second sweep says who holds the first, and does nothing."""
+    with sweeping.Lock(f"{site.dir}/run/sweep-shared-1-of-1.lock"):
+        result = sweep(site)
+    assert result.exit_code == 1 and f"pid {os.getpid()}" in result.output
+
+
+def test_off(site: Site, slurm: FakeSlurm) -> None:
+    """The file `off` stops the sweep too."""
+    site.task_prolog(7)
+    (site.hooks / "off").touch()
+    assert sweep(site).exit_code == 0
+    assert site.cache(7).exists()
+
+
+def test_shards_are_a_partition(site: Site, slurm: FakeSlurm) -> None:
+    """Each user is in exactly one shard."""
+    for user in (ALICE, BOB):
+        site.task_prolog(7, user=user)
+    seen = [len(decisions(site, "--shard", f"{part}/3")) for part in (1, 2, 3)]
+    assert sum(seen) == 2
+
+
+def test_removed_users(site: Site, slurm: FakeSlurm) -> None:
+    """A user who is no longer known is a number, and their orphans go all the same."""
+    site.task_prolog(7)
+    home = site.scratch / ALICE
+    for path in (home, *home.rglob("*")):
+        os.lchown(path, 54321, 54321)
+    (site.cache(7) / ".jobcache/id").write_text("test 7 0 54321\n")
+    sweep(site)
+    assert not site.cache(7).exists()
+
+
+def test_node_local(site: Site, slurm: FakeSlurm) -> None:
+    """Node-local scratch is swept by --node-local, and only by that."""
+    local = site.dir / "local"
+    local.mkdir(mode=0o1777)
+    local.chmod(0o1777)
+    site.configure(path=f"{local}/{{node}}/{{user}}/hf-{{node}}-{{job_id}}", node_local=[str(local)])
+    made = site.task_prolog(7).cache
+    assert made and Path(made).exists()
+    assert decisions(site) == {}
+    assert decisions(site, "--node-local", "--node", "n1") != {}
+
+
+def test_list(site: Site, slurm: FakeSlurm) -> None:
+    """Every directory with its state, sizes and leases; as JSON and as a table."""
+    site.task_prolog(7)
+    site.task_prolog(7, node="n2", step="0")
+    site.fill(site.cache(7), "a", "b", size=4096)
+    site.task_prolog(8)
+    slurm.says("7|7|RUNNING|5")
+    rows = json.loads(jobcache(site, "list", "--json").output)
+    assert [(row["job_id"], row["state"], row["nodes"], row["bytes"], row["files"]) for row in rows] == [
+        (7, "live", ["n1", "n2"], 8192, 2),
+        (8, "orphan", ["n1"], 0, 0),
+    ]
+    table = jobcache(site, "list", "--state", "live").output
+    assert "n1,n2" in table and "8.2 kB" in table and "hf-datasets-8" not in table
+
+
+def test_hung_homes_are_said(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's directory that does not answer costs its own caches' sweep, and nobody else's."""
+    for user in (ALICE, BOB):
+        site.task_prolog(7, user=user)
+    real = find.caches
+
+    def hangs(home: find.Home, *rest: Any) -> Any:
+        if home.user == ALICE:
+            time.sleep(60)
+        return real(home, *rest)
+
+    monkeypatch.setattr(find, "caches", hangs)
+    monkeypatch.setattr(sweeping, "_PATIENCE", 0.5)
+    result = sweep(site)
+    assert result.exit_code == 1 and "does not answer" in result.output
+    assert [site.cache(7).exists(), site.cache(7, user=BOB).exists()] == [True, False]

@@ -1,0 +1,232 @@
+"""A site in a directory: configuration, compiled hooks, a scratch, a log and a system log, and hooks run as Slurm runs them.
+
+Everything lies below one temporary directory that ordinary users can enter; a configuration that names any other path
+is refused, so that no test can have anything else deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+import jobcache
+from jobcache import apply, settings
+
+ALICE, BOB = "games", "www-data"  # accounts that every Debian has: tests make none
+SHELLS = ("/bin/dash", "/bin/bash", "/bin/busybox sh")
+_SCHEMA = Path(jobcache.__file__).parent / "schema" / "event.json"
+
+
+class Site:
+    """dir: the temporary directory. hooks: compiled there by `configure`. cluster: "test"."""
+
+    def __init__(self) -> None:
+        self.dir = Path(tempfile.mkdtemp(prefix="jobcache-"))
+        self.dir.chmod(0o755)
+        self.hooks = self.dir / "hooks"
+        self.scratch = self.dir / "scratch"
+        self.log = self.dir / "events.jsonl"
+        self.scratch.mkdir()
+        self.scratch.chmod(0o1777)
+        self.syslog = SystemLog(self.dir / "devlog")
+        self.keys: dict[str, Any] = {}
+        self.configure()
+
+    def close(self) -> None:
+        """Hold every event that was written against the schema, and remove the directory."""
+        try:
+            self.events()
+            self.syslog.events()
+        finally:
+            self.syslog.close()
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    # ------------------------------------------------------------------------------------------------- configuration
+
+    def configure(self, **keys: Any) -> settings.Settings:
+        """Set top-level keys of the configuration, beside those set before, and compile it."""
+        self.keys = {
+            "cluster": "test",
+            "path": f"{self.scratch}/{{user}}/.cache/hf-datasets-{{job_id}}",
+            "min_uid": 1,
+            "run_dir": f"{self.dir}/run",
+            "log": {"file": str(self.log), "syslog": str(self.syslog.path)},
+            **self.keys,
+            **keys,
+        }
+        paths = [self.keys["path"], *(rule.get("path", self.keys["path"]) for rule in self.keys.get("rules", []))]
+        assert all(path.startswith(f"{self.dir}/") for path in paths), "tests touch nothing but their own directory"
+        file = self.dir / "jobcache.yaml"
+        file.write_text(yaml.safe_dump(self.keys, sort_keys=False))
+        compiled = apply.compile_settings(str(file), str(self.hooks))
+        apply.put(apply.wanted(compiled, str(self.hooks), with_hooks=True), str(self.hooks))
+        return compiled
+
+    def policy(self, **values: str) -> None:
+        """Overwrite variables of the compiled policy, as a broken machine would: `python="/nonexistent"`."""
+        text = (self.hooks / settings.POLICY).read_text()
+        for name, value in values.items():
+            text = text.replace("jc_whole=", f"jc_{name}='{value}'\njc_whole=")
+        (self.hooks / settings.POLICY).write_text(text)
+
+    # --------------------------------------------------------------------------------------------------------- hooks
+
+    def task_prolog(
+        self, job: int = 4242, *, user: str = ALICE, node: str = "n1", step: str = "", shell: str = "/bin/sh", **env: str
+    ) -> Prologue:
+        """Run the TaskProlog of one task as its user. step "" is the batch script's. env: further variables."""
+        who = pwd.getpwnam(user)
+        variables = {
+            "SLURM_JOB_ID": str(job),
+            "SLURM_JOB_UID": str(who.pw_uid),
+            "SLURM_JOB_USER": user,
+            "SLURMD_NODENAME": node,
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "PATH": "/nonexistent",
+            **({"SLURM_STEP_ID": step} if step else {}),
+            **env,
+        }
+        done = subprocess.run(
+            [*shell.split(), str(self.hooks / "task-prolog")],
+            env=variables, user=who.pw_uid, group=who.pw_gid, extra_groups=[], cwd="/", stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=60,
+        )  # fmt: skip
+        return Prologue(done.returncode, done.stdout)
+
+    def epilog(
+        self, job: int = 4242, *, user: str = ALICE, node: str = "n1", nodes: int = 1, **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the Epilog of a job on one node. It must always exit 0 and print nothing: this asserts it."""
+        who = pwd.getpwnam(user)
+        variables = {
+            "SLURM_JOB_ID": str(job),
+            "SLURM_JOB_UID": str(who.pw_uid),
+            "SLURM_JOB_GID": str(who.pw_gid),
+            "SLURM_JOB_USER": user,
+            "SLURMD_NODENAME": node,
+            "SLURM_JOB_NUM_NODES": str(nodes),
+            "SLURM_JOB_EXIT_CODE": "0",
+            **env,
+        }
+        variables = {name: value for name, value in variables.items() if value != ""}
+        time.sleep(0.02)  # leases are dated in hundredths of a second, and one as young as the Epilog is kept
+        done = subprocess.run(
+            [str(self.hooks / "epilog")],
+            env=variables,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        return done
+
+    # -------------------------------------------------------------------------------------------------------- looking
+
+    def cache(self, job: int = 4242, run: int = 0, user: str = ALICE) -> Path:
+        """Where the default template puts a cache."""
+        return self.scratch / user / ".cache" / f"hf-datasets-{job}{f'-r{run}' if run else ''}"
+
+    def fill(self, cache: Path, *files: str, size: int = 4096) -> None:
+        """Write files into a cache as its owner would: owned by whoever owns the cache."""
+        owner = cache.stat()
+        for name in files:
+            path = cache / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x" * size)
+            for part in (path, *path.relative_to(cache).parents):
+                os.lchown(cache / part if part != path else path, owner.st_uid, owner.st_gid)
+
+    def debris(self, user: str = ALICE) -> list[str]:
+        """Names that are left of caches in the making or in deletion."""
+        parent = self.scratch / user / ".cache"
+        return sorted(p.name for p in parent.iterdir() if p.name.startswith(".jobcache-")) if parent.exists() else []
+
+    def events(self, event: str = "") -> list[dict[str, Any]]:
+        """The events of the log file so far, each held against the schema; only those named `event`, where given."""
+        lines = self.log.read_bytes().decode().splitlines() if self.log.exists() else []
+        return [found for found in map(validated, lines) if event in ("", found["event"])]
+
+
+class Prologue:
+    """What a TaskProlog said. exports and unsets as Slurm would obey them; it printed whole lines and nothing else."""
+
+    def __init__(self, status: int, output: bytes) -> None:
+        self.status = status
+        self.output = output
+        assert output == b"" or output.endswith(b"\n"), output
+        self.exports: dict[str, str] = {}
+        self.unsets: list[str] = []
+        for line in os.fsdecode(output).splitlines():
+            word, _, rest = line.partition(" ")
+            assert word in ("export", "unset"), output
+            if word == "export":
+                name, _, value = rest.partition("=")
+                self.exports[name] = value
+            else:
+                self.unsets.append(rest)
+
+    @property
+    def cache(self) -> str | None:
+        return self.exports.get("HF_DATASETS_CACHE")
+
+
+class SystemLog:
+    """A system log's socket, as /dev/log would be; collects what is sent to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.messages: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        path.chmod(0o666)
+        self._thread = threading.Thread(target=self._collect, daemon=True)
+        self._thread.start()
+
+    def _collect(self) -> None:
+        while True:
+            message = self._socket.recv(65536)
+            if message == b"close":
+                return
+            self.messages.append(message.decode())
+
+    def events(self, event: str = "") -> list[dict[str, Any]]:
+        """As Site.events, of what was sent so far."""
+        self._socket_roundtrip()
+        found = [validated(message[message.index("{") :]) for message in self.messages]
+        return [one for one in found if event in ("", one["event"])]
+
+    def _socket_roundtrip(self) -> None:
+        """Wait until what was sent before has been taken."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.sendto(b"close", str(self.path))
+        self._thread.join()
+        self._thread = threading.Thread(target=self._collect, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.sendto(b"close", str(self.path))
+        self._thread.join()
+        self._socket.close()
+
+
+def validated(line: str) -> dict[str, Any]:
+    """Return the event on `line`; an event that the schema does not know fails the test."""
+    event = json.loads(line)
+    jsonschema.Draft7Validator(json.loads(_SCHEMA.read_text())).validate(event)
+    return event

@@ -1,0 +1,50 @@
+"""The pages say what is: no dead link, no event or reason without a line, no test named that is not there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import jobcache
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_dead_links(page: Path) -> None:
+    """Every relative link leads to a file."""
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_promises_name_tests_that_are_there() -> None:
+    """Each test function that docs/promises.md names exists."""
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs/promises.md").read_text())
+    sources = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    assert [name for name in named if f"def {name}(" not in sources] == []
+
+
+def test_events_are_documented() -> None:
+    """docs/events.md has every event, outcome, reason and field of the schema, and no reason beside them."""
+    schema = json.loads((Path(jobcache.__file__).parent / "schema/event.json").read_text())["properties"]
+    page = (ROOT / "docs/events.md").read_text()
+    words = set(re.findall(r"`([a-z_.]+)`", page))
+    wanted = {word for key in ("event", "outcome", "reason") for word in schema[key]["enum"]} | set(schema)
+    assert sorted(wanted - words) == []
+    reasons = re.findall(r"^\| (`.*?) \|", page.partition("## Why")[2].partition("## Fields")[0], re.MULTILINE)
+    assert sorted({word for row in reasons for word in re.findall(r"`(\w+)`", row)}) == sorted(schema["reason"]["enum"])
+
+
+def test_reasons_in_the_code_are_in_the_schema() -> None:
+    """Every reason that the code gives by name is one of the closed set."""
+    package = Path(jobcache.__file__).parent
+    known = json.loads((package / "schema/event.json").read_text())["properties"]["reason"]["enum"]
+    code = "".join(path.read_text() for path in package.glob("*.py"))
+    given = set(re.findall(r'(?:Refused|Kept|JobError)\(\s*"(\w+)"', code)) | set(re.findall(r'reason="(\w+)"', code))
+    given |= set(re.findall(r"jc_skip=(\w+)", (ROOT / "hooks/task-prolog").read_text())) - {"quiet"}
+    given |= set(re.findall(r"jc_failed (\w+)", (ROOT / "hooks/epilog").read_text()))
+    assert given and sorted(given - set(known)) == []

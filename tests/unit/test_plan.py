@@ -1,0 +1,132 @@
+"""What a sweep reaps, and what it never does: properties of the pure plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobcache.plan import CACHE, KEEP, NEW, REAP, REPORT, TRASH, Decision, Found, Rules, plan
+from jobcache.slurm import Listing
+
+RULES = Rules(cluster="tiger", grace=3600, confirm=120, keep_max=86400)
+NOW = 1_800_000_000.0
+
+
+def orphan(**but: Any) -> Found:
+    """A cache that nothing speaks for, but for what `but` says."""
+    plain = {"kind": CACHE, "path": "/s/a/hf-7", "job_id": 7, "run": 0, "uid": 1000, "identity": ("tiger", 7, 0, 1000)}
+    return Found(**{**plain, "sign": NOW - 7200, "now": NOW, **but})
+
+
+def decide(one: Found, *jobs: dict[int, set[int]], apart: float = 120, rules: Rules = RULES) -> Decision:
+    listings = [Listing(1000 + apart * at, listing) for at, listing in enumerate(jobs or ({}, {}))]
+    return plan([one], listings, rules)[0]
+
+
+ids = st.integers(1, 9)
+uids = st.sampled_from([0, 5, 1000, 1001, 1002])
+clusters = st.sampled_from(["tiger", "della", ""])
+times = st.sampled_from([NOW - 90000, NOW - 7200, NOW - 3600, NOW - 3599, NOW, NOW + 10, NOW + 1e9])
+
+
+@st.composite
+def anything(draw: st.DrawFn) -> Found:
+    kind = draw(st.sampled_from([CACHE, CACHE, NEW, TRASH]))
+    job_id, uid, run = draw(ids), draw(uids), draw(st.integers(0, 1)) if kind == CACHE else None
+    honest = (draw(clusters), job_id, run or 0, uid)
+    return Found(
+        kind=kind,
+        path=f"/s/{draw(ids)}",
+        job_id=job_id,
+        run=run,
+        uid=uid,
+        identity=draw(st.sampled_from([None, honest, honest, (honest[0], draw(ids), 0, draw(uids))])),
+        sign=draw(times),
+        now=draw(st.sampled_from([NOW, NOW, NOW, None])),
+        keep_until=draw(st.none() | times),
+        kept=draw(st.booleans()),
+        error=draw(st.sampled_from(["", "", "EIO"])),
+        pids=draw(st.sampled_from([(), (), (12,)])),
+    )
+
+
+jobs = st.dictionaries(ids, st.sets(uids, min_size=1), max_size=5)
+rules = st.builds(
+    Rules,
+    cluster=st.just("tiger"),
+    grace=st.sampled_from([0.0, 3600.0]),
+    confirm=st.sampled_from([0.0, 120.0]),
+    keep_max=st.sampled_from([0.0, 3600.0, 86400.0]),
+    min_uid=st.sampled_from([1, 1000]),
+    reap_unrecorded=st.booleans(),
+)
+
+
+@given(anything(), jobs, jobs, st.sampled_from([0.0, 119.0, 120.0, 500.0]), rules)
+def test_only_what_nothing_speaks_for_is_reaped_and_all_of_that(
+    one: Found, first: dict[int, set[int]], second: dict[int, set[int]], apart: float, rules: Rules
+) -> None:
+    """Live, young, foreign, kept, open, unreadable, a system user's, unconfirmed: any of these keeps. And nothing else does."""
+    decision = decide(one, first, second, apart=apart, rules=rules)
+    live = one.uid in first.get(one.job_id, set()) or one.uid in second.get(one.job_id, set())
+    young = one.now is None or one.now - one.sign < rules.grace
+    recorded = one.identity is not None
+    ours = not recorded or (
+        one.identity is not None
+        and one.identity[0] == "tiger"
+        and (one.identity[1], one.identity[3]) == (one.job_id, one.uid)
+        and one.run in (None, one.identity[2])
+    )
+    longest = one.sign + rules.keep_max
+    until = min(one.keep_until, longest) if one.keep_until is not None else longest if one.kept else 0
+    kept = one.now is not None and one.now < until
+    spoken_for = live or young or not ours or kept or bool(one.error) or bool(one.pids) or one.uid < max(1, rules.min_uid)
+    reported = one.kind == CACHE and not recorded and not rules.reap_unrecorded
+    if spoken_for or apart < rules.confirm:
+        assert decision.action == KEEP and decision.reason
+    else:
+        assert decision.action == (REPORT if reported else REAP)
+
+
+@given(anything(), jobs)
+def test_one_listing_is_never_enough(one: Found, first: dict[int, set[int]]) -> None:
+    """Without a second whole listing, nothing at all is reaped."""
+    for listings in ([], [Listing(0, first)], [Listing(0, first), Listing(119.9, first)]):
+        assert plan([one], listings, RULES)[0].action == KEEP
+
+
+def test_an_orphan() -> None:
+    """Dead in both listings, and long without a sign of life."""
+    assert decide(orphan()) == Decision(orphan(), REAP, "orphan")
+
+
+def test_alive_in_one_of_the_two() -> None:
+    """A requeued job that one listing misses is alive."""
+    assert decide(orphan(), {7: {1000}}, {}).reason == "alive"
+    assert decide(orphan(), {}, {7: {1000}}).reason == "alive"
+
+
+def test_an_id_that_is_another_users_now() -> None:
+    """After the ids have come round, a live job of another user's does not keep this one's orphan."""
+    assert decide(orphan(), {7: {1001}}, {7: {1001}}).action == REAP
+
+
+def test_dates_in_the_future_make_nothing_old() -> None:
+    """A clock that was ahead keeps longer, never shorter."""
+    assert decide(orphan(sign=NOW + 1e9)).reason == "young"
+
+
+def test_a_forged_keep_is_bounded() -> None:
+    """keep_until in a record is honoured within keep_max."""
+    assert decide(orphan(kept=True, keep_until=NOW + 10)).reason == "user_keep"
+    assert decide(orphan(keep_until=NOW + 10)).reason == "job_failed"
+    assert decide(orphan(kept=True, keep_until=NOW + 1e9, sign=NOW - 86401)).action == REAP
+
+
+def test_unrecorded() -> None:
+    """Reported, unless the site says otherwise."""
+    assert decide(orphan(identity=None)) == Decision(orphan(identity=None), REPORT, "unrecorded")
+    bold = Rules(cluster="tiger", grace=3600, confirm=120, keep_max=0, reap_unrecorded=True)
+    assert decide(orphan(identity=None), rules=bold).action == REAP

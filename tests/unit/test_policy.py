@@ -1,0 +1,313 @@
+"""policy.sh: whatever a configuration holds, each shell takes it for the same text, and for no code."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from jobcache import apply, config, policy
+from jobcache.layout import Template
+from jobcache.settings import Settings
+from site_dir import ALICE, SHELLS, Site
+
+HOOK = Path(__file__).parents[2] / "hooks" / "task-prolog"
+few = hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def said(shell: str, script: str) -> str:
+    """What `shell` prints when it runs `script`, in an empty environment."""
+    done = subprocess.run([*shell.split(), "-s"], input=script.encode(), capture_output=True, env={}, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode()
+
+
+def compiled(former: list[str] | None = None, **keys: Any) -> Settings:
+    """Settings as `apply` compiles them, of the defaults and these keys."""
+    facts = {"config": "/etc/jobcache.yaml", "cluster": "c1", "python": "/usr/bin/python3", "package": "/usr/lib/jobcache"}
+    return Settings({**config.defaults(), **keys}, {**facts, "hash": "0123456789ab", "former": former or []})
+
+
+# ------------------------------------------------------------------------------------------------------------- words
+
+TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=30)
+NASTY = st.lists(
+    st.sampled_from(["'", '"', "\\", "$(", ")", "`", "${", "}", "\n", ";", "&", "*", "~", "#", "!", "\r", "\x81", "\x88"])
+)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@few
+@given(st.lists(st.one_of(TEXTS, NASTY.map("".join)), min_size=1, max_size=40))
+def test_quoted_text_is_itself(shell: str, texts: list[str]) -> None:
+    """A quoted word is the same bytes in every shell, as an argument, as a value and as a `case` pattern."""
+    lines = ["word() { printf '%s\\000' \"$1\"; }"]
+    for text in texts:
+        quoted = policy.quote(text)
+        lines.append(f'word {quoted}; value={quoted}; word "$value"; case {quoted} in {quoted}) word yes ;; *) word no ;; esac')
+    assert said(shell, "\n".join(lines)).split("\0")[:-1] == [word for text in texts for word in (text, text, "yes")]
+
+
+# ---------------------------------------------------------------------------------------------------------- patterns
+
+ALPHABET = "abcz019AZ._- '\"$`;&|()#~!^,"
+BRACKETS = st.tuples(
+    st.sampled_from(["", "!"]), st.lists(st.sampled_from(["a", "b", "z", "0", "a-c", "0-9", "A-Z", "_", "."]), min_size=1)
+)
+PATTERNS = st.lists(
+    st.one_of(st.sampled_from("*?"), st.text(ALPHABET, max_size=3), BRACKETS.map(lambda b: f"[{b[0]}{''.join(b[1])}]")),
+    max_size=6,
+).map("".join)
+NAMES = st.text(ALPHABET, max_size=8)
+
+
+def near(pattern: str) -> st.SearchStrategy[str]:
+    """Names that the pattern may well match."""
+    parts = re.findall(r"\[[^]]*\]|.", pattern, re.DOTALL)
+    fill = {"*": st.text("ab0", max_size=2), "?": st.sampled_from("ab0")}
+    return st.tuples(
+        *(st.sampled_from("abcz09AZ._") if p[0] == "[" and len(p) > 1 else fill.get(p, st.just(p)) for p in parts)
+    ).map("".join)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@few
+@given(st.lists(PATTERNS.flatmap(lambda p: st.tuples(st.just(p), st.one_of(NAMES, near(p)))), min_size=1, max_size=60))
+def test_patterns_match_as_fnmatch(shell: str, cases: list[tuple[str, str]]) -> None:
+    """`*`, `?` and brackets mean in every shell what they mean in Python, and nothing else means anything."""
+    tests = [f"case {policy.quote(name)} in {policy.pattern(text)}) printf y ;; *) printf n ;; esac" for text, name in cases]
+    expected = "".join("ny"[fnmatch.fnmatchcase(name, text)] for text, name in cases)
+    assert said(shell, "\n".join(tests)) == expected
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_patterns_are_not_about_files(shell: str) -> None:
+    """A leading dot and a slash are characters like others, and an empty pattern matches the empty name alone."""
+    for text, name, match in [
+        ("*", ".x", "y"),
+        ("*", "a/b", "y"),
+        ("?x", ".x", "y"),
+        ("", "", "y"),
+        ("", "a", "n"),
+        ("*", "", "y"),
+    ]:
+        script = f"case {policy.quote(name)} in {policy.pattern(text)}) printf y ;; *) printf n ;; esac"
+        assert said(shell, script) == match
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "a[b", "[]", "[!]", "[a", "[]a]", "[$(id)]", "[a b]", "[a'b]", "[[:alpha:]]", "[^a]", "[é]", "[a\\]", "[z-a]",
+             "[a-]", "[-a]", "[a-c-e]", "[!-a]", "[a--]"],
+)  # fmt: skip
+def test_brackets_that_shells_disagree_on(text: str) -> None:
+    """Brackets that could mean two things, or code, are refused."""
+    with pytest.raises(ValueError, match="brackets"):
+        policy.pattern(text)
+
+
+# ------------------------------------------------------------------------------------------------------- whole files
+
+RULES = [
+    {"match": {"partition": ["debug", "viz*"], "user": ["svc-[a-c]?", "it's"]}, "cache": "off"},
+    {"match": {"account": ["$(id)", "a b;c", "`x`"]}, "path": "/local/o'brien $x/{user}/{node}-{job_id}", "scope": "node"},
+    {
+        "match": {"qos": ["*"]},
+        "exports": {"HF_HOME": "{cache}/it's $HOME", "B": "{cache}"},
+        "offline": "isolate",
+        "mode": "observe",
+    },
+]
+FORMER = ["/old/{uid}/{node}/x-{job_id}-{user}", "/a/{cluster}/b{node}c/{user}.d/{job_id}"]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [compiled(), compiled(rules=RULES, former=FORMER), compiled(path="/s/$(id)'\"`{user}/\\{job_id}", mode="off")],
+    ids=["default", "rules", "odd"],
+)
+def test_rendered_is_clean_shell(made: Settings, tmp_path: Path) -> None:
+    """shellcheck has nothing to say about a compiled policy, and every shell can parse it."""
+    file = tmp_path / "policy.sh"
+    file.write_text(policy.render(made))
+    checked = subprocess.run(["shellcheck", str(file)], capture_output=True, text=True, check=False)
+    assert checked.stdout == ""
+    for shell in SHELLS:
+        subprocess.run([*shell.split(), "-n", str(file)], check=True)
+
+
+def test_rendered_twice_is_the_same() -> None:
+    """A pure function of the settings."""
+    assert policy.render(compiled(rules=RULES)) == policy.render(compiled(rules=RULES))
+
+
+def test_whole_comes_last() -> None:
+    """What tells a whole file from a torn one is its last line."""
+    assert policy.render(compiled()).splitlines()[-1] == "jc_whole='0123456789ab'"
+
+
+@pytest.mark.parametrize(("seconds", "compiled_to"), [(0.001, "1"), (1.9, "1"), (5.0, "5"), (90.5, "90")])
+def test_deadlines_are_whole_seconds(seconds: float, compiled_to: str) -> None:
+    """Rounded down, since a deadline is a promise, to what a sleep can take."""
+    text = policy.render(compiled(task_prolog={"deadline": seconds, "chain": None}))
+    assert f"\njc_deadline={compiled_to}\n" in text
+
+
+# -------------------------------------------------------------------------------------------------- inherited values
+
+TEMPLATES = [
+    "/scratch/gpfs/{user}/.cache/hf-datasets-{job_id}",
+    "/local/{uid}/r{job_id}-x",
+    "/local/{user}/on-r{job_id}",
+    "/n/{node}/{user}/{job_id}.{node}",
+    "/m/a{node}b/{cluster}/{user}/{node}-{job_id}",
+    "/o/{user}/it's $HOME * [a]/{user}{job_id}-r1",
+]
+USER, UID, CLUSTER = "al.i*ce", 1000, "c1"
+
+
+def lies_in(value: str, text: str) -> int | None:
+    """Return the job in whose cache by template `text` the value lies, on whatever node, else None."""
+    known = {
+        "user": re.escape(USER),
+        "uid": str(UID),
+        "cluster": CLUSTER,
+        "node": "[^/]*",
+        "job_id": "([1-9][0-9]{0,9})(?:-r[1-9][0-9]{0,9})?",
+    }
+    parts = Template(text).parts
+    found = re.fullmatch(
+        "".join(known[part] if variable else re.escape(part) for variable, part in parts) + "(?:/.*)?", value, re.DOTALL
+    )
+    return int(found[1]) if found else None
+
+
+def values(text: str) -> st.SearchStrategy[str]:
+    """Values in a cache of the template, and some that are all but."""
+    known = {
+        "user": st.sampled_from([USER, USER, USER, "al.ixce", "bob", ""]),
+        "uid": st.sampled_from([str(UID)] * 4 + ["1001"]),
+        "cluster": st.sampled_from([CLUSTER] * 4 + ["c2"]),
+        "node": st.sampled_from(["n1", "rack-3-r7", "n-r", "*", "a.b"]),
+        "job_id": st.sampled_from(
+            ["7", "4242", "7-r1", "4242-r12", "7-r0", "7-r", "07", "0", "12abc", "2024-corpus", "12345678901", "", "7-r01", "*"]
+        ),
+    }
+    parts = [known[part] if variable else st.just(part) for variable, part in Template(text).parts]
+    tails = st.sampled_from(["", "", "/", "/x", "/x/y z", "//", "x", "\n", "/\nexport A=b"])
+    return st.tuples(st.tuples(*parts).map("".join), tails).map("".join)
+
+
+def in_cache_of(shell: str, made: Settings, texts: list[str]) -> list[str]:
+    """What jc_in_cache finds for each: the job, "" for none."""
+    hook = HOOK.read_text()
+    is_number = hook[hook.index("jc_is_number() {") :].partition("\n}\n")[0] + "\n}\n"
+    names = {"user": USER, "uid": str(UID), "cluster": CLUSTER, "node": "n1", "job": "1"}
+    lines = [f"jc_{name}={policy.quote(value)}" for name, value in names.items()]
+    lines += [f"if jc_in_cache {policy.quote(text)}; then printf '%s,' \"$jc_found\"; else printf ,; fi" for text in texts]
+    return said(shell, policy.render(made) + is_number + "\n".join(lines)).split(",")[:-1]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@few
+@given(st.data())
+def test_in_cache_is_what_the_templates_say(shell: str, data: st.DataObject) -> None:
+    """A value counts as handed on exactly where some template puts a cache of this user's there, with any node's name."""
+    one = st.sampled_from(TEMPLATES).flatmap(lambda text: st.tuples(st.just(text), values(text)))
+    drawn = data.draw(st.lists(one, min_size=1, max_size=40))
+    for text in {text for text, _ in drawn}:
+        tried = [value for by, value in drawn if by == text]
+        found = in_cache_of(shell, compiled(path=text), tried)
+        assert found == [str(lies_in(value, text) or "") for value in tried]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_in_cache_knows_former_templates_and_those_of_rules(shell: str) -> None:
+    """All of them, in use or not."""
+    made = compiled(former=[TEMPLATES[1]], rules=[{"match": {"user": ["x"]}, "path": TEMPLATES[3]}])
+    tried = [
+        f"/scratch/gpfs/{USER}/.cache/hf-datasets-7/x",
+        "/local/1000/r8-r2-x",
+        f"/n/other/{USER}/9.n5",
+        f"/x/{USER}/7",
+        "",
+        "/",
+    ]
+    assert in_cache_of(shell, made, tried) == ["7", "8", "9", "", "", ""]
+
+
+# ---------------------------------------------------------------------------------------------- hostile configuration
+
+CODE = [
+    "$(touch PWNED)`touch PWNED`${jc_x:=$(touch PWNED)}",
+    "x'; touch PWNED; '\"; touch PWNED; \"\\'; touch PWNED; ",
+    "' | touch PWNED & ) touch PWNED ;; esac; touch PWNED #'\" || touch PWNED; * ? ~",
+]
+PLACES = [
+    "path", "rule path", "partition", "account", "qos", "user", "export", "chain", "log file", "syslog", "run_dir", "cluster",
+    "slurm conf", "squeue", "scontrol", "user store", "site store", "node_local", "textfile", "variable",
+]  # fmt: skip
+
+
+def hostile(site: Site, place: str, code: str) -> dict[str, Any]:
+    """A configuration with `code` in one place."""
+    below = f"{site.scratch}/{code.strip('/')}"
+    rule = {"match": {"user": [ALICE]}, "scope": "node"}
+    return {
+        "path": {"path": f"{site.scratch}/{code}/{{user}}/{code}-{{job_id}}"},
+        "rule path": {"rules": [{"match": {"user": [ALICE]}, "path": f"{site.scratch}/{code}/{{user}}/{code}-{{job_id}}"}]},
+        **{key: {"rules": [{**rule, "match": {key: [code, f"*{code}"]}}]} for key in ("partition", "account", "qos", "user")},
+        "export": {"exports": {"HF_DATASETS_CACHE": f"{{cache}}/{code}"}},
+        "variable": {"exports": {code: "{cache}"}},
+        "chain": {"task_prolog": {"chain": below}},
+        "log file": {"log": {"file": below, "syslog": str(site.syslog.path)}},
+        "syslog": {"log": {"file": str(site.log), "syslog": below}},
+        "run_dir": {"run_dir": below},
+        "cluster": {"cluster": code},
+        "slurm conf": {"slurm": {"conf": below}},
+        "squeue": {"slurm": {"squeue": below}},
+        "scontrol": {"slurm": {"scontrol": below}},
+        "user store": {"store": {"user": f"{below}/{{user}}"}},
+        "site store": {"store": {"site": below}},
+        "node_local": {"node_local": [below]},
+        "textfile": {"metrics": {"textfile": below}},
+    }[place]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_nothing_in_a_configuration_is_code(site: Site, place: str) -> None:
+    """Whatever stands in whatever string: refused, or text to both hooks in every shell."""
+    pwned = site.scratch / "pwned"
+    ran = 0
+    defaults = dict(site.keys)
+    for code, shell in zip(CODE, SHELLS):
+        site.keys = dict(defaults)
+        try:
+            site.configure(**hostile(site, place, code.replace("PWNED", str(pwned))))
+        except (config.ConfigError, apply.ApplyError):
+            continue
+        ran += 1
+        told = site.task_prolog(shell=shell, SLURM_JOB_PARTITION="p", SLURM_JOB_ACCOUNT="a")
+        site.epilog()
+        assert told.status == 0
+        assert not pwned.exists()
+    if place not in ("cluster", "variable"):
+        assert ran
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_control_characters(site: Site, place: str) -> None:
+    """A newline or its like anywhere is refused, and the compiled pair stays what it was."""
+    before = (site.hooks / "policy.sh").read_text()
+    defaults = dict(site.keys)
+    for bad in ("a\nb", "a\rb", "a\0b", "a\x1bb", "a\u2028b", "a\u200bb"):
+        site.keys = dict(defaults)
+        with pytest.raises(config.ConfigError):
+            site.configure(**hostile(site, place, bad))
+        assert (site.hooks / "policy.sh").read_text() == before
