@@ -130,7 +130,7 @@ def test_every_kind_of_living_job_is_listed(fragile: Wired, monkeypatch: pytest.
     assert [kind for kind, job in jobs.items() if not lives(fragile, job) and kind != "completing"] == []
     for kind in ("running", "suspended", "hidden", "het"):
         where = {node for node in cluster.nodes if lives(fragile, jobs[kind], node)}
-        assert where == {cluster.job(jobs[kind])["NodeList"]}, kind
+        assert where == {part["NodeList"] for part in cluster.jobs(jobs[kind])}, kind
 
     cluster.run("scancel", "--user", ALICE)
     for job in jobs.values():

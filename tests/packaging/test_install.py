@@ -20,10 +20,17 @@ def interpreters() -> dict[str, str]:
     found = {f"{sys.version_info[0]}.{sys.version_info[1]}": sys.executable}
     pyenv = Path(pwd.getpwuid(os.getuid()).pw_dir, ".pyenv/versions")
     for version in VERSIONS:
-        for candidate in (shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))):
-            if candidate:
-                found.setdefault(version, str(candidate))
+        for candidate in (*sorted(map(str, pyenv.glob(f"{version}.*/bin/python"))), shutil.which(f"python{version}")):
+            if candidate and version not in found and runs(candidate, version):
+                found[version] = candidate
     return found
+
+
+def runs(program: str, version: str) -> bool:
+    """Whether it is a Python of that version, with what a virtual environment needs; pyenv's stand-ins may be none."""
+    code = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
+    done = subprocess.run([program, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    return done.stdout.strip() == version
 
 
 @pytest.mark.parametrize("version", sorted(interpreters()))

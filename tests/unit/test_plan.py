@@ -49,6 +49,9 @@ def anything(draw: st.DrawFn) -> Found:
         kept=draw(st.booleans()),
         error=draw(st.sampled_from(["", "", "EIO"])),
         pids=draw(st.sampled_from([(), (), (12,)])),
+        bare=draw(st.booleans()),
+        local=draw(st.booleans()),
+        nodes=draw(st.sampled_from([(), ("n1",), ("n1", "n2")])),
     )
 
 
@@ -61,6 +64,7 @@ rules = st.builds(
     keep_max=st.sampled_from([0.0, 3600.0, 86400.0]),
     min_uid=st.sampled_from([1, 1000]),
     reap_unrecorded=st.booleans(),
+    node=st.just("n1"),
 )
 
 
@@ -82,8 +86,11 @@ def test_only_what_nothing_speaks_for_is_reaped_and_all_of_that(
     longest = one.sign + rules.keep_max
     until = min(one.keep_until, longest) if one.keep_until is not None else longest if one.kept else 0
     kept = one.now is not None and one.now < until
-    spoken_for = live or young or not ours or kept or bool(one.error) or bool(one.pids) or one.uid < max(1, rules.min_uid)
-    reported = one.kind == CACHE and not recorded and not rules.reap_unrecorded
+    elsewhere = one.local and "n2" in one.nodes
+    spoken_for = (
+        elsewhere or live or young or not ours or kept or bool(one.error) or bool(one.pids) or one.uid < max(1, rules.min_uid)
+    )
+    reported = not recorded and not (rules.reap_unrecorded if one.kind == CACHE else one.bare)
     if spoken_for or apart < rules.confirm:
         assert decision.action == KEEP and decision.reason
     else:
