@@ -164,7 +164,7 @@ def _in_one(at: int, template: Template) -> "list[str]":
     run = '    case $jc_found in *-r0) ;; *-r*) if jc_is_number "${jc_found##*-r}"; then jc_found=${jc_found%-r*}; fi ;; esac'
     # A {node} ahead of the job is cut off up to the last of what follows it, so the run has to be gone by then.
     lines += [run, cut] if (True, "node") in template.name[:job] else [cut, run]
-    return [*lines, '    jc_is_number "$jc_found"', "}"]
+    return [*lines, '    jc_is_number "$jc_found" && [ "$jc_found" != 0 ]', "}"]
 
 
 def _directories(parent: "list[tuple[bool, str]]") -> "list[tuple[str, bool]]":
