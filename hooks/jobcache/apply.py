@@ -39,10 +39,11 @@ def compile_settings(config_file: str, lib: str) -> settings.Settings:
     """
     loaded = config.load(config_file)
     problems = []
+    ask = loaded.tree["slurm"]
+    ask["conf"] = ask["conf"] or os.environ.get("SLURM_CONF")  # now, and never by what cron's environment says
     cluster = loaded.tree["cluster"]
     if cluster is None:
         try:
-            ask = loaded.tree["slurm"]
             cluster = slurm.Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"]).cluster_name()
         except slurm.Unknown as error:
             problems.append(
@@ -53,6 +54,8 @@ def compile_settings(config_file: str, lib: str) -> settings.Settings:
         for patterns in rule["match"].values():
             problems += [f"{config_file}: rules: {error}" for error in map(_pattern_problem, patterns) if error]
     problems += [problem for path in (sys.executable, package) for problem in _unreachable(path)]
+    ours = [loaded.tree["run_dir"], os.path.dirname(loaded.tree["log"]["file"] or "/")]
+    problems += [problem for path in ours for problem in _insecure(path)]
     if problems:
         raise ApplyError(problems)
     compiled = {
@@ -204,7 +207,7 @@ def _unreachable(path: str) -> "list[str]":
 
 
 def _insecure(lib: str) -> "list[str]":
-    """Say where others than root, or whoever installs, could put a policy of their own in our place."""
+    """Say where others than root, or whoever installs, could put what is theirs in our place."""
     for part in _chain(os.path.realpath(lib)):
         try:
             found = os.stat(part)

@@ -36,15 +36,17 @@ class Child:
     """A running child: `facts` are what it reports, `status` then says how it ended.
 
     status: "done"; "late", it was killed at the deadline; "died", of whatever else. error: why, if that is known.
+    stuck: it could not even be killed, and is left behind in the kernel.
     """
 
     def __init__(self, pid: int, pipe: int, places: "list[int]", most: int = _LONGEST) -> None:
         self.pid = pid
         self.status = ""
         self.error = ""
+        self.stuck = False
         self._pipe = pipe
         self._places = places
-        self._buffer = b""
+        self._begun: list[bytes] = []  # of a line that has not ended yet
         self._size = 0
         self._most = most
 
@@ -67,11 +69,15 @@ class Child:
     def read(self, until: float) -> "list[Fact] | None":
         """Return the facts that have come, None at the child's end, which is then waited for until `until`."""
         chunk = os.read(self._pipe, 65536)
-        if not chunk:  # what is left in the buffer was cut short by the child's death
+        if not chunk:  # a line that has not ended was cut short by the child's death
             self._end(until)
             return None
-        *lines, self._buffer = (self._buffer + chunk).split(b"\n")
         self._size += len(chunk)
+        self._begun.append(chunk)
+        lines: list[bytes] = []
+        if b"\n" in chunk:
+            *lines, rest = b"".join(self._begun).split(b"\n")
+            self._begun = [rest]
         facts = _parse(lines) if self._size <= self._most else None
         if facts is None:
             self.error = "it reported what is no fact" if self._size <= self._most else "it reported too much"
@@ -107,7 +113,8 @@ class Child:
         until = time.monotonic() + _LAST_GRACE
         while not self._is_over() and time.monotonic() < until:
             time.sleep(_PAUSE)
-        if not self.status:  # stuck in the kernel: it holds a place until it ends
+        if not self.status:  # it holds a place until it ends
+            self.stuck = True
             any(_lock(place, fcntl.LOCK_EX) for place in self._places)
         self.status = "late"
         self._close()
@@ -226,10 +233,22 @@ def each(
 ) -> "Iterator[tuple[Key, Child, Fact | None]]":
     """Run children, `at_once` of them; yield (key, child, fact) as facts come, and (key, child, None) when one has ended.
 
-    A child that reports nothing for `patience` seconds is late.
+    A child that reports nothing for `patience` seconds is late. Whoever stops listening ends them all.
     """
-    waiting = iter(starts)
     running: dict[int, tuple[Key, Child, float]] = {}
+    try:
+        yield from _each(iter(starts), running, at_once, patience)
+    finally:
+        for _, child, _ in running.values():
+            child.give_up()
+
+
+def _each(
+    waiting: "Iterator[tuple[Key, Callable[[], Child]]]",
+    running: "dict[int, tuple[Key, Child, float]]",
+    at_once: int,
+    patience: float,
+) -> "Iterator[tuple[Key, Child, Fact | None]]":
     while True:
         while len(running) < at_once:
             following = next(waiting, None)

@@ -15,6 +15,7 @@ import time
 from jobcache import layout
 
 _LONGEST = 65536  # bytes read of a file that the user may have forged
+_MOST_NAMED = 64  # nodes; a user can forge any number of leases
 _NOBODYS = ("", 0, 0, -1)
 _MOST_LINKS = 40  # as the kernel has it
 _PAUSE = 0.02  # seconds between two looks at a cache that is being reaped
@@ -427,9 +428,10 @@ def write_record(cache_fd: int, record: "dict[str, object]") -> None:
 
 
 def signs_of_life(cache_fd: int) -> "tuple[float, list[str]]":
-    """Return when its id, its record or a lease last changed, and the nodes that hold leases. Raise OSError.
+    """Return when its id, its record or a lease last changed, and nodes that hold leases, 64 at most. Raise OSError.
 
     Seconds since the epoch by the filesystem's clock: the change time, which its user cannot set. 0.0 where there is none.
+    That a lease came or went, the directory of leases tells.
     """
     meta_fd = _open_meta(cache_fd)
     if meta_fd is None:
@@ -444,7 +446,7 @@ def signs_of_life(cache_fd: int) -> "tuple[float, list[str]]":
         nodes_fd = os.open(layout.NODES, _DIRECTORY, dir_fd=meta_fd)
         try:
             with os.scandir(nodes_fd) as leases:
-                for lease in leases:
+                for lease, _ in zip(leases, range(_MOST_NAMED)):
                     nodes.append(lease.name)
                     newest = max(newest, lease.stat(follow_symlinks=False).st_ctime)
         finally:

@@ -133,7 +133,9 @@ def sweep(**options: "Any") -> None:
 @click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
 @click.option("--user", metavar="NAME", help="Only this user's; without root, always one's own.")
 @click.option(
-    "--state", type=click.Choice(["live", "orphan", "kept", "trash", "half-made", "unrecorded", "unknown"]), help="Only these."
+    "--state",
+    type=click.Choice(["live", "orphan", "kept", "trash", "half-made", "aside", "unrecorded", "unknown"]),
+    help="Only these.",
 )
 @click.option("--sort", type=click.Choice(["job", "user", "age", "bytes", "state"]), default="job", show_default=True)
 @click.option("--node-local", is_flag=True, help="This node's own scratch, in place of the shared one.")

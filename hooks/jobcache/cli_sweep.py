@@ -45,7 +45,7 @@ def sweep_command(
         with sweep.Lock(_lock_path(site, options)), progress(as_json) as say:
             result = sweep.run(site, options, say, lambda reaped: _tell_reaped(log, reaped))
     except sweep.Busy as busy:
-        click.echo(str(busy), err=True)
+        click.echo(_plain(str(busy)), err=True)
         return 1
     if not dry_run:
         _tell_finished(log, result, began)
@@ -128,13 +128,11 @@ def _tell_reaped(log: events.Log, reaped: sweep.Reaped) -> None:
 
 
 def _tell_finished(log: events.Log, result: sweep.Result, began: float) -> None:
+    reasons: dict[str, int] = {}
     for decision in result.decisions:
-        if decision.reason == "in_use":
-            one = decision.found
-            log.emit(
-                "cache.kept", job_id=one.job_id, run=one.run, uid=one.uid, path=one.path,
-                outcome="kept", reason="in_use", pids=list(one.pids),
-            )  # fmt: skip
+        reasons[decision.reason] = reasons.get(decision.reason, 0) + 1
+        if decision.reason == "in_use" or decision.action == REPORT:
+            _tell_kept(log, decision, result.terminated.get(decision.found.path, ()))
     by_action = {action: sum(decision.action == action for decision in result.decisions) for action in (KEEP, REPORT)}
     log.emit(
         "sweep.finished",
@@ -143,9 +141,19 @@ def _tell_finished(log: events.Log, result: sweep.Result, began: float) -> None:
         reason=result.unknown.reason if result.unknown else None,
         error=str(result.unknown) if result.unknown else next(iter(result.trouble), None),
         found=len(result.decisions), reaped=len(result.reaped), kept=by_action[KEEP], reported=by_action[REPORT],
-        troubles=len(result.trouble),
+        troubles=len(result.trouble), reasons=reasons,
         bytes=sum(one.bytes for one in result.reaped), files=sum(one.files for one in result.reaped),
         duration_ms=round((time.monotonic() - began) * 1000),
+    )  # fmt: skip
+
+
+def _tell_kept(log: events.Log, decision: Decision, terminated: tuple[int, ...]) -> None:
+    """What is in use, always; what is reported only, and found again by every sweep, where the site logs such things."""
+    one = decision.found
+    log.emit(
+        "cache.kept", "debug" if decision.action == REPORT else "info",
+        job_id=one.job_id, run=one.run, uid=one.uid, path=one.path, outcome="kept", reason=decision.reason,
+        pids=list(one.pids) or None, terminated=list(terminated) or None, error=one.error or None,
     )  # fmt: skip
 
 
@@ -239,15 +247,17 @@ def _row(decision: Decision, sizes: Optional[tuple[int, int]]) -> dict[str, Any]
 
 
 def state_of(decision: Decision) -> str:
-    """Return one word for people: live, orphan, kept, trash, half-made, unrecorded, unknown."""
+    """Return one word for people: live, orphan, kept, trash, half-made, aside, unrecorded, unknown."""
     if decision.reason == "alive":
         return "live"
     if decision.reason in ("user_keep", "job_failed"):
         return "kept"
-    kinds = {"new": "half-made", "trash": "trash"}
+    kinds = {"new": "half-made", "trash": "trash", "aside": "aside"}
     if decision.found.kind in kinds:
         return kinds[decision.found.kind]
-    if decision.found.identity is None and not decision.found.error:
+    if decision.found.error:
+        return "unknown"
+    if decision.found.identity is None:
         return "unrecorded"
     return "orphan" if decision.action in (REAP, REPORT) or decision.reason in ("young", "in_use") else "unknown"
 

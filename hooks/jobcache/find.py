@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional
 
 from jobcache import cachedir, layout
-from jobcache.plan import CACHE, NEW, TRASH, Found, Identity
+from jobcache.plan import ASIDE, CACHE, NEW, TRASH, Found, Identity
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOGROUP = 65534  # in place of root's group, which gives rights
-_STRIDE = 4096  # files of a tree between two words about its size
+_STRIDE = 4096  # entries between two words
+_DEEPEST = 64  # levels of a tree that are measured; a built dataset has four
+_KINDS = {layout.NEW: NEW, layout.TRASH: TRASH, layout.ASIDE: ASIDE}
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,11 @@ def _owner(entry: "os.DirEntry[str]", known: "dict[str, str]") -> Optional[tuple
     return (account.pw_uid, account.pw_gid) if account.pw_uid else None
 
 
-def caches(home: Home, cluster: str, node: str, local: bool) -> Iterator[Found]:
-    """Yield what lies in a user's directory, at a glance, as whoever we are now. Raise OSError where it cannot be listed."""
+def caches(home: Home, cluster: str, local: bool) -> Iterator[Optional[Found]]:
+    """Yield what lies in a user's directory, at a glance, as whoever we are now; None now and then, while nothing is found.
+
+    Raise OSError where it cannot be listed.
+    """
     template = layout.Template(home.template)
     for parent in _parents(home.path, home.rest):
         try:
@@ -109,7 +114,11 @@ def caches(home: Home, cluster: str, node: str, local: bool) -> Iterator[Found]:
             raise
         try:
             matches = layout.matcher(template.name, {"cluster": cluster, "user": home.user, "uid": str(home.uid)})
-            for kind, name, job_id, run in _named(parent_fd, matches):
+            for named in _named(parent_fd, matches):
+                if named is None:
+                    yield None
+                    continue
+                kind, name, job_id, run = named
                 plain = Found(kind=kind, path=f"{parent}/{name}", job_id=job_id, run=run, uid=home.uid, gid=home.gid, local=local)
                 yield glance(parent_fd, name, plain)
         finally:
@@ -132,18 +141,20 @@ def _parents(path: str, rest: tuple[str, ...]) -> Iterator[str]:
             yield from _parents(f"{path}/{name}", rest[1:])
 
 
-def _named(parent_fd: int, matches: "layout.Matcher") -> Iterator[tuple[str, str, int, Optional[int]]]:
-    """Yield (kind, name, job_id, run) of the directories here that have a name of ours."""
+def _named(parent_fd: int, matches: "layout.Matcher") -> Iterator[Optional[tuple[str, str, int, Optional[int]]]]:
+    """Yield (kind, name, job_id, run) of the directories here that have a name of ours, None now and then."""
     list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent_fd)
     try:
         with os.scandir(list_fd) as entries:
-            for entry in entries:
+            for at, entry in enumerate(entries, 1):
+                if at % _STRIDE == 0:
+                    yield None
                 debris = layout.parse_debris(entry.name)
                 known = None if debris else matches(entry.name)
                 if not (debris or known) or not entry.is_dir(follow_symlinks=False):
                     continue
                 if debris:
-                    yield NEW if debris[0] == layout.NEW else TRASH, entry.name, debris[1], None
+                    yield _KINDS[debris[0]], entry.name, debris[1], None
                 elif known:
                     job = layout.parse_job(known["job_id"])
                     if job:
@@ -225,13 +236,17 @@ def clock(parent_fd: int) -> float:
 
 
 def size(parent_fd: int, name: str) -> Iterator[tuple[int, int]]:
-    """Yield (bytes allocated, files) of a tree, now and then and in the end: links once each, `.jobcache` not at all, nor
-    what cannot be entered."""
+    """Yield (bytes allocated, files) of a tree, now and then and in the end.
+
+    Links count once each; `.jobcache`, what cannot be entered, and what lies deeper than any dataset, not at all.
+    """
     total = files = 0
     inodes: set[tuple[int, int]] = set()
     for path, directories, _, fd in os.fwalk(name, dir_fd=parent_fd, onerror=None):
         if path == name and layout.META in directories:
             directories.remove(layout.META)
+        if path.count("/") >= _DEEPEST:
+            directories.clear()
         with os.scandir(fd) as entries:
             for entry in entries:
                 try:
@@ -248,33 +263,3 @@ def size(parent_fd: int, name: str) -> Iterator[tuple[int, int]]:
                 if files % _STRIDE == 0:
                     yield total, files
     yield total, files
-
-
-def processes(uids: "set[int]") -> "Iterator[tuple[int, int]]":
-    """Yield (pid, uid) of the processes of this host whose real user is one of `uids`."""
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/status", encoding="ascii", errors="replace") as status:
-                uid = next(int(line.split()[1]) for line in status if line.startswith("Uid:"))
-        except (OSError, StopIteration):
-            continue  # it has ended
-        if uid in uids:
-            yield int(name), uid
-
-
-def opened(pid: int) -> "Iterator[str]":
-    """Yield the paths that a process has open, mapped, or as its directory, as /proc tells: no filesystem is asked.
-
-    A process that hangs can hang us at its maps. Raise PermissionError where it may not be looked at.
-    """
-    here = f"/proc/{pid}"
-    try:
-        for link in ("cwd", *(f"fd/{fd}" for fd in os.listdir(f"{here}/fd"))):
-            try:
-                yield os.readlink(f"{here}/{link}")
-            except FileNotFoundError:
-                continue  # closed meanwhile
-        with open(f"{here}/maps", encoding="utf-8", errors="surrogateescape") as maps:
-            yield from (line.rstrip("\n").partition("/")[2] for line in maps if "/" in line)
-    except (FileNotFoundError, ProcessLookupError):
-        return  # it has ended

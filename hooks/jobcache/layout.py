@@ -15,6 +15,7 @@ NODES = "nodes"  # nodes/<node>: one lease a node
 KEEP = "keep"  # exists: the user said JOBCACHE=keep
 
 TRASH = ".jobcache-trash-"  # beside the cache: renamed away, deletion pending
+ASIDE = ".jobcache-aside-"  # beside the cache: moved by mistake and without a way back; nothing deletes it
 NEW = ".jobcache-new-"  # beside the cache: being made, not yet renamed into place
 
 PLACEHOLDERS = ("user", "uid", "cluster", "node", "job_id")
@@ -80,9 +81,14 @@ def new_name(job_id: int, nonce: str) -> str:
     return f"{NEW}{job_id}-{nonce}"
 
 
+def aside_name(trash: str) -> str:
+    """Return the name for what was renamed to `trash`, a name by `trash_name`, and must not be deleted."""
+    return ASIDE + trash[len(TRASH) :]
+
+
 def parse_debris(name: str) -> "tuple[str, int] | None":
-    """Return (`TRASH` or `NEW`, job_id) of a name that `trash_name` or `new_name` wrote, else None."""
-    for prefix in (TRASH, NEW):
+    """Return (`TRASH`, `NEW` or `ASIDE`, job_id) of a name that one of the functions above wrote, else None."""
+    for prefix in (TRASH, NEW, ASIDE):
         if name.startswith(prefix):
             head, dash, nonce = name[len(prefix) :].partition("-")
             job_id = number(head)

@@ -6,7 +6,7 @@ from typing import Optional
 
 from jobcache.slurm import Listing
 
-CACHE, NEW, TRASH = "cache", "new", "trash"  # kinds: at a cache's path; half made; renamed away
+CACHE, NEW, TRASH, ASIDE = "cache", "new", "trash", "aside"  # kinds: at a cache's path; half made; renamed away; never to go
 REAP, KEEP, REPORT = "reap", "keep", "report"
 
 Identity = tuple[str, int, int, int]
@@ -16,12 +16,12 @@ Identity = tuple[str, int, int, int]
 class Found:
     """A directory of ours by its name, as its owner saw it. Times are seconds since the epoch by the filesystem's own clock.
 
-    run: None for what is half made or trash. gid: the group by which its owner looks. identity: (cluster, job_id, run,
+    run: None for what is not at a cache's path. gid: the group by which its owner looks. identity: (cluster, job_id, run,
     uid) as its id says, None where it has none. sign: the last sign of life, the newest change of the directory, its id,
     its record and its leases. now: the filesystem's clock, None where it has not been read. keep_until: from the record.
-    kept: the user said JOBCACHE=keep. joinable: its nodes/ is there. nodes: those that hold leases. bare: nothing is in it
-    but what is ours. local: on a filesystem that is each node's own. error: why it could not be looked at. pids: processes
-    of this host that have it open.
+    kept: the user said JOBCACHE=keep. joinable: its nodes/ is there. nodes: some that hold leases. bare: nothing is in it but
+    what is ours. local: on a filesystem that is each node's own. running: its job has a step on this host. error: why it
+    could not be looked at. pids: processes of this host that have it open.
     """
 
     kind: str
@@ -41,6 +41,7 @@ class Found:
     bare: bool = False
     nodes: tuple[str, ...] = ()
     local: bool = False
+    running: bool = False
     error: str = ""
     pids: tuple[int, ...] = ()
 
@@ -79,14 +80,14 @@ def plan(found: Iterable[Found], listings: Sequence[Listing], rules: Rules) -> l
 
 def is_candidate(one: Found, rules: Rules) -> bool:
     """Whether it depends on the live jobs what becomes of it: where nothing does, Slurm need not be asked."""
-    return _not_ours(one, rules) == ""
+    return not one.running and _settled(one, rules) is None
 
 
 def _decide(one: Found, listings: Sequence[Listing], rules: Rules, confirmed: bool) -> Decision:
-    reason = _not_ours(one, rules)
-    if reason:
-        return Decision(one, KEEP, reason)
-    if any(listing.alive(one.job_id, one.uid) for listing in listings):
+    settled = _settled(one, rules)
+    if settled:
+        return settled
+    if one.running or any(listing.alive(one.job_id, one.uid) for listing in listings):
         return Decision(one, KEEP, "alive")
     if not confirmed:
         return Decision(one, KEEP, "unconfirmed")
@@ -107,19 +108,21 @@ def _decide(one: Found, listings: Sequence[Listing], rules: Rules, confirmed: bo
     return Decision(one, REAP, "unrecorded" if one.identity is None else "orphan")
 
 
-def _not_ours(one: Found, rules: Rules) -> str:
-    """Why this is not ours to reap, whatever jobs there are; "" where it may be."""
+def _settled(one: Found, rules: Rules) -> Optional[Decision]:
+    """What becomes of that which is not ours to reap, whatever jobs there are; None for what may be."""
     if one.error:
-        return "unreadable"
+        return Decision(one, REPORT, "unreadable")
+    if one.kind == ASIDE:
+        return Decision(one, REPORT, "aside")
     if one.uid == 0 or one.uid < rules.min_uid:
-        return "min_uid"
+        return Decision(one, KEEP, "min_uid")
     if one.identity is None:
-        return ""
+        return None
     cluster, job_id, run, uid = one.identity
     if cluster != rules.cluster:
-        return "other_cluster"
+        return Decision(one, KEEP, "other_cluster")
     same = (job_id, uid) == (one.job_id, one.uid) and (one.run is None or run == one.run)
-    return "" if same else "foreign"
+    return None if same else Decision(one, KEEP, "foreign")
 
 
 def _keep_until(one: Found, rules: Rules) -> float:

@@ -17,7 +17,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST = 32  # directories held open at once; what lies deeper is moved up first
 _MOVED = ".jobcache-deep-"  # its name there
-_ASIDE = ".jobcache-aside-"  # what was renamed by mistake and cannot have its name back: no name that anything deletes
 
 
 class Kept(Exception):
@@ -36,17 +35,18 @@ class _MountPoint(OSError):
 
 
 class Tally:
-    """What a deletion did. bytes: allocated to the files whose last link went. left: entries that could not go.
+    """What a deletion did. bytes: allocated to the files whose last link went. directories: below the cache, that went.
 
-    mounted: one of these is a mount point. done: nothing is left at all. error: what went wrong first, for a person.
-    Neither done nor left: it was late.
+    left: entries that could not go. mounted: one of these is a mount point. done: nothing is left at all. error: what went
+    wrong first, for a person. Neither done nor left: it was late.
     """
 
-    __slots__ = ("bytes", "files", "left", "mounted", "error", "done")
+    __slots__ = ("bytes", "files", "directories", "left", "mounted", "error", "done")
 
     def __init__(self) -> None:
         self.bytes = 0
         self.files = 0
+        self.directories = 0
         self.left = 0
         self.mounted = False
         self.error = ""
@@ -100,7 +100,7 @@ def _rename_back(parent_fd: int, trash: str, name: str, is_directory: bool) -> N
             os.link(trash, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd, follow_symlinks=False)
             os.unlink(trash, dir_fd=parent_fd)
     except OSError as error:
-        aside = _ASIDE + trash[len(layout.TRASH) :]
+        aside = layout.aside_name(trash)
         os.rename(trash, aside, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
         raise Kept("changed", f"another directory stood at its name, and is now at {aside}: {error.strerror}") from None
 
@@ -276,6 +276,7 @@ class _Emptying:
         try:
             os.rmdir(frame.name, dir_fd=above.fd)
             above.removed += 1
+            self.tally.directories += 1
         except FileNotFoundError:
             pass
         except OSError as error:

@@ -50,7 +50,7 @@ class Listing:
 
 
 class Slurm:
-    """How this site asks Slurm. conf: path of slurm.conf; None: SLURM_CONF of our environment, else Slurm's default.
+    """How this site asks Slurm. conf: path of slurm.conf, None for Slurm's default; never what our environment says.
 
     squeue, scontrol: names, looked up on a fixed PATH, or paths. timeout: seconds for one command.
     """
@@ -73,11 +73,12 @@ class Slurm:
             raise Unknown("slurm_malformed", f"{self._scontrol} show config names no ClusterName")
         return name
 
-    def listing(self, cluster: str, *, node: "str | None" = None, only_own: bool = False) -> Listing:
+    def listing(self, cluster: str, *, only_own: bool = False) -> Listing:
         """Return the jobs alive in `cluster`. Raise Unknown where the answer is not known to be whole.
 
-        node: only those that this node has, which is what node-local scratch needs. only_own: the caller looks at its
-        own jobs alone, which PrivateData never hides from it.
+        Of all nodes, even where one node's own scratch is looked at: what squeue answers for a node whose name is not
+        quite right looks like a node without jobs, and costs the controller no less.
+        only_own: the caller looks at its own jobs alone, which PrivateData never hides from it.
         """
         at = time.monotonic()
         config = self.config()
@@ -85,11 +86,8 @@ class Slurm:
             raise Unknown("slurm_other_cluster", f"Slurm answers for {config.get('ClusterName')}, not for {cluster}")
         if "jobs" in re.split(r"[,\s]+", config.get("PrivateData", "").lower()) and os.geteuid() != 0 and not only_own:
             raise Unknown("slurm_private", "PrivateData=jobs hides the jobs of others from this user")
-        where = (f"--nodelist={node}",) if node else ()
-        rows = parse(self._ask(self._squeue, *_SQUEUE, *where))
-        if node:
-            self._hold_against_node(node, rows)
-        elif not rows and "No jobs in the system" not in self._ask(self._scontrol, "show", "jobs"):
+        rows = parse(self._ask(self._squeue, *_SQUEUE))
+        if not rows and "No jobs in the system" not in self._ask(self._scontrol, "show", "jobs"):
             raise Unknown("slurm_empty", "squeue lists no job, and the controller does not confirm that there is none")
         jobs: dict[int, set[int]] = {}
         for job_id, leader, state, uid in rows:
@@ -98,26 +96,14 @@ class Slurm:
                 jobs.setdefault(leader, set()).add(uid)
         return Listing(at, jobs)
 
-    def _hold_against_node(self, node: str, rows: "list[tuple[int, int, str, int]]") -> None:
-        """A node that has work while squeue lists none for it, or the other way round, is not understood."""
-        answer = self._ask(self._scontrol, "--oneliner", "show", "node", node)
-        fields = dict(re.findall(r"(?:^|\s)(NodeName|State|CPUAlloc)=(\S*)", answer))
-        if fields.get("NodeName") != node or "State" not in fields or "CPUAlloc" not in fields:
-            raise Unknown("slurm_malformed", f"scontrol does not show node {node}")
-        busy = fields["CPUAlloc"] != "0" or "COMPLETING" in fields["State"]
-        listed = any(state in ("RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING") for _, _, state, _ in rows)
-        if busy and not listed:
-            raise Unknown("slurm_disagrees", f"node {node} has work ({fields['State']}), but squeue lists none there")
-
     def _ask(self, name: str, *options: str) -> str:
         """Return what a command prints. Raise Unknown."""
         program = name if "/" in name else shutil.which(name, path=PATH)
         if program is None:
             raise Unknown("slurm_missing", f"there is no {name} in {PATH}")
         env = {"PATH": PATH, "LC_ALL": "C"}
-        conf = self._conf or os.environ.get("SLURM_CONF")
-        if conf:
-            env["SLURM_CONF"] = conf
+        if self._conf:
+            env["SLURM_CONF"] = self._conf
         try:
             done = subprocess.run(
                 [program, *options], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=self._timeout, check=False

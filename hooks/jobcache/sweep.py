@@ -6,26 +6,25 @@ by this module; each owner's child looks again and hands what is still the same 
 
 import fcntl
 import os
+import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, Optional
 
 import psutil
 
-from jobcache import asuser, cachedir, find, reaper
+from jobcache import asuser, cachedir, find, processes, reaper
 from jobcache.layout import Template
 from jobcache.plan import CACHE, REAP, Decision, Found, Rules, is_candidate, plan
 from jobcache.settings import Settings
 from jobcache.slurm import Listing, Slurm, Unknown
+from jobcache.survey import AT_ONCE, PATIENCE, Hung, starter, survey
 
-_AT_ONCE = 4  # children; a metadata server is not to notice us
-_BATCH = 256  # users, or processes, that one child looks at
-_PATIENCE = 30.0  # seconds without a word, and a child is taken to hang
 _LONGEST = 600.0  # seconds for one owner's orphans in one sweep, so that nobody keeps it from the others
 _STRIDE = 5.0  # seconds of deletion between two words
-_MOST_HUNG = 4  # directories that hang, before the rest of a filesystem is left for another time
-_REPORT = 1 << 28  # bytes a child that looks may report
+_MOST_LATE = 4  # owners in a row at whose directories nothing goes on, before the others are left for another time
+_MOST_EACH = 10_000  # directories of one user that one sweep looks at
 
 
 class Busy(Exception):
@@ -63,13 +62,14 @@ class Result:
     """What came of a sweep.
 
     unknown: why the live jobs are not known, so that nothing was reaped. trouble: what could not be looked at or reaped,
-    in words.
+    in words. terminated: the processes that a dead job had left behind in its cache, pids by path.
     """
 
     decisions: list[Decision] = field(default_factory=list)
     reaped: list[Reaped] = field(default_factory=list)
     unknown: Optional[Unknown] = None
     trouble: list[str] = field(default_factory=list)
+    terminated: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 Say = Callable[[str, int, int], None]  # what is being done, how many are, of how many (0: not known)
@@ -83,7 +83,7 @@ def run(site: Settings, options: Options, say: Say = silent, on_reaped: Callable
     """Sweep once. `on_reaped` is called for each directory as it is reaped."""
     result = Result()
     rules = rules_of(site, options.node)
-    found = list({one.path: one for one in look_for(site, options, result.trouble, say)}.values())  # templates may share a place
+    found = _all(site, options, result.trouble, say)
     candidates = [one for one in found if is_candidate(one, rules)]
     listings: list[Listing] = []
     try:
@@ -91,19 +91,32 @@ def run(site: Settings, options: Options, say: Say = silent, on_reaped: Callable
         if dead:
             _wait(rules.confirm, say)
             dead = _dead(site, options, dead, listings)
-            dead = list(_look_again(dead, result.trouble, say))
-            dead = with_pids(plan(dead, listings, rules))
+            dead = list(_look_again(dead, hung_of(site), result.trouble, say))
+            dead = with_pids(plan(dead, listings, rules), hung_of(site))
     except Unknown as unknown:
         result.unknown = unknown
         listings, dead = [], []
     fresh = {one.path: one for one in dead}
     result.decisions = plan((fresh.get(one.path, one) for one in found), listings, rules)
-    todo = [decision for decision in result.decisions if decision.action == REAP]
-    if todo and not options.dry:
-        for done in act(site, todo, result.trouble, say):
-            result.reaped.append(done)
-            on_reaped(done)
+    if not options.dry:
+        _act_on(site, result, say, on_reaped)
     return result
+
+
+def _act_on(site: Settings, result: Result, say: Say, on_reaped: Callable[[Reaped], None]) -> None:
+    todo = [decision for decision in result.decisions if decision.action == REAP]
+    for done in act(site, todo, result.trouble, say):
+        result.reaped.append(done)
+        on_reaped(done)
+    if site.tree["sweep"]["stray_processes"] == "terminate":
+        for decision in result.decisions:
+            if decision.reason == "in_use":
+                result.terminated[decision.found.path] = processes.terminate(decision.found)
+
+
+def hung_of(site: Settings) -> Hung:
+    """Return where this host's sweeps remember which directories hang."""
+    return Hung(site.run_dir)
 
 
 def rules_of(site: Settings, node: str) -> Rules:
@@ -141,81 +154,45 @@ def _wait(seconds: float, say: Say) -> None:
 # ------------------------------------------------------------------------------------------------------------ looking
 
 
+def _all(site: Settings, options: Options, trouble: list[str], say: Say) -> list[Found]:
+    """Return what there is, each once, since templates may share a place, sorted by path."""
+    steps = processes.steps()
+    found = {one.path: one for one in look_for(site, options, trouble, say)}
+    return [replace(found[path], running=found[path].job_id in steps) for path in sorted(found)]
+
+
 def look_for(site: Settings, options: Options, trouble: list[str], say: Say = silent) -> Iterator[Found]:
     """Yield what there is on scratch, each at a glance, as its owner. Directories that hang or are closed: `trouble`."""
-    templates = [template for template in site.templates if is_local(site, template) == options.local]
-    users = [home for template in templates for home in _homes(template, site.cluster, trouble) if _wanted(home.uid, options)]
+    users = [home for home in _homes(site, options, trouble) if _wanted(home.uid, options)]
+    random.shuffle(users)  # those that hang may be neighbours, and are not to look like a filesystem that does
 
-    def look(home: find.Home) -> Iterator[Found]:
+    def look(home: find.Home) -> Iterator[Optional[Found]]:
         with asuser.Acting(home.uid, home.gid):
-            yield from find.caches(home, site.cluster, options.node, options.local)
+            yield from find.caches(home, site.cluster, options.local)
 
     def facts(home: find.Home) -> Iterator[dict[str, Any]]:
+        seen = 0
         try:
-            yield from map(vars, look(home))
+            for one in look(home):
+                seen += one is not None
+                if seen > _MOST_EACH:
+                    yield {"trouble": f"{home.path}: more than {_MOST_EACH} directories of such a name; the rest is left"}
+                    return
+                yield vars(one) if one else {}
         except OSError as error:
             yield {"trouble": f"{home.path}: {error.strerror or error}"}
 
     def lost(homes: Sequence[find.Home], why: str) -> None:
         trouble.append(f"{_and_more([home.path for home in homes])}: {why}")
 
-    for fact in _survey(users, facts, lost, lambda seen: say("looking", seen, len(users))):
+    def begun(count: int) -> None:
+        say("looking", count, len(users))
+
+    for fact in survey(users, facts, lost, hung_of(site), lambda home: home.path, begun):
         if "trouble" in fact:
             trouble.append(fact["trouble"])
         else:
             yield _found(fact)
-
-
-Item = TypeVar("Item")
-
-
-def _survey(
-    items: Sequence[Item],
-    facts: Callable[[Item], Iterable[dict[str, Any]]],
-    lost: Callable[[Sequence[Item], str], None],
-    begun: Callable[[int], None] = lambda _: None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the facts of all items, which children gather, many items each.
-
-    An item at which a child hangs or dies is `lost`, with the words why, and another child takes up those after it;
-    where more than a few hang, these are lost as well. begun: is told how many items have been begun.
-    """
-    hung = count = 0
-    todo = [items[at : at + _BATCH] for at in range(0, len(items), _BATCH)]
-    while todo:
-        batches, todo = todo, []
-        reached: dict[int, int] = {}
-        starts = ((batch, _starter(_Gathering(batch, facts), None, None)) for batch in batches)
-        for batch, child, fact in asuser.each(starts, _AT_ONCE, _PATIENCE):
-            if fact is not None and "at" in fact:
-                reached[child.pid] = fact["at"]
-                count += 1
-                begun(count)
-            elif fact is not None:
-                yield fact
-            elif child.status != "done":
-                hung += child.status == "late"
-                at = reached.pop(child.pid, 0)
-                lost(batch[at : at + 1], f"{child.status}: {child.error or 'it does not answer'}")
-                rest = batch[at + 1 :]
-                if rest and hung >= _MOST_HUNG:
-                    lost(rest, "left for another time, since others do not answer")
-                elif rest:
-                    todo.append(rest)
-
-
-class _Gathering:
-    """The work of a child that gathers the facts of one item after the other, and says at which it is."""
-
-    def __init__(self, items: Sequence[Item], facts: Callable[[Item], Iterable[dict[str, Any]]]) -> None:
-        self.items = items
-        self.facts = facts
-
-    def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
-        for at, item in enumerate(self.items):
-            report({"at": at})
-            for fact in self.facts(item):
-                report(fact)
 
 
 def is_local(site: Settings, template: Template) -> bool:
@@ -227,39 +204,44 @@ def _wanted(uid: int, options: Options) -> bool:
     return (options.user is None or uid == options.user) and uid % options.shard[1] == options.shard[0] - 1
 
 
-def _homes(template: Template, cluster: str, trouble: list[str]) -> list[find.Home]:
-    """The users' directories, listed in a child, since what is above them may hang as well."""
+def _homes(site: Settings, options: Options, trouble: list[str]) -> Iterator[find.Home]:
+    """Yield the users' directories, listed in children, since what is above them may hang as well."""
+    templates = [template for template in site.templates if is_local(site, template) == options.local]
 
-    def work(report: Callable[[dict[str, Any]], None]) -> None:
-        for home in find.homes(template, cluster):
-            report(vars(home))
+    def facts(template: Template) -> Iterator[dict[str, Any]]:
+        try:
+            yield from map(vars, find.homes(template, site.cluster))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            yield {"trouble": f"{template.text}: {error.strerror or error}"}
 
-    child = asuser.start(work, uid=None, gid=None, user=None, places=[], most=_REPORT)
-    found = []
-    for _, _, fact in asuser.each([("", lambda: child)], 1, _PATIENCE):
-        if fact is not None:
-            found.append(find.Home(**{**fact, "rest": tuple(fact["rest"])}))
-    if child.status != "done" and "FileNotFoundError" not in child.error:
-        trouble.append(f"{template.text}: {child.error or 'it does not answer'}")
-    return found
+    def lost(templates: Sequence[Template], why: str) -> None:
+        trouble.extend(f"{template.text}: {why}" for template in templates)
+
+    for fact in survey(templates, facts, lost, hung_of(site), lambda template: template.text):
+        if "trouble" in fact:
+            trouble.append(fact["trouble"])
+        else:
+            yield find.Home(**{**fact, "rest": tuple(fact["rest"])})
 
 
 def _look_again(
-    found: list[Found], trouble: list[str], say: Say, sizes: Optional[dict[str, tuple[int, int]]] = None
+    found: list[Found], hung: Hung, trouble: list[str], say: Say, sizes: Optional[dict[str, tuple[int, int]]] = None
 ) -> Iterator[Found]:
     """Yield the directories as they are now, with the clock of their filesystem. What does not answer is left out.
 
     sizes: where given, is filled with (bytes, files) by path.
     """
-    seen = 0
+
+    def place(ones: list[Found]) -> str:
+        return os.path.dirname(ones[0].path)
 
     def lost(owners: Sequence[list[Found]], why: str) -> None:
-        trouble.append(f"{_and_more([os.path.dirname(ones[0].path) for ones in owners])}: {why}")
+        trouble.append(f"{_and_more([place(ones) for ones in owners])}: {why}")
 
-    for fact in _survey(list(_by_owner(found).values()), _Again(measure=sizes is not None), lost):
-        if "going" in fact:
-            continue
-        seen += 1
+    facts = survey(list(_by_owner(found).values()), _Again(measure=sizes is not None), lost, hung, place)
+    for seen, fact in enumerate(facts, 1):
         say("looking again", seen, len(found))
         size = fact.pop("size", None)
         if size is not None and sizes is not None:
@@ -290,56 +272,19 @@ class _Again:
                 clocks[parent] = find.clock(parent_fd)
             seen = vars(replace(find.look(parent_fd, name, one), now=clocks[parent]))
             if self.measure:
-                for size in find.size(parent_fd, name):
-                    yield {"going": size}
-                seen = {**seen, "size": size}
+                for so_far in find.size(parent_fd, name):
+                    seen["size"] = so_far
+                    yield {}
             yield seen
         finally:
             os.close(parent_fd)
 
 
-def with_pids(decisions: Iterable[Decision]) -> list[Found]:
+def with_pids(decisions: list[Decision], hung: Hung) -> list[Found]:
     """Return the directories of `decisions`, those that would be reaped with the processes of this host that use them."""
-    decisions = list(decisions)
     suspects = [decision.found for decision in decisions if decision.action == REAP]
-    users = _users_of(suspects) if suspects else {}
-    return [replace(decision.found, pids=tuple(users.get(decision.found.path, ()))) for decision in decisions]
-
-
-def _users_of(suspects: list[Found]) -> dict[str, list[int]]:
-    """Which of their owners' processes use the directories, by path. One that cannot be looked at may use them all.
-
-    A directory is known by its name, which has a job id in it: the path to it is another one in a container, or behind
-    a symlink of root's.
-    """
-    using: dict[str, list[int]] = {}
-    unknown: list[tuple[int, int]] = []
-    named: dict[tuple[int, str], list[str]] = {}
-    for one in suspects:
-        named.setdefault((one.uid, os.path.basename(one.path)), []).append(one.path)
-
-    def facts(process: tuple[int, int]) -> Iterator[dict[str, Any]]:
-        pid, uid = process
-        try:
-            parts = {part for file in find.opened(pid) for part in file.split("/")}
-            yield from ({"pid": pid, "path": path} for part in parts for path in named.get((uid, part), ()))
-        except PermissionError:
-            if os.geteuid() == 0:  # others cannot look at some processes of their own, as sshd's
-                yield {"pid": pid, "uid": uid}
-
-    def lost(processes: Sequence[tuple[int, int]], _why: str) -> None:
-        unknown.extend(processes)
-
-    for fact in _survey(list(find.processes({one.uid for one in suspects})), facts, lost):
-        if "path" in fact:
-            using.setdefault(fact["path"], []).append(fact["pid"])
-        else:
-            unknown.append((fact["pid"], fact["uid"]))
-    for pid, uid in unknown:
-        for one in suspects:
-            if one.uid == uid:
-                using.setdefault(one.path, []).append(pid)
-    return using
+    using = processes.users_of(suspects, hung) if suspects else {}
+    return [replace(decision.found, pids=using.get(decision.found.path, ())) for decision in decisions]
 
 
 # ------------------------------------------------------------------------------------------------------------- acting
@@ -349,14 +294,18 @@ def act(site: Settings, todo: list[Decision], trouble: list[str], say: Say = sil
     """Reap what was decided, each owner's in a child that is that owner; yield what is reaped as it is."""
     rate = site.tree["sweep"]["max_deletes_per_second"]
     by_path = {decision.found.path: decision for decision in todo}
+    done = late = 0
 
     def starts() -> Iterator[tuple[int, Callable[[], asuser.Child]]]:
         for uid, ones in _by_owner(decision.found for decision in todo).items():
-            yield uid, _starter(_Reaping(ones, rate / _AT_ONCE if rate else None), uid, ones[0].gid)
+            if late < _MOST_LATE:
+                yield uid, starter(_Reaping(ones, rate / AT_ONCE if rate else None), uid, ones[0].gid)
+            else:
+                trouble.append(f"uid {uid}: left for another time, since others do not answer")
 
-    done = 0
-    for uid, child, fact in asuser.each(starts(), _AT_ONCE, _PATIENCE):
+    for uid, child, fact in asuser.each(starts(), AT_ONCE, PATIENCE):
         if fact is None:
+            late = late + 1 if child.status == "late" else 0
             if child.status != "done":
                 trouble.append(f"uid {uid}: {child.status}: {child.error or 'it does not answer'}")
         elif "error" in fact:
@@ -381,6 +330,8 @@ class _Reaping:
         for one in self.found:
             try:
                 report({"path": one.path, **self._reap(one, report)})
+            except FileNotFoundError:
+                continue  # its owner, or an Epilog, was faster
             except (OSError, reaper.Kept) as error:
                 report({"path": one.path, "error": str(error)})
 
@@ -408,7 +359,7 @@ class _Reaping:
         while True:
             tally = reaper.delete(parent_fd, name, fd, time.monotonic() + _STRIDE, rate=self.rate)
             freed, files = freed + tally.bytes, files + tally.files
-            if tally.done or not tally.files or time.monotonic() >= self.until:
+            if tally.done or not (tally.files or tally.directories) or time.monotonic() >= self.until:
                 return {"bytes": freed, "files": files, "done": tally.done, "why": tally.error, "usage": _usage(parent_fd)}
             report({"going": files})
 
@@ -419,10 +370,6 @@ def _usage(parent_fd: int) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------------------------ helpers
-
-
-def _starter(work: "asuser.Work", uid: Optional[int], gid: Optional[int]) -> Callable[[], asuser.Child]:
-    return lambda: asuser.start(work, uid=uid, gid=gid, user=None, places=[], most=_REPORT)
 
 
 def _and_more(paths: Sequence[str]) -> str:
@@ -476,7 +423,7 @@ def listed(site: Settings, options: Options, say: Say = silent) -> Listed:
     trouble: list[str] = []
     rules = replace(rules_of(site, options.node), confirm=0.0)
     sizes: dict[str, tuple[int, int]] = {}
-    found = list(_look_again(list(look_for(site, options, trouble, say)), trouble, say, sizes))
+    found = list(_look_again(_all(site, options, trouble, say), hung_of(site), trouble, say, sizes))
     listings: list[Listing] = []
     try:
         _dead(site, options, [one for one in found if is_candidate(one, rules)], listings)

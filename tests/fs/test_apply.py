@@ -7,6 +7,7 @@ import os
 import pwd
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -194,3 +195,14 @@ def test_hooks_path(site: Site) -> None:
     for name in ("task-prolog", "epilog"):
         shipped = (path / name).read_text()
         assert shipped.replace("jc_lib=/var/lib/jobcache\n", f"jc_lib={site.hooks}\n") == (site.hooks / name).read_text()
+
+
+@pytest.mark.parametrize("key", ["run_dir", "log"])
+def test_what_is_ours_is_nobody_elses_to_write(site: Site, key: str) -> None:
+    """Root's locks and log do not lie where users may put files of their own."""
+    open_to_all = site.dir / "all"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    value: Any = str(open_to_all) if key == "run_dir" else {"file": f"{open_to_all}/events.jsonl"}
+    with pytest.raises(apply.ApplyError, match="others may write"):
+        site.configure(**{key: value})

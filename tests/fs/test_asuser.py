@@ -523,3 +523,27 @@ def test_out_of_reach_with_a_users_rights() -> None:
     assert signalled.returncode != 0 and attack(pid) == []
     child.kill()
     assert list(facts) == []
+
+
+def test_who_stops_listening_leaves_no_child() -> None:
+    """The children that still run when the consumer of `each` leaves are ended."""
+
+    def work(report: Callable[[dict[str, Any]], None]) -> None:
+        report({"pid": os.getpid()})
+        time.sleep(60)
+
+    def begin() -> asuser.Child:
+        return asuser.start(work, uid=None, gid=None, user=None, places=[])
+
+    running = asuser.each([(at, begin) for at in range(3)], 3, 30.0)
+    pids = [fact["pid"] for _, _, fact in (next(running) for _ in range(3)) if fact]
+    running.close()
+    assert len(pids) == 3 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_a_long_line_is_whole() -> None:
+    """A fact that comes in many pieces is one fact."""
+    text = "x" * (8 << 20)
+    child = asuser.start(lambda report: report({"text": text}), uid=None, gid=None, user=None, places=[], most=1 << 28)
+    assert [fact["text"] for fact in child.facts(time.monotonic() + 30)] == [text]
+    assert child.status == "done"

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from home import acting_as, uid_of
-from jobcache import apply, asuser, cachedir, epilog, find, layout, sweep
+from jobcache import apply, asuser, cachedir, epilog, find, layout, processes, sweep
 from jobcache.job import Job as EndedJob
 from jobcache.plan import Found
 from jobcache.settings import Settings
@@ -226,16 +226,16 @@ class World:
             until = None if found.keep_until is None else found.keep_until + self.clock.ahead(found.sign)
             return replace(found, sign=self.clock.shown(found.sign), keep_until=until)
 
-        def last_moment(decisions: Any) -> list[Found]:
+        def last_moment(decisions: Any, hung: Any) -> list[Found]:
             self.moment(4)
-            return with_pids(decisions)
+            return with_pids(decisions, hung)
 
         monkeypatch.setattr(cachedir, "now", lambda: self.here.now())
         monkeypatch.setattr(epilog, "_CLOCK_SKEW", 0)
         monkeypatch.setattr(epilog, "_usage", lambda _: {})
         monkeypatch.setattr(find, "look", shown)
         monkeypatch.setattr(find, "clock", lambda parent_fd: self.clock.shown(clock(parent_fd)))
-        monkeypatch.setattr(find, "processes", lambda _: ())
+        monkeypatch.setattr(processes, "users_of", lambda *_: {})
         monkeypatch.setattr(sweep, "with_pids", last_moment)
         monkeypatch.setattr(asuser, "start", lambda work, uid, most, **_: Child(work, uid and user_of(uid), most))
         monkeypatch.setattr(Slurm, "listing", lambda *_, **__: self._listing())

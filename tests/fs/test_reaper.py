@@ -594,7 +594,7 @@ def test_its_place_is_taken_again(home: Home, monkeypatch: pytest.MonkeyPatch, w
     (aside,) = set(home.rest()) - {"away", home.cache.name}
     assert [identity(home.cache_dir / aside), identity(home.cache)] == identities
     assert kept.value.reason == "changed" and aside in str(kept.value)
-    assert layout.parse_debris(aside) is None
+    assert layout.parse_debris(aside) == (layout.ASIDE, JOB)
 
 
 def test_symlinks_that_replace_directories_meanwhile(home: Home) -> None:

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jobcache import find
+from jobcache import survey as surveying
 from jobcache import sweep as sweeping
 from jobcache.cli import main
 from site_dir import ALICE, BOB, Site
@@ -281,19 +282,192 @@ def test_list(site: Site, slurm: FakeSlurm) -> None:
     assert "n1,n2" in table and "8.2 kB" in table and "hf-datasets-8" not in table
 
 
+# ------------------------------------------------------------------------------------------------------ what hangs
+
+
+def hang(monkeypatch: pytest.MonkeyPatch, *users: str) -> None:
+    """The directories of these users do not answer; half a second is patience enough."""
+    real = find.caches
+
+    def caches(home: find.Home, *rest: Any) -> Any:
+        if home.user in users:
+            time.sleep(60)
+        return real(home, *rest)
+
+    monkeypatch.setattr(find, "caches", caches)
+    monkeypatch.setattr(surveying, "PATIENCE", 0.5)
+
+
 def test_hung_homes_are_said(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's directory that does not answer costs its own caches' sweep, and nobody else's."""
     for user in (ALICE, BOB):
         site.task_prolog(7, user=user)
-    real = find.caches
-
-    def hangs(home: find.Home, *rest: Any) -> Any:
-        if home.user == ALICE:
-            time.sleep(60)
-        return real(home, *rest)
-
-    monkeypatch.setattr(find, "caches", hangs)
-    monkeypatch.setattr(sweeping, "_PATIENCE", 0.5)
+    hang(monkeypatch, ALICE)
     result = sweep(site)
     assert result.exit_code == 1 and "does not answer" in result.output
     assert [site.cache(7).exists(), site.cache(7, user=BOB).exists()] == [True, False]
+
+
+def survey(items: list[int], hung: set[int], memory: surveying.Hung) -> tuple[list[int], dict[int, str]]:
+    """Survey numbers, at some of which a child hangs; return those that answered, and why others are lost."""
+    lost: dict[int, str] = {}
+
+    def facts(item: int) -> Any:
+        if item in hung:
+            time.sleep(60)
+        yield {}
+        yield {"item": item}
+
+    found = surveying.survey(items, facts, lambda gone, why: lost.update(dict.fromkeys(gone, why)), memory, str)
+    return sorted(fact["item"] for fact in found), lost
+
+
+def test_any_number_may_hang_while_others_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each that hangs is lost, and only those."""
+    monkeypatch.setattr(surveying, "PATIENCE", 0.2)
+    hung = set(range(3, 100, 10))
+    answered, lost = survey(list(range(100)), hung, surveying.Hung(str(tmp_path)))
+    assert answered == sorted(set(range(100)) - hung)
+    assert set(lost) == hung
+
+
+def test_a_filesystem_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing answers at all, it ends after a few, and says so of all."""
+    monkeypatch.setattr(surveying, "PATIENCE", 0.2)
+    monkeypatch.setattr(surveying, "_BATCH", 10)
+    began = time.monotonic()
+    answered, lost = survey(list(range(1000)), set(range(1000)), surveying.Hung(str(tmp_path)))
+    assert (answered, len(lost)) == ([], 1000)
+    assert time.monotonic() - began < 20
+
+
+def test_where_a_process_is_stuck_none_is_added(tmp_path: Path) -> None:
+    """As long as it lives; and a process that has its number later is another."""
+    memory = surveying.Hung(str(tmp_path / "run"))
+    with subprocess.Popen(["sleep", "60"]) as stuck:
+        memory.note("5", stuck.pid)
+        assert survey([4, 5, 6], set(), memory) == ([4, 6], {5: "a process of an earlier sweep still hangs there"})
+        stuck.kill()
+    assert survey([4, 5, 6], set(), memory) == ([4, 5, 6], {})
+    (note,) = (tmp_path / "run").iterdir()
+    note.write_text(f"{os.getpid()} 1.5\n")
+    assert not memory.holds("5")
+
+
+def test_one_user_cannot_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one user's directories, so many are looked at, and it is said that there are more."""
+    monkeypatch.setattr(sweeping, "_MOST_EACH", 3)
+    for job in range(1, 6):
+        site.task_prolog(job)
+    site.task_prolog(7, user=BOB)
+    result = sweep(site)
+    assert result.exit_code == 1 and "more than 3 directories" in result.output
+    assert len(site.events("cache.orphan_reaped")) == 4
+    assert sweep(site).exit_code == 0
+    assert site.debris() == [] and not list(site.scratch.glob("*/.cache/hf-*"))
+
+
+# ------------------------------------------------------------------------------------------- processes of this host
+
+
+def holding(site: Site, job: int, environment_of: int | None) -> subprocess.Popen[bytes]:
+    """A process of alice's that has the job's cache as its directory, started with a job's environment, or none's."""
+    env = {"SLURM_JOB_ID": str(environment_of)} if environment_of else {}
+    return subprocess.Popen(["/bin/sleep", "60"], cwd=site.cache(job), env=env, user=UID, group=60, extra_groups=[])
+
+
+def test_strays_are_ended_where_the_site_says_so(site: Site, slurm: FakeSlurm) -> None:
+    """Those of this very job; what another job or a login left open keeps the cache, and lives."""
+    site.configure(sweep={**site.keys["sweep"], "stray_processes": "terminate"})
+    for job in (7, 8):
+        site.task_prolog(job)
+    with holding(site, 7, 7) as stray, holding(site, 8, 9) as of_another, holding(site, 8, None) as of_a_login:
+        try:
+            sweep(site)
+            assert stray.wait(10) == -15
+            assert [of_another.poll(), of_a_login.poll()] == [None, None]
+            events = {event["job_id"]: event for event in site.events("cache.kept")}
+            assert events[7]["terminated"] == [stray.pid] == events[7]["pids"]
+            assert "terminated" not in events[8] and events[8]["pids"] == sorted([of_another.pid, of_a_login.pid])
+            sweep(site)
+            assert [site.cache(7).exists(), site.cache(8).exists()] == [False, True]
+        finally:
+            for process in (stray, of_another, of_a_login):
+                process.kill()
+
+
+def test_strays_are_only_reported_unless_the_site_says_so(site: Site, slurm: FakeSlurm) -> None:
+    """And never ended by a dry run."""
+    site.task_prolog(7)
+    with holding(site, 7, 7) as stray:
+        sweep(site)
+        site.configure(sweep={**site.keys["sweep"], "stray_processes": "terminate"})
+        sweep(site, "--dry-run")
+        assert stray.poll() is None
+        stray.kill()
+
+
+@pytest.mark.parametrize("whose", ["root", ALICE])
+def test_a_step_on_this_host_says_that_its_job_lives(site: Site, slurm: FakeSlurm, whose: str) -> None:
+    """Then nobody has to be asked. A title that a user gave a process of their own says nothing."""
+    site.task_prolog(7)
+    title = ["bash", "-c", "exec -a 'slurmstepd: [7.batch]' sleep 60"]
+    with subprocess.Popen(title, user=pwd.getpwnam(whose).pw_uid) as step:
+        while b"slurmstepd" not in Path(f"/proc/{step.pid}/cmdline").read_bytes().partition(b"\0")[0]:
+            time.sleep(0.01)
+        sweep(site)
+        step.kill()
+    assert site.cache(7).exists() == (whose == "root")
+    assert bool(slurm.questions()) == (whose != "root")
+
+
+# -------------------------------------------------------------------------------------------------- reported, and kept
+
+
+def test_what_is_only_reported(site: Site, slurm: FakeSlurm) -> None:
+    """What its owner closed, and what was put aside: they stay, the event counts them, `list` shows them."""
+    site.task_prolog(7)
+    site.task_prolog(8)
+    site.cache(8).chmod(0)
+    aside = site.cache().parent / ".jobcache-aside-9-0123456789abcdef"
+    aside.mkdir()
+    os.chown(aside, UID, -1)
+    site.configure(log={**site.keys["log"], "level": "debug"})
+    assert sweep(site).exit_code == 0
+    assert [site.cache(7).exists(), site.cache(8).exists(), aside.exists()] == [False, True, True]
+    (finished,) = site.events("sweep.finished")
+    assert finished["reasons"] == {"orphan": 1, "unreadable": 1, "aside": 1} and finished["reported"] == 2
+    assert {event["reason"] for event in site.events("cache.kept")} == {"unreadable", "aside"}
+    rows = json.loads(jobcache(site, "list", "--json").output)
+    assert {row["state"] for row in rows} == {"unknown", "aside"}
+
+
+def test_a_deep_tree_is_listed(site: Site, slurm: FakeSlurm) -> None:
+    """However deep: what lies too deep for a dataset is not measured."""
+    site.task_prolog(7)
+    deep = os.open(site.cache(7), os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=deep)
+        below = os.open("d", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(deep)
+    subprocess.run(["chown", "-R", ALICE, site.cache(7)], check=True)
+    assert json.loads(jobcache(site, "list", "--json").output)[0]["files"] == 0
+    assert sweep(site).exit_code == 0
+    assert not site.cache(7).exists()
+
+
+def test_cron_cannot_name_another_slurm(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM_CONF counts when `apply` runs, and never for a sweep."""
+    told = slurm.dir / "conf"
+    squeue = slurm.dir / "squeue"
+    squeue.write_text(squeue.read_text().replace("#!/bin/sh\n", f'#!/bin/sh\necho "${{SLURM_CONF-none}}" >>{told}\n'))
+    site.task_prolog(7)
+    monkeypatch.setenv("SLURM_CONF", "/etc/of-cron")
+    sweep(site)
+    site.configure()
+    site.task_prolog(7)
+    monkeypatch.delenv("SLURM_CONF")
+    sweep(site)
+    assert told.read_text().split() == ["none", "none", "/etc/of-cron", "/etc/of-cron"]

@@ -31,7 +31,13 @@ DEFAULTS = {
     "keep_max": 259200.0,
     "task_prolog": {"deadline": 5.0, "chain": None},
     "epilog": {"deadline": 30.0, "budget": 1.0},
-    "sweep": {"grace": 3600.0, "confirm": 120.0, "unrecorded": "report", "max_deletes_per_second": None},
+    "sweep": {
+        "grace": 3600.0,
+        "confirm": 120.0,
+        "unrecorded": "report",
+        "max_deletes_per_second": None,
+        "stray_processes": "report",
+    },
     "store": {"user": None, "site": None, "max_size": 50 * 1024**3, "max_age": 2592000.0},
     "log": {"file": "/var/log/jobcache/events.jsonl", "syslog": True, "level": "info"},
     "metrics": {"textfile": None},
@@ -109,7 +115,7 @@ keep_failed: 1h30m
 keep_max: 1d
 task_prolog: {deadline: 500ms, chain: /etc/slurm/task_prolog}
 epilog: {deadline: 2s, budget: 1999ms}
-sweep: {grace: 1d2h3m4s5ms, confirm: 0s, unrecorded: reap, max_deletes_per_second: 2000}
+sweep: {grace: 1d2h3m4s5ms, confirm: 0s, unrecorded: reap, max_deletes_per_second: 2000, stray_processes: terminate}
 store: {user: "/s/{user}", site: "/s/site-{cluster}", max_size: 1TB, max_age: 90d}
 log: {file: null, syslog: /run/log, level: debug}
 metrics: {textfile: /var/lib/x.prom}
@@ -142,7 +148,13 @@ slurm: {conf: /etc/slurm.conf, squeue: /opt/slurm/bin/squeue, scontrol: scontrol
         "keep_max": 86400.0,
         "task_prolog": {"deadline": 0.5, "chain": "/etc/slurm/task_prolog"},
         "epilog": {"deadline": 2.0, "budget": 1.999},
-        "sweep": {"grace": 93784.005, "confirm": 0.0, "unrecorded": "reap", "max_deletes_per_second": 2000},
+        "sweep": {
+            "grace": 93784.005,
+            "confirm": 0.0,
+            "unrecorded": "reap",
+            "max_deletes_per_second": 2000,
+            "stray_processes": "terminate",
+        },
         "store": {"user": "/s/{user}", "site": "/s/site-{cluster}", "max_size": 10**12, "max_age": 7776000.0},
         "log": {"file": None, "syslog": "/run/log", "level": "debug"},
         "metrics": {"textfile": "/var/lib/x.prom"},

@@ -36,6 +36,8 @@ def samples(field: dict[str, Any]) -> list[Any]:
         return list(field["enum"])
     if field["type"] == "array":
         return [[], *([value] for value in samples(field["items"]))]
+    if field["type"] == "object":
+        return [{}, *({"orphan": value} for value in samples(field["additionalProperties"]))]
     if field["type"] == "string":
         return ["", "x", "a\nb", '"}\n{"', "ü", "\udcff", "\ud800", "x" * 10_000]
     return [field["minimum"], field.get("maximum", 2**63)]

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcache.plan import CACHE, KEEP, NEW, REAP, REPORT, TRASH, Decision, Found, Rules, plan
+from jobcache.plan import ASIDE, CACHE, KEEP, NEW, REAP, REPORT, TRASH, Decision, Found, Rules, plan
 from jobcache.slurm import Listing
 
 RULES = Rules(cluster="tiger", grace=3600, confirm=120, keep_max=86400)
@@ -33,7 +33,7 @@ times = st.sampled_from([NOW - 90000, NOW - 7200, NOW - 3600, NOW - 3599, NOW, N
 
 @st.composite
 def anything(draw: st.DrawFn) -> Found:
-    kind = draw(st.sampled_from([CACHE, CACHE, NEW, TRASH]))
+    kind = draw(st.sampled_from([CACHE, CACHE, NEW, TRASH, ASIDE]))
     job_id, uid, run = draw(ids), draw(uids), draw(st.integers(0, 1)) if kind == CACHE else None
     honest = (draw(clusters), job_id, run or 0, uid)
     return Found(
@@ -51,6 +51,7 @@ def anything(draw: st.DrawFn) -> Found:
         pids=draw(st.sampled_from([(), (), (12,)])),
         bare=draw(st.booleans()),
         local=draw(st.booleans()),
+        running=draw(st.sampled_from([False, False, False, True])),
         nodes=draw(st.sampled_from([(), ("n1",), ("n1", "n2")])),
     )
 
@@ -89,10 +90,11 @@ def test_only_what_nothing_speaks_for_is_reaped_and_all_of_that(
     elsewhere = one.local and "n2" in one.nodes
     spoken_for = (
         elsewhere or live or young or not ours or kept or bool(one.error) or bool(one.pids) or one.uid < max(1, rules.min_uid)
-    )
+        or one.running or one.kind == ASIDE
+    )  # fmt: skip
     reported = not recorded and not (rules.reap_unrecorded if one.kind == CACHE else one.bare)
     if spoken_for or apart < rules.confirm:
-        assert decision.action == KEEP and decision.reason
+        assert decision.action == (REPORT if one.error or one.kind == ASIDE else KEEP) and decision.reason
     else:
         assert decision.action == (REPORT if reported else REAP)
 
@@ -101,7 +103,7 @@ def test_only_what_nothing_speaks_for_is_reaped_and_all_of_that(
 def test_one_listing_is_never_enough(one: Found, first: dict[int, set[int]]) -> None:
     """Without a second whole listing, nothing at all is reaped."""
     for listings in ([], [Listing(0, first)], [Listing(0, first), Listing(119.9, first)]):
-        assert plan([one], listings, RULES)[0].action == KEEP
+        assert plan([one], listings, RULES)[0].action != REAP
 
 
 def test_an_orphan() -> None:

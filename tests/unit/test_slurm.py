@@ -34,22 +34,19 @@ class Fake:
         path = self.dir / name
         path.write_text(
             f'#!/bin/sh\ncd {self.dir}; echo "{name} $*" >>asked; /usr/bin/env >>env\n'
-            f'case "{name} $*" in squeue*) to=squeue ;; *config) to=config ;; *jobs) to=jobs ;; *show\\ node*) to=node ;; esac\n'
+            f'case "{name} $*" in squeue*) to=squeue ;; *config) to=config ;; *jobs) to=jobs ;; esac\n'
             ". ./before-$to; cat stderr-$to >&2; cat stdout-$to; exit $(cat status-$to)\n"
         )
         path.chmod(0o755)
         return str(path)
 
     def answer(self, to: str, text: str, *, stderr: str = "", status: int = 0, before: str = "") -> None:
-        """Answer `text` to the question squeue, config, jobs or node. before: what the program does first."""
+        """Answer `text` to the question squeue, config or jobs. before: what the program does first."""
         for name, value in {"stdout": text, "stderr": stderr, "status": str(status), "before": before}.items():
             (self.dir / f"{name}-{to}").write_text(value)
 
     def config(self, cluster: str = "tiger", private: str = "none") -> None:
         self.answer("config", f"Configuration data\nClusterName             = {cluster}\nPrivateData = {private}\n")
-
-    def node(self, state: str, cpus: int) -> None:
-        self.answer("node", f"NodeName=n1 Arch=x86_64 CPUAlloc={cpus} CPUTot=8 State={state} Reason=State=odd\n")
 
     def asked(self) -> list[str]:
         return (self.dir / "asked").read_text().splitlines()
@@ -250,43 +247,6 @@ def test_private_data_blinds_all_but_root(fake: Fake, monkeypatch: pytest.Monkey
     assert fake.slurm.listing("tiger").alive(7, 5)
 
 
-# ---------------------------------------------------------------------------------------------------------- one node
-
-
-def test_a_nodes_own(fake: Fake) -> None:
-    """For node-local scratch, squeue is asked for the node alone, and scontrol whether that can be."""
-    fake.answer("squeue", "7|7|RUNNING|5\n")
-    fake.node("MIXED", 4)
-    assert fake.slurm.listing("tiger", node="n1").alive(7, 5)
-    assert any(line.startswith("squeue") and "--nodelist=n1" in line.split() for line in fake.asked())
-    fake.answer("squeue", "7|7|COMPLETED|5\n")
-    fake.node("IDLE", 0)
-    assert not fake.slurm.listing("tiger", node="n1").alive(7, 5)
-
-
-@pytest.mark.parametrize("rows", ["", "7|7|COMPLETED|5\n", "7|7|PENDING|5\n"])
-@pytest.mark.parametrize(("state", "cpus"), [("MIXED", 1), ("ALLOCATED", 8), ("IDLE+COMPLETING", 0), ("COMPLETING", 0)])
-def test_the_node_has_work_that_squeue_does_not_list(fake: Fake, rows: str, state: str, cpus: int) -> None:
-    """squeue and scontrol have to agree that the node is empty."""
-    fake.answer("squeue", rows)
-    fake.node(state, cpus)
-    assert fake.unknown(node="n1").reason == "slurm_disagrees"
-
-
-def test_a_suspended_job_keeps_its_node(fake: Fake) -> None:
-    """Its CPUs are free for others, and it is alive all the same."""
-    fake.answer("squeue", "7|7|SUSPENDED|5\n")
-    fake.node("IDLE", 0)
-    assert fake.slurm.listing("tiger", node="n1").alive(7, 5)
-
-
-@pytest.mark.parametrize("text", ["", "Node n1 not found\n", "NodeName=n2 CPUAlloc=0 State=IDLE\n", "NodeName=n1 State=IDLE\n"])
-def test_a_node_that_scontrol_does_not_show(fake: Fake, text: str) -> None:
-    """Another node's record, or half of one, confirms nothing."""
-    fake.answer("node", text)
-    assert fake.unknown(node="n1").reason == "slurm_malformed"
-
-
 # ------------------------------------------------------------------------------------------------------- environment
 
 HOSTILE = {
@@ -298,7 +258,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("conf", [None, "/etc/conf-of-ours"])
 def test_nothing_of_the_environment_arrives(fake: Fake, monkeypatch: pytest.MonkeyPatch, conf: str | None) -> None:
-    """SQUEUE_* and SLURM_* filter even under --all --states=all: none arrives, but SLURM_CONF, and the site's before that."""
+    """SQUEUE_* and SLURM_* filter even under --all --states=all: none arrives, not even SLURM_CONF; the site's own does."""
     for name, value in {**HOSTILE, "SLURM_CONF": "/etc/conf-of-environment"}.items():
         monkeypatch.setenv(name, value)
     fake.slurm = Slurm(conf, f"{fake.dir}/squeue", f"{fake.dir}/scontrol", 10)
@@ -309,7 +269,7 @@ def test_nothing_of_the_environment_arrives(fake: Fake, monkeypatch: pytest.Monk
     assert {name: told[name] for name in set(told) - of_the_shell} == {
         "PATH": slurm.PATH,
         "LC_ALL": "C",
-        "SLURM_CONF": conf or "/etc/conf-of-environment",
+        **({"SLURM_CONF": conf} if conf else {}),
     }
 
 
