@@ -389,6 +389,16 @@ def record_text(claim: Claim) -> str:
     return "{" + ", ".join(f"{quote(key)}: {value}" for key, value in fields.items()) + "}\n"
 
 
+def sign(cache_fd: int, cluster: str, job_id: int, run: int, uid: int) -> None:
+    """Give what has no record an id, so that what is left of it can be told. Raise OSError, also where there is a record."""
+    os.mkdir(layout.META, 0o700, dir_fd=cache_fd)
+    meta_fd = os.open(layout.META, _DIRECTORY, dir_fd=cache_fd)
+    try:
+        _write(meta_fd, layout.ID, layout.format_id(cluster, job_id, run, uid).encode("ascii") + b"\n")
+    finally:
+        os.close(meta_fd)
+
+
 def read_record(cache_fd: int) -> "dict[str, object]":
     """Return what job.json holds, {} where it cannot be read as a JSON object. Believe of it what harms nobody."""
     import json

@@ -222,6 +222,10 @@ class Work:
             return _fact("cache.kept", "info", path, run, "kept", "unrecorded")
         if job.start is not None and os.fstat(fd).st_ctime < job.start - _CLOCK_SKEW:
             return _fact("cache.kept", "info", path, run, "kept", "older_than_job")
+        try:
+            cachedir.sign(fd, self.compiled.cluster, job.job_id, run, job.uid)
+        except OSError:
+            pass  # then a sweep only reports what the budget does not suffice for
         return self._reap(parent_fd, name, path, run, fd, {})
 
     def _keep(self, fd: int) -> "tuple[str, float] | None":

@@ -87,10 +87,10 @@ def start(wired: Wired, *options: str, user: str = ALICE, script: str = f"{FILL}
     return job
 
 
-def lives(wired: Wired, job: int, node: str | None = None) -> bool:
+def lives(wired: Wired, job: int) -> bool:
     """Whether the sweep's own listing has ALICE's job."""
     slurm = Slurm(str(wired.cluster.conf_file), "squeue", "scontrol", 20)
-    return slurm.listing(wired.cluster.name, node=node).alive(job, pwd.getpwnam(ALICE).pw_uid)
+    return slurm.listing(wired.cluster.name).alive(job, pwd.getpwnam(ALICE).pw_uid)
 
 
 # ------------------------------------------------------------------------------------------------------ who is alive
@@ -128,10 +128,6 @@ def test_every_kind_of_living_job_is_listed(fragile: Wired, monkeypatch: pytest.
     assert not lives(fragile, jobs["completing"])
     assert cluster.job(jobs["requeued and held"])["JobState"] == "PENDING"
     assert [kind for kind, job in jobs.items() if not lives(fragile, job) and kind != "completing"] == []
-    for kind in ("running", "suspended", "hidden", "het"):
-        where = {node for node in cluster.nodes if lives(fragile, jobs[kind], node)}
-        assert where == {part["NodeList"] for part in cluster.jobs(jobs[kind])}, kind
-
     cluster.run("scancel", "--user", ALICE)
     for job in jobs.values():
         fragile.wait(job)

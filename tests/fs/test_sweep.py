@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 import time
@@ -163,6 +164,20 @@ def test_half_made_and_trash(site: Site, slurm: FakeSlurm) -> None:
     assert sweep(site).exit_code == 0
     assert site.debris() == []
     assert {event["reason"] for event in site.events("cache.orphan_reaped")} == {"trash", "half_made"}
+
+
+def test_what_had_no_record_is_known_as_trash(site: Site, slurm: FakeSlurm) -> None:
+    """A cache that its job's script removed and remade, larger than the Epilog's budget: the sweep finishes it."""
+    site.task_prolog(7)
+    shutil.rmtree(site.cache(7))
+    site.cache(7).mkdir()
+    os.chown(site.cache(7), UID, -1)
+    site.fill(site.cache(7), "a.arrow")
+    site.configure(epilog={"budget": "0s"})
+    site.epilog(7)
+    assert len(site.debris()) == 1 and not site.cache(7).exists()
+    assert sweep(site).exit_code == 0
+    assert site.debris() == []
 
 
 def test_another_clusters_stay(site: Site, slurm: FakeSlurm) -> None:
