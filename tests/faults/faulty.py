@@ -1,0 +1,92 @@
+"""What the tests of faults share: hooks run against the clock, a Slurm that knows the jobs it is told, a sweep that mends."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fs"))
+
+from jobcache import settings, slurm, sweep  # noqa: E402
+from site_dir import ALICE, Prologue, Site  # noqa: E402
+
+UID, GID = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(ALICE).pw_gid
+EXPORTED = {"HF_DATASETS_CACHE", "JOBCACHE_DIR"}
+FULL = os.environ.get("JOBCACHE_FULL", "") not in ("", "0")  # the numbers that take minutes
+_SLACK = 2.0  # seconds beyond a hook's deadline in which a busy machine lets it end
+
+
+def prolog(site: Site, *, shell: str = "/bin/sh", step: str = "", deadline: float = 5, **env: str) -> Prologue:
+    """Run the TaskProlog of ALICE's job as Slurm does. It exits 0, prints whole exports only, and keeps its deadline."""
+    variables = {
+        "SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1",
+        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "PATH": "/usr/bin:/bin", **({"SLURM_STEP_ID": step} if step else {}), **env,
+    }  # fmt: skip
+    return told(run([*shell.split(), str(site.hooks / "task-prolog")], variables, deadline, user=UID, group=GID))
+
+
+def epilog(site: Site, *, shell: str = "/bin/sh", deadline: float = 30, **env: str) -> None:
+    """Run the Epilog of ALICE's job as slurmd does. It exits 0, prints nothing, and keeps its deadline."""
+    variables = {
+        "SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_GID": str(GID), "SLURM_JOB_USER": ALICE,
+        "SLURMD_NODENAME": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_EXIT_CODE": "0", **env,
+    }  # fmt: skip
+    time.sleep(0.02)  # as in Site.epilog
+    ended = run([*shell.split(), str(site.hooks / "epilog")], {key: value for key, value in variables.items() if value}, deadline)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+
+
+def run(
+    command: Sequence[str], env: dict[str, str], deadline: float, *, user: int | None = None, group: int | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a hook to the end of its output, which is what Slurm waits for; one that exceeds its deadline fails the test."""
+    who = {} if user is None else {"user": user, "group": group, "extra_groups": []}
+    return subprocess.run(
+        command, env=env, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=deadline + _SLACK, **who
+    )  # type: ignore[call-overload,no-any-return]
+
+
+def told(done: subprocess.CompletedProcess[bytes]) -> Prologue:
+    assert (done.returncode, done.stderr) == (0, b"")
+    return Prologue(done.returncode, done.stdout)
+
+
+def said(site: Site) -> list[tuple[object, ...]]:
+    """What root's events say, in short."""
+    return [(event["event"], event["outcome"], event.get("reason")) for event in site.events()]
+
+
+def skipped(site: Site) -> list[tuple[object, ...]]:
+    """(outcome, reason) of what TaskPrologs said."""
+    return [(event["outcome"], event["reason"]) for event in site.syslog.events("cache.skipped")]
+
+
+class KnownJobs(slurm.Slurm):
+    """A Slurm of which ALICE's `alive` are all the jobs."""
+
+    alive: Sequence[int] = ()
+
+    def listing(self, cluster: str, *, node: str | None = None, only_own: bool = False) -> slurm.Listing:
+        return slurm.Listing(time.monotonic(), {job: {UID} for job in self.alive})
+
+
+def swept(site: Site, *alive: int) -> sweep.Result:
+    """Sweep the site's scratch in this process, by the real code, for a Slurm that knows ALICE's jobs `alive` and no others."""
+    compiled = settings.load(str(site.hooks / settings.FILE))
+    compiled.tree["sweep"].update(grace=0.0, confirm=0.0)
+    before, sweep.Slurm = sweep.Slurm, type("Told", (KnownJobs,), {"alive": alive})  # type: ignore[misc]
+    try:
+        return sweep.run(compiled, sweep.Options(node="n1"))
+    finally:
+        sweep.Slurm = before  # type: ignore[misc]
+
+
+def left(site: Site) -> list[str]:
+    """All that lies where ALICE's caches do."""
+    parent = site.cache().parent
+    return sorted(os.listdir(parent)) if parent.exists() else []
