@@ -293,7 +293,7 @@ def stuck_places(run_dir: str, filesystem: str) -> "list[int]":
         return places
     for place in places:
         if _lock(place, fcntl.LOCK_SH):  # shared, so that those who look at the same time do not see each other
-            fcntl.flock(place, fcntl.LOCK_UN)
+            _lock(place, fcntl.LOCK_UN)
             return places
     for place in places:
         os.close(place)
@@ -301,10 +301,13 @@ def stuck_places(run_dir: str, filesystem: str) -> "list[int]":
 
 
 def _lock(fd: int, how: int) -> bool:
+    """Whether nobody stands in the way. Where the filesystem knows no locks nobody is counted, and so nobody does."""
     try:
         fcntl.flock(fd, how | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        pass
     return True
 
 

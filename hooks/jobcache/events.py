@@ -116,6 +116,8 @@ def _lock(fd: int) -> bool:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(_PAUSE)
+        except OSError:
+            return False  # a filesystem without locks, as some NFS: O_APPEND has to do
         else:
             return True
     return False

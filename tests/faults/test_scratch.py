@@ -158,6 +158,21 @@ def test_a_scratch_without_flock(site: Site, number: int) -> None:
         assert left(site) == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_log_without_flock(site: Site, number: int) -> None:
+    """A log on a filesystem that knows no locks has its events, and an Epilog whose run_dir knows none does its work."""
+    backing, point = site.dir / "backing", site.dir / "var"
+    for path in (backing, point):
+        path.mkdir()
+    site.configure(log={"file": f"{point}/events.jsonl", "syslog": False}, run_dir=f"{point}/run")
+    prolog(site)
+    with faulty(backing, point, Faults(errors={"setlk": number, "setlkw": number})) as fs:
+        fs.arm()
+        epilog(site)
+        assert left(site) == []
+        assert '"cache.reaped"' in (point / "events.jsonl").read_text()
+
+
 def test_no_types_in_directories(site: Site) -> None:
     """readdir that does not tell what is a directory, as on some NFS and XFS: found, reaped and swept all the same."""
     with trouble(site, Faults(no_types=True)) as fs:
