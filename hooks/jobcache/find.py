@@ -87,8 +87,10 @@ def _owner(entry: "os.DirEntry[str]", known: "dict[str, str]") -> Optional[tuple
             uid = os.fstat(fd).st_uid
         finally:
             os.close(fd)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        uid = 0  # what is closed to root, or fails, is its user's by the name: whoever looks at it as that user will see
     try:
         if uid == 0:  # root's own directory, in which the user has rights
             account = pwd.getpwuid(int(known["uid"])) if known.get("uid", "").isdigit() else pwd.getpwnam(known["user"])

@@ -19,7 +19,7 @@ from jobcache.layout import Template
 from jobcache.plan import CACHE, REAP, Decision, Found, Rules, is_candidate, plan
 from jobcache.settings import Settings
 from jobcache.slurm import Listing, Slurm, Unknown
-from jobcache.survey import AT_ONCE, PATIENCE, Hung, starter, survey
+from jobcache.survey import AT_ONCE, PATIENCE, Hung, starter, survey, with_rights_of
 
 _LONGEST = 600.0  # seconds for one owner's orphans in one sweep, so that nobody keeps it from the others
 _STRIDE = 5.0  # seconds of deletion between two words
@@ -166,19 +166,18 @@ def look_for(site: Settings, options: Options, trouble: list[str], say: Say = si
     users = [home for home in _homes(site, options, trouble) if _wanted(home.uid, options)]
     random.shuffle(users)  # those that hang may be neighbours, and are not to look like a filesystem that does
 
-    def look(home: find.Home) -> Iterator[Optional[Found]]:
-        with asuser.Acting(home.uid, home.gid):
-            yield from find.caches(home, site.cluster, options.local)
+    def look(home: find.Home) -> Iterator[dict[str, Any]]:
+        seen = 0
+        for one in find.caches(home, site.cluster, options.local):
+            seen += one is not None
+            if seen > _MOST_EACH:
+                yield {"trouble": f"{home.path}: more than {_MOST_EACH} directories of such a name; the rest is left"}
+                return
+            yield vars(one) if one else {}
 
     def facts(home: find.Home) -> Iterator[dict[str, Any]]:
-        seen = 0
         try:
-            for one in look(home):
-                seen += one is not None
-                if seen > _MOST_EACH:
-                    yield {"trouble": f"{home.path}: more than {_MOST_EACH} directories of such a name; the rest is left"}
-                    return
-                yield vars(one) if one else {}
+            yield from with_rights_of(home.uid, home.gid, home.path, lambda: look(home))
         except OSError as error:
             yield {"trouble": f"{home.path}: {error.strerror or error}"}
 
@@ -256,13 +255,18 @@ class _Again:
         self.measure = measure
 
     def __call__(self, found: list[Found]) -> Iterator[dict[str, Any]]:
+        try:
+            yield from with_rights_of(found[0].uid, found[0].gid, os.path.dirname(found[0].path), lambda: self._each(found))
+        except OSError as error:
+            yield from (vars(replace(one, error=str(error))) for one in found)
+
+    def _each(self, found: list[Found]) -> Iterator[dict[str, Any]]:
         clocks: dict[str, float] = {}
-        with asuser.Acting(found[0].uid, found[0].gid):
-            for one in found:
-                try:
-                    yield from self._one(one, clocks)
-                except OSError as error:
-                    yield vars(replace(one, error=str(error)))
+        for one in found:
+            try:
+                yield from self._one(one, clocks)
+            except OSError as error:
+                yield vars(replace(one, error=str(error)))
 
     def _one(self, one: Found, clocks: dict[str, float]) -> Iterator[dict[str, Any]]:
         parent, _, name = one.path.rpartition("/")
@@ -399,7 +403,10 @@ class Lock:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                os.close(self._fd)
+                raise Busy(f"no lock to be had on {self._path}: {error.strerror}; put run_dir on a local filesystem") from None
             holder = os.read(self._fd, 200).decode("utf-8", "replace").strip()
             os.close(self._fd)
             raise Busy(f"another sweep is under way: {holder or 'it does not say whose'}") from None

@@ -118,7 +118,7 @@ def test_scratch_disappears_halfway(site: Site, after: int) -> None:
     brought_right(site)
 
 
-@pytest.mark.parametrize("after", [10, 25, 40, 60, 80, 100])
+@pytest.mark.parametrize("after", [0, 10, 25, 40, 60, 80, 100])
 def test_scratch_disappears_under_a_sweep(site: Site, after: int) -> None:
     """The sweep ends, says what it could not do, and the next one finishes."""
     with trouble(site, Faults(after=after, dies=True)) as fs:
@@ -200,6 +200,30 @@ def test_names_that_differ_in_case_alone(site: Site, folds: bool) -> None:
         swept(site)
         assert left(site) == [other.name] and (other / "mine").read_text() == "x"
         assert skipped(site) == ([("refused", "unrecorded")] if folds else [])
+
+
+SQUASHED = {"root-is-nobody": (Faults(squash=True), None), "only-the-user": (Faults(), (UID, GID))}
+
+
+@pytest.mark.parametrize("how", SQUASHED)
+def test_root_squash(site: Site, how: str) -> None:
+    """Root can do nothing there: made, joined, reaped and swept all the same, each as the user."""
+    faults, only = SQUASHED[how]
+    with trouble(site, faults, only) as fs:
+        fs.arm()
+        assert prolog(site).cache and prolog(site, step="0", SLURMD_NODENAME="n2").cache
+        with pytest.raises(PermissionError):
+            os.listdir(site.cache())  # as root
+        backing = site.dir / "backing/.cache"
+        site.fill(backing / "hf-datasets-4242", "json/a.arrow")
+        epilog(site, SLURM_JOB_NUM_NODES="2")
+        epilog(site, SLURM_JOB_NUM_NODES="2", SLURMD_NODENAME="n2")
+        assert os.listdir(backing) == [] and said(site) == [("cache.reaped", "reaped", None)]
+        prolog(site)
+        site.fill(backing / "hf-datasets-4242", "json/a.arrow")
+        result = swept(site)
+        assert (os.listdir(backing), result.trouble) == ([], [])
+        assert [(one.files, one.done) for one in result.reaped] == [(1, True)]
 
 
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
