@@ -13,7 +13,7 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from jobcache import cachedir, devlog  # noqa: E402
 from jobcache.job import natural  # noqa: E402
 
-EXPORT = 0  # the cache is there
+EXPORT = 5  # the cache is there. Not 0, with which a file that a crash has emptied ends as well
 DECLINE = 3  # it definitely is not: no exports. Any other status: this program is broken, the shell does its work
 
 

@@ -114,7 +114,7 @@ def test_the_hot_path_is_light(site: Site) -> None:
     }  # fmt: skip
     argv = [f"{key}={value}" for key, value in words.items()]
     code = f"import sys; sys.path.append({str(PACKAGE.parent)!r}); from jobcache import prepare;"
-    code += f"assert prepare.main({argv!r}) == 0; {SAY}"
+    code += f"assert prepare.main({argv!r}) == prepare.EXPORT; {SAY}"
     assert (loaded(code, "-S") - loaded(SAY, "-S")) - {"jobcache.prepare"} <= HOT
     assert [event["outcome"] for event in site.syslog.events()] == ["made"]
 
