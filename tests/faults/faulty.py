@@ -36,7 +36,6 @@ def epilog(site: Site, *, shell: str = "/bin/sh", deadline: float = 30, **env: s
         "SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_GID": str(GID), "SLURM_JOB_USER": ALICE,
         "SLURMD_NODENAME": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_EXIT_CODE": "0", **env,
     }  # fmt: skip
-    time.sleep(0.02)  # as in Site.epilog
     ended = run([*shell.split(), str(site.hooks / "epilog")], {key: value for key, value in variables.items() if value}, deadline)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
@@ -45,6 +44,7 @@ def run(
     command: Sequence[str], env: dict[str, str], deadline: float, *, user: int | None = None, group: int | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a hook to the end of its output, which is what Slurm waits for; one that exceeds its deadline fails the test."""
+    time.sleep(0.02)  # leases are dated in hundredths of a second, and one as young as the Epilog is kept
     who = {} if user is None else {"user": user, "group": group, "extra_groups": []}
     return subprocess.run(
         command, env=env, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=deadline + _SLACK, **who

@@ -1,0 +1,336 @@
+"""What the hooks run on is broken: Python, its modules, its filesystem, the limits of the process, the user's loader."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import jobcache
+from faulty import EXPORTED, FULL, GID, UID, epilog, left, prolog, run, said, swept, told
+from hungfs import hung
+from jobcache import settings
+from mounts import mount
+from site_dir import ALICE, SHELLS, Site
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
+each_shell = pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell.split()[0].rpartition("/")[2])
+OF_PREPARE = ["job", "layout", "cachedir", "devlog"]
+OF_EPILOG = ["job", "layout", "cachedir", "asuser", "reaper", "settings"]
+
+BREAKAGES: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "empty": lambda file: file.write_text(""),
+    "syntax": lambda file: file.write_text("match x:\n  case 1 if (\n"),
+    "torn": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] + b"\n("),
+    "binary": lambda file: file.write_bytes(b"\0\xff\xfe" * 100),
+    "raises": lambda file: file.write_text("raise RuntimeError('no')\n"),
+    "closed": lambda file: file.chmod(0),  # to users: root reads it all the same
+}
+
+
+def broken(program: str, modules: list[str]) -> list[tuple[str, str]]:
+    """Every breakage of the program itself, and of what it imports those that differ."""
+    return [(program, how) for how in BREAKAGES] + [(module, how) for module in modules for how in ("missing", "torn")]
+
+
+@pytest.fixture
+def package(site: Site) -> Iterator[Path]:
+    """A copy of the package, which the hooks use."""
+    yield copied(site)
+
+
+def copied(site: Site) -> Path:
+    target = site.dir / "lib" / "jobcache"
+    shutil.copytree(Path(jobcache.__file__).parent, target, ignore=shutil.ignore_patterns("__pycache__"))
+    site.policy(package=str(target))
+    return target
+
+
+@pytest.mark.parametrize(("module", "how"), broken("prepare", OF_PREPARE))
+def test_a_broken_module_of_the_task_prolog(site: Site, package: Path, module: str, how: str) -> None:
+    """Whichever it is, the shell makes the cache: the job has one, and the Epilog, whose package is whole, reaps it."""
+    BREAKAGES[how](package / f"{module}.py")
+    assert prolog(site).exports.keys() == EXPORTED and (site.cache() / ".jobcache/nodes/n1").exists()
+    site.configure()
+    epilog(site)
+    swept(site)  # where Python failed after it had made one, that is trash
+    assert left(site) == []
+
+
+@pytest.mark.parametrize(("module", "how"), broken("epilog", OF_EPILOG))
+def test_a_broken_module_of_the_epilog(site: Site, package: Path, module: str, how: str) -> None:
+    """Exit 0, nothing is lost, the shim says that Python failed; the Epilog of a mended package does the work."""
+    prolog(site)
+    BREAKAGES[how](package / f"{module}.py")
+    epilog(site)
+    if how == "closed":
+        assert said(site) == [("cache.reaped", "reaped", None)]
+        return
+    if how in ("empty", "binary"):  # which Python takes for a program that has nothing to do
+        assert said(site) == []
+    else:
+        ((event, outcome, reason),) = said(site)
+        assert (event, outcome) == ("hook.failed", "failed") and reason in ("python", "internal", "child_died")
+    assert (site.cache() / ".jobcache/nodes").exists()
+    site.configure()
+    epilog(site)
+    assert left(site) == []
+
+
+def test_a_broken_module_of_the_log(site: Site, package: Path) -> None:
+    """What cannot be said keeps no cache: it goes, and the shim says that Python failed."""
+    prolog(site)
+    (package / "events.py").write_text("import no_such_module\n")
+    epilog(site)
+    assert left(site) == [] and said(site) == [("hook.failed", "failed", "python")]
+
+
+VENVS: dict[str, Callable[[Path], object]] = {
+    "python gone": lambda venv: (venv / "bin/python").unlink(),
+    "python dangles": lambda venv: ((venv / "bin/python").unlink(), (venv / "bin/python").symlink_to("/nonexistent/python")),
+    "python is a loop": lambda venv: ((venv / "bin/python").unlink(), (venv / "bin/python").symlink_to("python")),
+    "its home is gone": lambda venv: (venv / "pyvenv.cfg").write_text("home = /nonexistent\nversion = 3.6.1\n"),
+    "pyvenv.cfg gone": lambda venv: (venv / "pyvenv.cfg").unlink(),
+    "packages gone": lambda venv: shutil.rmtree(venv / "lib"),
+    "a bad .pth": lambda venv: next(venv.glob("lib/*/site-packages")).joinpath("x.pth").write_text("import sys; sys.exit(3)\n"),
+    "closed": lambda venv: venv.chmod(0),
+}
+
+
+@pytest.mark.parametrize("how", VENVS)
+def test_a_broken_venv(site: Site, how: str) -> None:
+    """With Python or without, each job has its cache, each node its exit 0, and in the end nothing is left."""
+    venv = site.dir / "venv"
+    packages = venv / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    packages.mkdir(parents=True)
+    (venv / "bin").mkdir()
+    (venv / "bin/python").symlink_to(os.path.realpath(sys.executable))
+    (venv / "pyvenv.cfg").write_text(f"home = {os.path.dirname(os.path.realpath(sys.executable))}\n")
+    VENVS[how](venv)
+    site.policy(python=str(venv / "bin/python"))
+    assert prolog(site).exports.keys() == EXPORTED and (site.cache() / ".jobcache/nodes/n1").exists()
+    epilog(site)
+    assert [event for event in said(site) if event[0] == "hook.failed"]  # no structlog in it, if it runs at all
+    site.configure()
+    epilog(site)
+    assert left(site) == []
+
+
+@pytest.mark.parametrize("killable", [True, False])
+@pytest.mark.parametrize("where", ["python", "package"])
+def test_pythons_own_filesystem_hangs(site: Site, where: str, killable: bool) -> None:
+    """A shared /opt that does not answer: tasks have their exports at the deadline, Epilogs end by theirs and say so."""
+    site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "2s"})
+    prolog(site, SLURM_JOB_ID="7")
+    opt = site.dir / "opt"
+    opt.mkdir()
+    site.policy(**{where: f"{opt}/{where}"})
+    with hung(opt, killable=killable):
+        assert prolog(site, deadline=1).exports.keys() == EXPORTED
+        epilog(site, SLURM_JOB_ID="7", deadline=2)
+        assert said(site) == [("hook.failed", "failed", "deadline")]
+    site.configure()
+    epilog(site, SLURM_JOB_ID="7")
+    assert left(site) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+def limited(site: Site, hook: str, shell: str, deadline: float, *limits: str, user: bool) -> subprocess.CompletedProcess[bytes]:
+    """Run a hook of job 4242 under these limits of prlimit(1)."""
+    env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+    env.update({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"} if user else {"SLURM_JOB_NUM_NODES": "1"})
+    command = ["/usr/bin/prlimit", *limits, *shell.split(), str(site.hooks / hook)]
+    return run(command, env, deadline, **({"user": UID, "group": GID} if user else {}))
+
+
+@each_shell
+@pytest.mark.parametrize("limit", ["--as=16777216", "--as=8388608", "--nofile=16", "--stack=65536", "--core=0"])
+def test_limits_that_leave_the_shell_enough(site: Site, shell: str, limit: str) -> None:
+    """16 MiB of address space, few descriptors: with Python or without, the job has a cache and the node its exit 0."""
+    assert told(limited(site, "task-prolog", shell, 5, limit, user=True)).exports.keys() == EXPORTED
+    assert (site.cache() / ".jobcache/nodes/n1").exists()
+    done = limited(site, "epilog", shell, 30, limit, user=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert left(site) == [] or [event[0] for event in said(site)] == ["hook.failed"]
+    epilog(site)
+    assert left(site) == []
+
+
+@each_shell
+def test_no_file_may_be_written(site: Site, shell: str) -> None:
+    """ulimit -f 0: no record can be written, so there is no cache, no export, and no debris."""
+    done = told(limited(site, "task-prolog", shell, 5, "--fsize=0", user=True))
+    assert done.exports == {} and left(site) == []
+
+
+BASH_WAITS = 31.0  # bash by itself tries a failed fork for 15 s, and this twice at the most
+
+
+@each_shell
+@pytest.mark.parametrize("processes", [0, 2, 4])
+def test_no_process_for_the_user(site: Site, shell: str, processes: int) -> None:
+    """ulimit -u: exit 0, whole exports or none. Of shells, bash alone waits for a fork, longer than we would have it."""
+    if "bash" in shell and not FULL:
+        pytest.skip("bash tries for 15 s: JOBCACHE_FULL=1")
+    deadline = BASH_WAITS if "bash" in shell else 5
+    done = told(limited(site, "task-prolog", shell, deadline, f"--nproc={processes}", user=True))
+    assert done.exports.keys() in (set(), EXPORTED)
+    epilog(site)
+    if not done.exports:
+        assert left(site) == []
+
+
+FULL_OF_PROCESSES = """
+import os, sys, time
+free, hook = int(sys.argv[1]), sys.argv[2:]
+with open("/proc/sys/kernel/pid_max", "w") as file:
+    file.write("320")
+pids = []
+try:
+    while True:
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            time.sleep(100)
+            os._exit(0)
+except OSError:
+    pass
+for pid in pids[-free - 1:]:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+pid = os.fork()
+if pid == 0:
+    os.execv(hook[0], hook)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(tuple(map(int, os.uname().release.split(".")[:2])) < (6, 14), reason="pid_max is the whole machine's")
+@pytest.mark.parametrize("free", [0, 1, 2, 4])
+def test_no_process_for_root(site: Site, free: int) -> None:
+    """A node without free pids: exit 0, nothing is lost, and the next Epilog reaps."""
+    prolog(site)
+    env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", FULL_OF_PROCESSES, str(free)]
+    done = run([*inside, "/bin/dash", str(site.hooks / "epilog")], {**env, "PATH": "/usr/bin:/bin"}, 30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert left(site) in ([], ["hf-datasets-4242"])
+    epilog(site)
+    assert left(site) == []
+
+
+@each_shell
+def test_no_tmp(site: Site, shell: str) -> None:
+    """Nothing of ours needs /tmp: here it is empty but for the test's own directory, and nobody may write or list it."""
+    inside = (
+        'mkdir -p "$1" && mount --bind "$1" /mnt && mount -t tmpfs -o mode=711 none /tmp && mkdir "$1" && '
+        'mount --bind /mnt "$1" && umount /mnt && mount -o remount,ro,mode=711 /tmp && shift && exec "$@"'
+    )
+    env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+    outside = ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", inside, "sh", str(site.dir)]
+    as_user = ["/usr/bin/setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups", "--"]
+    path = {"PATH": "/usr/bin:/bin"}
+    assert str(site.dir).startswith("/tmp/") and not str(site.dir).strip("/").partition("/")[2].count("/")
+    for python in ("", "/nonexistent"):
+        if python:
+            site.policy(python=python)
+        done = run([*outside, *as_user, *shell.split(), str(site.hooks / "task-prolog")], {**env, **path}, 5)
+        assert told(done).exports.keys() == EXPORTED and (site.cache() / ".jobcache/nodes/n1").exists()
+        site.configure()
+        done = run([*outside, *shell.split(), str(site.hooks / "epilog")], {**env, **path, "SLURM_JOB_NUM_NODES": "1"}, 30)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        assert left(site) == []
+
+
+# --------------------------------------------------------------------------------------------- the user's environment
+
+
+def test_what_the_user_has_python_and_the_loader_do(site: Site) -> None:
+    """PYTHONPATH and PYTHONHOME with modules of the names that we import, and a library of Python's that is garbage."""
+    evil = site.dir / "evil"
+    evil.mkdir()
+    names = ("os.py", "time.py", "errno.py", "stat.py", "jobcache.py", "sitecustomize.py", "usercustomize.py", "encodings.py")
+    for name in names:
+        (evil / name).write_text(f"import posix\nposix.open('{site.scratch}/loaded-{name}', posix.O_CREAT)\nposix._exit(0)\n")
+    for library in ("libm.so.6", "libz.so.1", "libexpat.so.1", "libpython3.so"):
+        (evil / library).write_bytes(b"no library")
+    of_python = dict.fromkeys(["PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONPYCACHEPREFIX", "HOME"], str(evil))
+    env = {**of_python, "LD_LIBRARY_PATH": str(evil), "PYTHONVERBOSE": "1", "PYTHONDEVMODE": "1", "PYTHONUTF8": "x"}
+    assert prolog(site, **env).exports.keys() == EXPORTED
+    assert [event["event"] for event in site.syslog.events()] == ["cache.created"]  # it was Python
+    epilog(site, **{name: value for name, value in env.items() if name != "LD_LIBRARY_PATH"})
+    assert left(site) == [] and not list(site.scratch.glob("loaded-*"))
+    assert sorted(os.listdir(evil)) == sorted([*names, "libm.so.6", "libz.so.1", "libexpat.so.1", "libpython3.so"])
+
+
+PRELOADED = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+__attribute__((constructor)) static void begin(void) {
+    if (strstr(program_invocation_short_name, "python")) { MISDEED; }
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs a C compiler")
+@pytest.mark.parametrize("misdeed", ["abort()", "pause()", "_exit(0)"])
+def test_a_preloaded_library_that_python_cannot_live_with(site: Site, misdeed: str) -> None:
+    """What the user preloads reaches the user's own shell, and not our Python."""
+    source, library = site.dir / "preloaded.c", site.dir / "preloaded.so"
+    source.write_text(PRELOADED.replace("MISDEED", misdeed))
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    assert prolog(site, LD_PRELOAD=str(library)).exports.keys() == EXPORTED
+    assert len(site.syslog.events("cache.created")) == 1  # it was Python
+    epilog(site)
+    assert left(site) == []
+
+
+# ----------------------------------------------------------------------------------------------------------- upgrades
+
+
+def test_an_upgrade_between_task_prolog_and_epilog(site: Site, package: Path) -> None:
+    """The old package is gone, the new one is elsewhere, the path is another: the job joins what it has, and it is reaped."""
+    cache = prolog(site).cache
+    site.configure(path=f"{site.scratch}/{{user}}/elsewhere/{{job_id}}", scope="node", min_uid=2)
+    shutil.rmtree(package)
+    moved = copied(site)
+    compiled = settings.load(str(site.hooks / settings.FILE))
+    assert compiled.hash not in (site.cache() / ".jobcache/job.json").read_text()
+    moved.rename(site.dir / "lib/newer")
+    (site.dir / "lib/newer").rename(site.dir / "lib/jobcache")
+    step = prolog(site, step="0", HF_DATASETS_CACHE=str(cache), JOBCACHE_DIR=str(cache))
+    assert step.cache and step.cache.startswith(f"{site.scratch}/{ALICE}/elsewhere/4242/")
+    epilog(site)
+    assert left(site) == [] and os.listdir(site.scratch / ALICE / "elsewhere") == []
+
+
+def test_a_package_that_is_being_replaced(site: Site, package: Path) -> None:
+    """No package at all for a moment: the shell makes the cache, the Epilog says that Python failed, and the next one reaps."""
+    package.rename(package.with_name("away"))
+    assert prolog(site).cache
+    epilog(site)
+    assert said(site) == [("hook.failed", "failed", "python")]
+    package.with_name("away").rename(package)
+    epilog(site)
+    assert left(site) == []
+
+
+def test_its_log_and_its_run_dir_are_on_a_full_disk(site: Site) -> None:
+    """A full /run and /var keep no cache from being reaped; the system log has the event."""
+    var = site.dir / "var"
+    var.mkdir()
+    site.configure(log={"file": f"{var}/events.jsonl", "syslog": str(site.syslog.path)}, run_dir=f"{var}/run")
+    with mount("none", var, "tmpfs", "size=4k,nr_inodes=1"):
+        prolog(site)
+        epilog(site)
+        assert left(site) == [] and len(site.syslog.events("cache.reaped")) == 1
