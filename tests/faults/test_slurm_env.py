@@ -1,0 +1,124 @@
+"""Slurm, and where it runs the hooks, in odd ways: order and number of hooks, containers with next to nothing in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from faulty import EXPORTED, GID, UID, epilog, left, prolog, run, said, swept, told
+from site_dir import ALICE, SHELLS, Site
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
+
+
+def test_an_epilog_without_a_task_prolog(site: Site) -> None:
+    """Of a job that ran no task: nothing to do, nothing to say, nothing made."""
+    epilog(site)
+    assert said(site) == [] and os.listdir(site.scratch) == []
+    prolog(site, SLURM_JOB_ID="7")
+    epilog(site)
+    assert said(site) == [] and left(site) == ["hf-datasets-7"]
+
+
+def test_a_task_prolog_after_the_epilog(site: Site) -> None:
+    """A task that comes late makes a whole cache, which a second Epilog or the sweep reaps."""
+    prolog(site)
+    epilog(site)
+    assert prolog(site, step="0").cache and left(site) == ["hf-datasets-4242"]
+    assert swept(site, 4242).reaped == []
+    swept(site)
+    assert left(site) == []
+
+
+def test_many_epilogs_at_once(site: Site) -> None:
+    """Slurm repeats an Epilog, and more than once: one of them reaps, and says so."""
+    prolog(site)
+    site.fill(site.cache(), *(f"json/{at}" for at in range(100)), size=10)
+    env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+    running = [subprocess.Popen([str(site.hooks / "epilog")], env={**env, "SLURM_JOB_NUM_NODES": "1"}) for _ in range(8)]
+    assert [one.wait(timeout=30) for one in running] == [0] * 8
+    assert left(site) == [] and len(site.events("cache.reaped")) == 1
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_users_that_have_no_jobs(site: Site, user: str) -> None:
+    """Slurm says root or nobody where it does not know: nothing is made or touched as these."""
+    site.configure(min_uid=1000)
+    uid = {"root": 0, "nobody": 65534}[user]
+    env = {
+        "SLURM_JOB_ID": "4242",
+        "SLURM_JOB_UID": str(uid),
+        "SLURM_JOB_USER": user,
+        "SLURMD_NODENAME": "n1",
+        "SLURM_PROCID": "0",
+    }
+    assert bool(told(run([str(site.hooks / "task-prolog")], env, 5, user=uid, group=uid)).exports) == (user == "nobody")
+    epilog(site, SLURM_JOB_UID=str(uid), SLURM_JOB_GID=str(uid), SLURM_JOB_USER=user)
+    assert list(site.scratch.glob("*/.cache/*")) == []
+
+
+@pytest.fixture
+def container(site: Site) -> Path:
+    """A root directory with busybox and what that needs, the hooks, and scratch; no Python, no /etc/passwd, no /tmp."""
+    root = site.dir / "root"
+    libraries = re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", "/bin/busybox"], capture_output=True, text=True).stdout)
+    for file in ("/bin/busybox", *libraries):
+        target = root / file.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(os.path.realpath(file), target)
+    for name in ("sh", "sleep", "mkdir", "rmdir", "mv", "rm", "ls", "date"):
+        (root / "bin" / name).symlink_to("busybox")
+    for path in ("proc", "dev", str(site.hooks), str(site.scratch)):
+        (root / path.lstrip("/")).mkdir(parents=True)
+    return root
+
+
+def inside(site: Site, root: Path, hook: str, *mounts: str, user: bool, **more: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a hook with `root` as its root directory, on which `mounts` of this host are to be seen."""
+    binds = "".join(f'mount --rbind "{path}" "$1{path}" && ' for path in (str(site.hooks), str(site.scratch), *mounts))
+    who = ["--userspec", f"{UID}:{GID}", "--groups", ""] if user else []
+    inner = f'{binds}root=$1 && shift && exec chroot "$@" "$root" /bin/sh {site.hooks}/{hook}'
+    env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+    command = ["unshare", "--mount", "sh", "-c", inner, "sh", str(root), *who]
+    return run(command, {**env, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **more}, 5 if user else 30)
+
+
+def test_a_container_with_busybox_alone(site: Site, container: Path) -> None:
+    """The shell makes the cache and further tasks join it; the Epilog, outside, reaps it."""
+    for step in ({}, {"SLURM_STEP_ID": "0"}):
+        done = told(inside(site, container, "task-prolog", "/proc", "/dev", user=True, **step))
+        assert done.exports.keys() == EXPORTED and (site.cache() / ".jobcache/nodes/n1").exists()
+    epilog(site)
+    assert left(site) == [] and said(site) == [("cache.reaped", "reaped", None)]
+
+
+def test_a_container_without_proc_and_dev(site: Site, container: Path) -> None:
+    """Where nothing can be dated or named, there is no cache, nothing is left, and the task runs."""
+    done = inside(site, container, "task-prolog", user=True)
+    assert (done.returncode, b"export" in done.stdout, left(site)) == (0, False, [])
+
+
+def test_an_epilog_in_a_container(site: Site, container: Path) -> None:
+    """It has no Python there: exit 0, nothing printed, nothing touched; outside, the next one reaps."""
+    prolog(site)
+    for mounts in ((), ("/proc", "/dev")):
+        done = inside(site, container, "epilog", *mounts, user=False)
+        assert (done.returncode, done.stdout) == (0, b"")
+    assert left(site) == ["hf-datasets-4242"]
+    epilog(site)
+    assert left(site) == []
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell.split()[0].rpartition("/")[2])
+@pytest.mark.parametrize("hook", ["task-prolog", "epilog"])
+def test_closed_standard_streams(site: Site, hook: str, shell: str) -> None:
+    """Started with no descriptor open at all: exit 0."""
+    env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+    command = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *shell.split(), str(site.hooks / hook)]
+    who = {"user": UID, "group": GID} if hook == "task-prolog" else {}
+    assert run(command, env, 30, **who).returncode == 0
