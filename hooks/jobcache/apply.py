@@ -146,7 +146,8 @@ def _former(tree: "dict[str, Any]", lib: str) -> "list[str]":
         return []
     current = [tree["path"], *(rule["path"] for rule in tree["rules"] if "path" in rule)]
     known = dict.fromkeys([*before.current, *before.former])
-    return [text for text in known if text not in current and may_have_caches(Template(text))]
+    # A task may be about to make a cache by the policy that is being replaced: what it knows stays known once more.
+    return [text for text in known if text not in current and (text in before.current or may_have_caches(Template(text)))]
 
 
 def may_have_caches(template: Template) -> bool:
