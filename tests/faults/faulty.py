@@ -78,7 +78,7 @@ class KnownJobs(slurm.Slurm):
 def swept(site: Site, *alive: int) -> sweep.Result:
     """Sweep the site's scratch in this process, by the real code, for a Slurm that knows ALICE's jobs `alive` and no others."""
     compiled = settings.load(str(site.hooks / settings.FILE))
-    compiled.tree["sweep"].update(grace=0.0, confirm=0.0)
+    compiled.tree["sweep"].update(grace=-1.0, confirm=0.0)  # the clock's grain is coarser than that of some change times
     before, sweep.Slurm = sweep.Slurm, type("Told", (KnownJobs,), {"alive": alive})  # type: ignore[misc]
     try:
         return sweep.run(compiled, sweep.Options(node="n1"))

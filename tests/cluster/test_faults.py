@@ -1,0 +1,168 @@
+"""Faults on a real cluster: jobs end as they would have, nodes stay up, and the sweep has the rest.
+
+Each test ends with both nodes idle: the fixture waits for that.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Wired
+from jobcache import settings, slurm, sweep
+from site_dir import ALICE
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fs"))
+
+from hungfs import hung  # noqa: E402
+from mounts import mount  # noqa: E402
+
+UID, GID = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(ALICE).pw_gid
+SHOW = 'echo "<$HF_DATASETS_CACHE>"'
+
+
+def codes(wired: Wired, *scripts: str) -> list[tuple[int, str]]:
+    """Run these scripts as jobs, at once; return each with its exit code as Slurm has it, when all are over."""
+    jobs = [wired.batch(script) for script in scripts]
+    for job in jobs:
+        wired.wait(job)
+    return [(job, wired.cluster.job(job)["ExitCode"]) for job in jobs]
+
+
+def both_idle(wired: Wired) -> None:
+    """No node is drained, down or told why."""
+    for node in wired.cluster.nodes:
+        wired.cluster.wait_node(node, "IDLE")
+        assert wired.cluster.node(node).get("Reason", "") == ""
+
+
+def swept(wired: Wired) -> sweep.Result:
+    """Sweep, knowing of no live job."""
+
+    class NoJobs(slurm.Slurm):
+        def listing(self, cluster: str, *, node: str | None = None, only_own: bool = False) -> slurm.Listing:
+            return slurm.Listing(time.monotonic(), {})
+
+    compiled = settings.load(str(wired.site.hooks / settings.FILE))
+    compiled.tree["sweep"].update(grace=-1.0, confirm=0.0)
+    before, sweep.Slurm = sweep.Slurm, NoJobs  # type: ignore[misc]
+    try:
+        return sweep.run(compiled, sweep.Options())
+    finally:
+        sweep.Slurm = before  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("killable", [True, False])
+def test_scratch_hangs(wired: Wired, killable: bool) -> None:
+    """Jobs have their path at the deadline and end as they would have; Epilogs end by theirs; no node is lost."""
+    wired.site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "3s"})
+    place = wired.site.scratch / ALICE
+    place.mkdir(exist_ok=True)
+    os.chown(place, UID, GID)
+    with hung(place, killable=killable):
+        jobs = [wired.batch(f"{SHOW}\nexit {code}") for code in (0, 7)]
+        for job in jobs:
+            until = time.monotonic() + 20
+            while not (output := wired.cluster.dir / f"out/{job}.out").exists() or not output.read_text():
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        if killable:
+            assert [wired.wait(job) for job in jobs] == ["COMPLETED", "FAILED"]
+            both_idle(wired)
+    for job, code in zip(jobs, ("0:0", "7:0")):
+        wired.wait(job)
+        assert wired.output(job) == [f"<{wired.cache(job)}>"] and wired.cluster.job(job)["ExitCode"] == code
+        if killable:
+            assert {event["reason"] for event in wired.events(job, "hook.failed")} == {"deadline"}
+    both_idle(wired)
+
+
+def test_a_full_disk(wired: Wired) -> None:
+    """No room and no inode: jobs run without a cache and end as they would have; what there was is reaped."""
+    place = wired.site.scratch / ALICE
+    place.mkdir(exist_ok=True)
+    with mount("none", place, "tmpfs", f"size=256k,nr_inodes=60,uid={UID},gid={GID}"):
+        go = wired.cluster.scratch / "full-go"
+        first = wired.batch(f"{SHOW}\nuntil [ -e {go} ]; do sleep 0.05; done\nexit 5")
+        wired.wait_for(wired.cache(first) / ".jobcache/nodes/n1")
+        at = 0
+        with pytest.raises(OSError):
+            while True:
+                (place / f"filler-{at}").write_bytes(b"x" * 16384)
+                at += 1
+        with pytest.raises(OSError):
+            while True:
+                (place / f"filler-{at}").touch()
+                at += 1
+        assert [code for _, code in codes(wired, f"{SHOW}\nexit 0", f"{SHOW}\nexit 7")] == ["0:0", "7:0"]
+        assert wired.output(first + 1) == wired.output(first + 2) == ["<>"]
+        go.touch()
+        wired.wait(first)
+        assert wired.cluster.job(first)["ExitCode"] == "5:0"
+        wired.assert_reaped(first)
+        both_idle(wired)
+
+
+UNREADABLE: dict[str, Callable[[Path], object]] = {
+    "policy closed to users": lambda hooks: (hooks / "policy.sh").chmod(0o600),
+    "settings gone": lambda hooks: (hooks / "settings.json").unlink(),
+    "both torn": lambda hooks: [
+        (hooks / name).write_text((hooks / name).read_text()[:-100]) for name in ("policy.sh", "settings.json")
+    ],
+    "both gone": lambda hooks: [(hooks / name).unlink() for name in ("policy.sh", "settings.json")],
+    "policy anothers": lambda hooks: shutil.chown(hooks / "policy.sh", ALICE),
+}
+
+
+@pytest.mark.parametrize("how", UNREADABLE)
+def test_a_configuration_that_cannot_be_read(wired: Wired, how: str) -> None:
+    """Jobs end as they would have, with a cache or without one, and no node is lost."""
+    UNREADABLE[how](wired.site.hooks)
+    assert [code for _, code in codes(wired, f"{SHOW}\nexit 0", f"{SHOW}\nexit 7")] == ["0:0", "7:0"]
+    both_idle(wired)
+    wired.site.configure()
+    swept(wired)
+
+
+@pytest.mark.parametrize("python", ["exit 1", "kill -SEGV $$", "exec /bin/sleep 60"])
+def test_broken_python(wired: Wired, python: str) -> None:
+    """Fails, crashes or hangs: jobs end as they would have, and no node is lost; what is left is the sweep's."""
+    script = wired.site.dir / "broken-python"
+    script.write_text(f"#!/bin/sh\n{python}\n")
+    script.chmod(0o755)
+    wired.site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "2s"})
+    wired.site.policy(python=str(script))
+    ended = codes(wired, f"{SHOW}\nexit 0", f"{SHOW}\nexit 7")
+    assert [code for _, code in ended] == ["0:0", "7:0"]
+    for job, _ in ended:
+        assert wired.output(job) == [f"<{wired.cache(job)}>"]
+    both_idle(wired)
+    assert {event["reason"] for job, _ in ended for event in wired.events(job)} <= {"python", "deadline"}
+    wired.site.configure()
+    assert swept(wired).trouble == []
+    assert not any(wired.cache(job).exists() for job, _ in ended)
+
+
+def test_scratch_goes_away_under_a_job(wired: Wired) -> None:
+    """Remounted read-only in the middle of a job: its later steps still run, and it ends as it would have."""
+    place = wired.site.scratch / ALICE
+    place.mkdir(exist_ok=True)
+    with mount("none", place, "tmpfs", f"uid={UID},gid={GID}"):
+        go = wired.cluster.scratch / "ro-go"
+        job = wired.batch(f"{SHOW}\nuntil [ -e {go} ]; do sleep 0.05; done\nsrun -n1 sh -c '{SHOW}'\nexit 3")
+        wired.wait_for(wired.cache(job) / ".jobcache/nodes/n1")
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        go.touch()
+        wired.wait(job)
+        assert wired.cluster.job(job)["ExitCode"] == "3:0"
+        assert wired.output(job) == [f"<{wired.cache(job)}>"] * 2
+        assert [event["reason"] for event in wired.events(job)] == ["read_only"]
+        both_idle(wired)

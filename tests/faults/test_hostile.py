@@ -1,0 +1,357 @@
+"""Users who try: as their own uid, for thousands of rounds, with trees all around that nobody may touch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faulty import FULL, GID, UID, epilog, left, prolog, said, skipped, swept
+from home import acting_as, fingerprint, uid_of
+from jobcache import asuser, cachedir, settings
+from jobcache import epilog as ending
+from jobcache.job import Job
+from mounts import mount
+from site_dir import ALICE, BOB, Site
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be several users")
+ROUNDS = 4_000 if FULL else 200  # of each step with each canary, of which there are 15
+ENTRIES, LEVELS = (1_000_000, 100_000) if FULL else (20_000, 2_000)
+BOBS = uid_of(BOB)
+_EXCHANGE = 2  # RENAME_EXCHANGE
+_HERE = -100  # AT_FDCWD
+
+
+class Canaries:
+    """Trees of root's, of Bob's and of Alice's own, which anybody may write, so that no permission saves them.
+
+    Each looks like Alice's cache, with a record of her own job: whoever can be led there would believe it.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.trees = []
+        for owner, uid in (("root", 0), (BOB, BOBS), (ALICE, UID)):
+            top = site.dir / f"canary-{owner}"
+            cache = top / "hf-datasets-4242"
+            (cache / ".jobcache/nodes").mkdir(parents=True)
+            (cache / "json/deep").mkdir(parents=True)
+            (cache / ".jobcache/id").write_text(f"test 4242 0 {UID}\n")
+            (cache / ".jobcache/job.json").write_text("{}\n")
+            (cache / ".jobcache/nodes/n1").write_text("another-boot 1.00\n")
+            (cache / "json/deep/precious").write_text(owner)
+            for path in (top, *top.rglob("*")):
+                os.chown(path, uid, -1)
+                path.chmod(0o777 if path.is_dir() else 0o666)
+            self.trees.append(top)
+        self.before = self.look()
+
+    def look(self) -> dict[str, tuple[object, ...]]:
+        return {path: facts for tree in self.trees for path, facts in fingerprint(tree).items()}
+
+    def check(self) -> None:
+        assert self.look() == self.before
+
+
+@pytest.fixture
+def canaries(site: Site) -> Iterator[Canaries]:
+    made = Canaries(site)
+    yield made
+    made.check()
+
+
+@contextmanager
+def racing(*swaps: tuple[Path, Path], user: str = ALICE) -> Iterator[None]:
+    """A process of `user` that exchanges the two names of each pair for one another, as fast as it can."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            asuser.become(uid_of(user), None, user)
+            libc = ctypes.CDLL(None)
+            pairs = [(os.fsencode(one), os.fsencode(other)) for one, other in swaps]
+            while True:
+                for one, other in pairs:
+                    libc.renameat2(_HERE, one, _HERE, other, _EXCHANGE)
+        finally:
+            os._exit(1)
+    try:
+        yield
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the racer has given up"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def as_alice(work: Callable[[Callable[[dict[str, Any]], None]], None]) -> list[dict[str, Any]]:
+    child = asuser.start(work, uid=UID, gid=GID, user=ALICE, places=[], most=1 << 28)
+    facts = list(child.facts(time.monotonic() + 300))
+    assert (child.status, child.error) == ("done", "")
+    return facts
+
+
+STEPS = {
+    "the directory of caches": ("", "hf-datasets-4242/.."),
+    "the cache": ("hf-datasets-4242", "hf-datasets-4242"),
+    "its record": ("hf-datasets-4242/.jobcache", "hf-datasets-4242/.jobcache"),
+    "its leases": ("hf-datasets-4242/.jobcache/nodes", "hf-datasets-4242/.jobcache/nodes"),
+    "a directory in it": ("hf-datasets-4242/json", "hf-datasets-4242/json"),
+}
+
+
+@pytest.mark.parametrize("canary", ["root", BOB, ALICE])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_symlink_swapped_in(site: Site, canaries: Canaries, step: str, canary: str) -> None:
+    """At each step of the way, under tasks that make and join and Epilogs that release and reap: nothing outside changes."""
+    name, target = STEPS[step]
+    parent = site.cache().parent
+    prolog(site)
+    compiled = settings.load(str(site.hooks / settings.FILE))
+    aside = site.scratch / ALICE / "aside"
+    os.symlink(os.path.normpath(f"{site.dir}/canary-{canary}/{target}"), aside)
+    os.lchown(aside, UID, GID)
+
+    def rounds(report: Callable[[dict[str, Any]], None]) -> None:
+        job = Job(4242, UID, "n1")
+        job.user, job.gid, job.nodes, job.exit_status = ALICE, GID, 1, 0
+        outcomes: dict[str, int] = {}
+        for _ in range(ROUNDS):
+            try:
+                claim = cachedir.Claim(str(site.cache()), "test", 4242, 0, UID, "n1")
+                claim.again = True
+                outcome = cachedir.enter(claim, 0)
+                os.makedirs(f"{site.cache()}/json/deep", exist_ok=True)
+            except (OSError, cachedir.Refused) as error:
+                outcome = type(error).__name__
+            facts: list[dict[str, Any]] = []
+            work = ending.Work(job, compiled, compiled.templates, cachedir.now()[1] + 1)
+            work(facts.append)
+            for word in (outcome, *(f"{fact['outcome']} {fact['reason']}" for fact in facts)):
+                outcomes[word] = outcomes.get(word, 0) + 1
+        report(outcomes)
+
+    with racing((parent / name if name else parent, aside)):
+        (outcomes,) = as_alice(rounds)
+    assert sum(outcomes.values()) >= ROUNDS and len(outcomes) > 1, outcomes
+    canaries.check()
+
+
+def test_a_home_swapped_for_anothers(site: Site, canaries: Canaries) -> None:
+    """Under a sweep, Alice's own directory becomes a symlink to Bob's or to root's: looked at and reaped is hers alone."""
+    homes = [site.scratch / ALICE, site.scratch / "aside"]
+    (site.dir / "canary-root/.cache").symlink_to("../canary-root")
+    canaries.before = canaries.look()
+    homes[1].symlink_to(site.dir / "canary-root")
+    os.lchown(homes[1], UID, GID)
+    reaped = 0
+    for _ in range(ROUNDS // 20):
+        prolog(site)
+        with racing((homes[0], homes[1])):
+            reaped += len(swept(site).reaped)
+        if homes[0].is_symlink():
+            with acting_as(ALICE):
+                homes[0].rename(site.scratch / "third")
+                homes[1].rename(homes[0])
+                (site.scratch / "third").rename(homes[1])
+    assert reaped
+    canaries.check()
+
+
+def test_a_cache_directory_that_leads_elsewhere(site: Site, canaries: Canaries) -> None:
+    """.cache is a symlink to Bob's, to root's, to /etc: no cache is made there, and none is looked for."""
+    home = site.scratch / ALICE
+    with acting_as(ALICE):
+        home.mkdir()
+    for target in (f"{site.dir}/canary-{BOB}", f"{site.dir}/canary-root", f"{site.dir}/canary-{ALICE}", "/etc"):
+        (home / ".cache").symlink_to(target)
+        os.lchown(home / ".cache", UID, GID)
+        for python in ("", "/nonexistent"):
+            site.configure()
+            if python:
+                site.policy(python=python)
+            assert prolog(site).exports == {}
+        site.configure()
+        epilog(site)
+        assert swept(site).reaped == []
+        canaries.check()
+        (home / ".cache").unlink()
+    assert set(skipped(site)) == {("failed", "not_directory")}
+    assert {reason for _, _, reason in said(site)} == {"not_directory"}
+
+
+def test_hardlinks_to_files_of_others(site: Site, canaries: Canaries) -> None:
+    """A name in the cache goes; the file, which has others, is as it was, its mode and owner too."""
+    prolog(site)
+    for tree in canaries.trees:
+        os.link(tree / "hf-datasets-4242/json/deep/precious", site.cache() / f"link-{tree.name}")
+    (site.cache() / "closed").mkdir(mode=0)
+    os.chown(site.cache() / "closed", UID, GID)
+    epilog(site)
+    assert left(site) == []
+    (reaped,) = site.events("cache.reaped")
+    assert (reaped["files"], reaped["bytes"]) == (3, 0)
+    for path, facts in canaries.look().items():
+        assert (facts[:5], facts[6:]) == (canaries.before[path][:5], canaries.before[path][6:])  # but for the change time
+    canaries.before = canaries.look()
+
+
+def test_a_cache_planted_for_anothers_job(site: Site) -> None:
+    """In a scratch that all may write, Bob makes Alice's directory, and in it a cache for her job, with her uid in its id."""
+    with acting_as(BOB):
+        planted = site.cache()
+        (planted / ".jobcache/nodes").mkdir(parents=True)
+        (planted / ".jobcache/id").write_text(f"test 4242 0 {UID}\n")
+        (planted / ".jobcache/nodes/n1").write_text("another-boot 1.00\n")
+        (planted / "poison.arrow").write_text("x")
+        for path in (site.scratch / ALICE, *(site.scratch / ALICE).rglob("*")):
+            path.chmod(0o777)
+    before = fingerprint(site.scratch / ALICE)
+    for python in ("", "/nonexistent"):
+        if python:
+            site.policy(python=python)
+        for step in ("", "0"):
+            assert prolog(site, step=step).exports == {}
+    site.configure()
+    epilog(site)
+    assert swept(site).reaped == []
+    assert fingerprint(site.scratch / ALICE) == before
+    assert said(site) == [("cache.kept", "kept", "foreign")]
+
+
+HUGE = 10 << 30  # bytes, and no block
+
+
+@pytest.mark.parametrize("what", ["id", "job.json", "nodes/n1", "keep"])
+@pytest.mark.parametrize("kind", ["huge", "fifo", "directory", "device", "deep"])
+def test_forged_files(site: Site, what: str, kind: str) -> None:
+    """10 GB, a fifo, a directory, a device, JSON of many levels in place of our files: read in no time, and gone in the end."""
+    if (what, kind) == ("id", "fifo"):
+        pytest.skip("contract/test_task_prolog.py::test_a_fifo_for_an_id")
+    site.configure(task_prolog={"deadline": "1s"})
+    prolog(site)
+    path = site.cache() / ".jobcache" / what
+    if path.exists():
+        path.unlink()
+    with acting_as("root" if kind == "device" else ALICE):
+        if kind == "huge":
+            path.touch()
+            os.truncate(path, HUGE)
+        elif kind == "deep":
+            path.write_text("[" * 60_000)
+        else:
+            {"fifo": os.mkfifo, "directory": os.mkdir, "device": lambda at: os.mknod(at, 0o20666, os.makedev(1, 5))}[kind](path)
+    prolog(site, step="0")
+    epilog(site)
+    assert all(len(str(event)) < 4096 for event in site.events())
+    site.configure(keep_max="0s")
+    swept(site)
+    if left(site):  # an id that is forged names nobody's cache: kept, and reported
+        assert what == "id" and left(site) == ["hf-datasets-4242"]
+        assert said(site)[-1][0] == "cache.kept"
+
+
+def test_leases_of_nodes_that_there_are_not(site: Site) -> None:
+    """They keep an Epilog from reaping, and no sweep: a user's own disk for the time of `grace`, and no longer."""
+    prolog(site)
+    with acting_as(ALICE):
+        for at in range(1000):
+            (site.cache() / f".jobcache/nodes/ghost-{at}").write_text("boot 1e300\n")
+    epilog(site)
+    assert left(site) == ["hf-datasets-4242"]
+    swept(site)
+    assert left(site) == []
+
+
+def test_signals_from_the_user(site: Site) -> None:
+    """Whoever the Epilog's child is can kill and stop it, and gains nothing: exit 0 in time, and later all is gone."""
+    site.configure(epilog={"deadline": "3s"})
+    for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM):
+        prolog(site)
+        site.fill(site.cache(), *(f"json/{at}" for at in range(200)), size=1)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setpgid(0, 0)
+                asuser.become(UID, None, ALICE)
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                while True:
+                    for name in filter(str.isdigit, os.listdir("/proc")):
+                        try:
+                            if int(name) != os.getpid() and os.stat(f"/proc/{name}").st_uid in (0, UID):
+                                os.kill(int(name), number)
+                        except OSError:
+                            continue
+            finally:
+                os._exit(1)
+        try:
+            epilog(site, deadline=3)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        epilog(site)
+        swept(site)
+        assert left(site) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- bombs
+
+
+def entries(cache: Path) -> None:
+    (cache / "many").mkdir()
+    for at in range(ENTRIES):
+        os.mknod(f"{cache}/many/{at}")
+
+
+def levels(cache: Path) -> None:
+    here = os.open(".", os.O_RDONLY)
+    os.chdir(cache)
+    for _ in range(LEVELS):
+        os.mkdir("d")
+        os.chdir("d")
+    os.fchdir(here)
+    os.close(here)
+
+
+def leases(cache: Path) -> None:
+    for at in range(ENTRIES):
+        os.mknod(f"{cache}/.jobcache/nodes/{at}")
+
+
+def runs(cache: Path) -> None:
+    for at in range(1, ENTRIES):
+        os.mkdir(f"{cache}-r{at}")
+
+
+def neighbours(cache: Path) -> None:
+    for at in range(1, ENTRIES):
+        os.mkdir(f"{cache.parent}/hf-datasets-{10_000_000 + at}")
+
+
+def trash(cache: Path) -> None:
+    for at in range(ENTRIES):
+        os.mkdir(f"{cache.parent}/.jobcache-trash-7-{at}")
+
+
+@pytest.mark.parametrize("bomb", [entries, levels, leases, runs, neighbours, trash], ids=lambda bomb: bomb.__name__)
+def test_a_directory_bomb(site: Site, bomb: Callable[[Path], None]) -> None:
+    """It holds the node no longer than its deadline, and keeps no sweep from what is Bob's."""
+    place = site.scratch / ALICE
+    place.mkdir()
+    with mount("none", place, "tmpfs", f"uid={UID},gid={GID},nr_inodes=0,size=8g"):
+        prolog(site)
+        with acting_as(ALICE):
+            bomb(site.cache())
+        began = time.monotonic()
+        epilog(site)
+        ended = time.monotonic()
+        site.task_prolog(user=BOB)
+        swept(site)
+        print(f"{bomb.__name__}: Epilog {ended - began:.1f} s, sweep {time.monotonic() - ended:.1f} s")
+        assert not site.cache(user=BOB).exists()
+        if bomb in (entries, levels, leases, trash):
+            assert left(site) == []
