@@ -21,6 +21,36 @@ def test_no_dead_links(page: Path) -> None:
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
+TESTED = ("failure-modes.md", "security.md", "promises.md")
+
+
+@pytest.mark.parametrize("page", TESTED)
+def test_every_test_that_a_page_names_is_there(page: str) -> None:
+    """`tests/…/test_x.py::test_y` is a function of that file."""
+    named = re.findall(r"`(tests/[^`]*)`", (ROOT / "docs" / page).read_text())
+    missing = []
+    for name in named:
+        file, _, test = name.partition("::")
+        text = (ROOT / file).read_text() if (ROOT / file).is_file() else ""
+        if not text or (test and not re.search(rf"^def {test}\(", text, re.MULTILINE)):
+            missing.append(name)
+    assert missing == [] and named
+
+
+def test_every_fault_and_every_attack_has_its_test() -> None:
+    """No row of these tables goes without one, and no test of a fault without a row."""
+    pages = {page: (ROOT / "docs" / page).read_text() for page in TESTED}
+    faults = [row for row in re.findall(r"^\|.*\|$", pages["failure-modes.md"], re.MULTILINE) if "---" not in row]
+    attacks = re.findall(r"^\|.*\|$", pages["security.md"].partition("## What a user can't do")[2], re.MULTILINE)
+    assert [row for row in faults if "::test_" not in row and not row.endswith("| test |")] == []
+    assert [row for row in attacks[2:] if "::test_" not in row] == []
+    tests = []
+    for file in (*ROOT.glob("tests/faults/test_*.py"), ROOT / "tests/cluster/test_faults.py"):
+        names = re.findall(r"^def (test_\w+)\(", file.read_text(), re.MULTILINE)
+        tests += [f"{file.relative_to(ROOT)}::{name}" for name in names]
+    assert sorted(test for test in tests if not any(f"`{test}`" in text for text in pages.values())) == []
+
+
 def test_promises_name_tests_that_are_there() -> None:
     """Each test function that docs/promises.md names exists."""
     named = re.findall(r"`(test_\w+)`", (ROOT / "docs/promises.md").read_text())
