@@ -8,10 +8,11 @@ import calendar
 import errno
 import itertools
 import os
+import pwd
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from jobcache import cachedir, layout
 from jobcache.plan import ASIDE, CACHE, NEW, TRASH, Found, Identity
@@ -20,6 +21,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOGROUP = 65534  # in place of root's group, which gives rights
 _STRIDE = 4096  # entries between two words
 _DEEPEST = 64  # levels of a tree that are measured; a built dataset has four
+_NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_USER = {(True, "user"), (True, "uid")}
+_USER_OR_NODE = _USER | {(True, "node")}
 _KINDS = {layout.NEW: NEW, layout.TRASH: TRASH, layout.ASIDE: ASIDE}
 
 
@@ -39,66 +43,92 @@ class Home:
     gid: int
 
 
-def homes(template: layout.Template, cluster: str) -> Iterator[Home]:
-    """Yield the users' directories that there are by a template. Raise OSError where what is above cannot be listed."""
-    components = layout.components(template.parent)
-    at = next(i for i, parts in enumerate(components) if (True, "user") in parts or (True, "uid") in parts)
-    for above in _expand("", components[:at], cluster):
-        matches = layout.matcher(components[at], {"cluster": cluster})
-        with os.scandir(above or "/") as entries:
-            for entry in entries:
-                known = matches(entry.name)
-                if known is None:
-                    continue
-                owner = _owner(entry, known)
-                if owner is not None:
-                    rest = tuple(
-                        layout.joined(parts, {**known, "cluster": cluster, "uid": str(owner[0])})
-                        for parts in components[at + 1 :]
-                    )
-                    yield Home(template.text, f"{above}/{entry.name}", rest, known.get("user", ""), *owner)
+@dataclass(frozen=True)
+class Above:
+    """A directory above the users' own: the first `depth` components of `template`, 0 before anything has been listed."""
+
+    template: str
+    path: str = ""
+    depth: int = 0
 
 
-def _expand(path: str, components: "list[layout.Parts]", cluster: str) -> Iterator[str]:
-    """Yield the directories that `components`, which may hold a {node}, stand for below `path`."""
-    if not components:
-        yield path
-        return
-    if (True, "node") not in components[0]:
-        yield from _expand(f"{path}/{layout.joined(components[0], {'cluster': cluster})}", components[1:], cluster)
-        return
-    matches = layout.matcher(components[0], {"cluster": cluster})
-    with os.scandir(path or "/") as entries:
-        names = [entry.name for entry in entries if matches(entry.name) is not None]
-    for name in names:
-        yield from _expand(f"{path}/{name}", components[1:], cluster)
+@dataclass(frozen=True)
+class Named:
+    """What may be a user's directory, by its name alone. known: what the template's placeholders stand for in it."""
+
+    template: str
+    path: str
+    known: dict[str, str]
 
 
-def _owner(entry: "os.DirEntry[str]", known: "dict[str, str]") -> Optional[tuple[int, int]]:
-    """Return (uid, gid) of the user whose directory this is, None where it is no user's.
+def below(above: Above, cluster: str) -> Iterator[Union[Above, Named]]:
+    """Yield what the next placeholder of a template stands for below `above`. Raise OSError where that cannot be listed.
+
+    One step, since each directory can be one that hangs, that its owner has closed, or that a user has put there.
+    """
+    components = layout.components(layout.Template(above.template).parent)
+    path, at = above.path, above.depth
+    while not _USER_OR_NODE.intersection(components[at]):
+        path, at = f"{path}/{layout.joined(components[at], {'cluster': cluster})}", at + 1
+    matches = layout.matcher(components[at], {"cluster": cluster})
+    try:
+        directory = cachedir.open_directory(path)
+    except OSError as error:
+        if error.errno == errno.ENOENT or (above.depth and error.errno in _NO_DIRECTORY):
+            return
+        raise
+    try:
+        names_fd = _listable(directory)
+    finally:
+        os.close(directory)
+    try:
+        for name in _names(names_fd):
+            known = matches(name)
+            if known is None:
+                continue
+            if _USER.intersection(components[at]):
+                yield Named(above.template, f"{path}/{name}", known)
+            else:
+                yield Above(above.template, f"{path}/{name}", at + 1)
+    finally:
+        os.close(names_fd)
+
+
+def owned(named: Named, cluster: str) -> Optional[Home]:
+    """Return the user's directory that this is, None where it is none. Raise OSError where it cannot be looked at.
 
     The group is the account's, never the directory's, which may be one that its owner is not in.
     """
-    import pwd
-
     try:
-        fd = cachedir.open_directory(entry.path)
+        fd = cachedir.open_directory(named.path)
         try:
-            uid = os.fstat(fd).st_uid
+            owner = os.fstat(fd).st_uid
         finally:
             os.close(fd)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno in _NO_DIRECTORY:
             return None
-        uid = 0  # what is closed to root, or fails, is its user's by the name: whoever looks at it as that user will see
+        if error.errno != errno.EACCES:
+            raise
+        owner = 0  # what is closed to root is its user's by the name: whoever looks at it as that user will see
+    account = _account(owner, named.known)
+    uid = account.pw_uid if account else owner
+    if uid == 0:
+        return None
+    known = {**({"user": account.pw_name} if account else {}), **named.known, "cluster": cluster, "uid": str(uid)}
+    components = layout.components(layout.Template(named.template).parent)[named.path.count("/") :]
+    rest = tuple(layout.joined(parts, known) for parts in components)
+    return Home(named.template, named.path, rest, known.get("user", ""), uid, account.pw_gid if account else _NOGROUP)
+
+
+def _account(owner: int, known: "dict[str, str]") -> "Optional[pwd.struct_passwd]":
+    """Return the account of the user whose directory this is; root's own may be one in which the user has rights."""
     try:
-        if uid == 0:  # root's own directory, in which the user has rights
-            account = pwd.getpwuid(int(known["uid"])) if known.get("uid", "").isdigit() else pwd.getpwnam(known["user"])
-        else:
-            account = pwd.getpwuid(uid)
+        if owner:
+            return pwd.getpwuid(owner)
+        return pwd.getpwuid(int(known["uid"])) if "uid" in known else pwd.getpwnam(known["user"])
     except (KeyError, ValueError):
-        return (uid, _NOGROUP) if uid else None
-    return (account.pw_uid, account.pw_gid) if account.pw_uid else None
+        return None
 
 
 def caches(home: Home, cluster: str, local: bool) -> Iterator[Optional[Found]]:
@@ -107,15 +137,16 @@ def caches(home: Home, cluster: str, local: bool) -> Iterator[Optional[Found]]:
     Raise OSError where it cannot be listed.
     """
     template = layout.Template(home.template)
+    known = {"cluster": cluster, "uid": str(home.uid), **({"user": home.user} if home.user else {})}
     for parent in _parents(home.path, home.rest):
         try:
             parent_fd = cachedir.open_directory(parent)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno in _NO_DIRECTORY:
                 continue
             raise
         try:
-            matches = layout.matcher(template.name, {"cluster": cluster, "user": home.user, "uid": str(home.uid)})
+            matches = layout.matcher(template.name, known)
             for named in _named(parent_fd, matches):
                 if named is None:
                     yield None
@@ -145,7 +176,7 @@ def _parents(path: str, rest: tuple[str, ...]) -> Iterator[str]:
 
 def _named(parent_fd: int, matches: "layout.Matcher") -> Iterator[Optional[tuple[str, str, int, Optional[int]]]]:
     """Yield (kind, name, job_id, run) of the directories here that have a name of ours, None now and then."""
-    list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent_fd)
+    list_fd = _listable(parent_fd)
     try:
         with os.scandir(list_fd) as entries:
             for at, entry in enumerate(entries, 1):
@@ -201,6 +232,11 @@ def _seen(fd: int) -> "dict[str, Any]":
         "nodes": tuple(nodes),
         "bare": all(name == layout.META for name in itertools.islice(_names(fd), 2)),
     }
+
+
+def _listable(directory: int) -> int:
+    """Return a descriptor by which a directory from `open_directory` can be listed. Raise OSError."""
+    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
 
 
 def _names(fd: int) -> Iterator[str]:

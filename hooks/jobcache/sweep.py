@@ -25,6 +25,7 @@ _LONGEST = 600.0  # seconds for one owner's orphans in one sweep, so that nobody
 _STRIDE = 5.0  # seconds of deletion between two words
 _MOST_LATE = 4  # owners in a row at whose directories nothing goes on, before the others are left for another time
 _MOST_EACH = 10_000  # directories of one user that one sweep looks at
+_MOST_BESIDE = 8  # users' directories in one place that may be one user's: an account can have had other names
 
 
 class Busy(Exception):
@@ -164,16 +165,17 @@ def _all(site: Settings, options: Options, trouble: list[str], say: Say) -> list
 def look_for(site: Settings, options: Options, trouble: list[str], say: Say = silent) -> Iterator[Found]:
     """Yield what there is on scratch, each at a glance, as its owner. Directories that hang or are closed: `trouble`."""
     users = [home for home in _homes(site, options, trouble) if _wanted(home.uid, options)]
-    random.shuffle(users)  # those that hang may be neighbours, and are not to look like a filesystem that does
+    random.shuffle(users)
 
     def look(home: find.Home) -> Iterator[dict[str, Any]]:
-        seen = 0
         for one in find.caches(home, site.cluster, options.local):
-            seen += one is not None
-            if seen > _MOST_EACH:
-                yield {"trouble": f"{home.path}: more than {_MOST_EACH} directories of such a name; the rest is left"}
+            if one is None:
+                yield {}
+                continue
+            seen[home.uid] = seen.get(home.uid, 0) + 1
+            yield vars(one)
+            if seen[home.uid] > _MOST_EACH:  # the one too many tells that there are more
                 return
-            yield vars(one) if one else {}
 
     def facts(home: find.Home) -> Iterator[dict[str, Any]]:
         try:
@@ -187,11 +189,18 @@ def look_for(site: Settings, options: Options, trouble: list[str], say: Say = si
     def begun(count: int) -> None:
         say("looking", count, len(users))
 
+    seen: dict[int, int] = {}  # by uid; each child has its own, begun anew
+    all_seen: dict[int, int] = {}
     for fact in survey(users, facts, lost, hung_of(site), lambda home: home.path, begun):
         if "trouble" in fact:
             trouble.append(fact["trouble"])
-        else:
-            yield _found(fact)
+            continue
+        one = _found(fact)
+        all_seen[one.uid] = all_seen.get(one.uid, 0) + 1
+        if all_seen[one.uid] <= _MOST_EACH:
+            yield one
+        elif all_seen[one.uid] == _MOST_EACH + 1:
+            trouble.append(f"{one.path}: uid {one.uid} has more than {_MOST_EACH} directories of such a name; the rest is left")
 
 
 def is_local(site: Settings, template: Template) -> bool:
@@ -203,26 +212,61 @@ def _wanted(uid: int, options: Options) -> bool:
     return (options.user is None or uid == options.user) and uid % options.shard[1] == options.shard[0] - 1
 
 
-def _homes(site: Settings, options: Options, trouble: list[str]) -> Iterator[find.Home]:
-    """Yield the users' directories, listed in children, since what is above them may hang as well."""
-    templates = [template for template in site.templates if is_local(site, template) == options.local]
+def _homes(site: Settings, options: Options, trouble: list[str]) -> list[find.Home]:
+    """Return the users' directories. Each step down to them is taken in children: what is above them can hang as well."""
+    aboves = [find.Above(template.text) for template in site.templates if is_local(site, template) == options.local]
+    named: list[find.Named] = []
 
-    def facts(template: Template) -> Iterator[dict[str, Any]]:
+    def below(above: find.Above) -> Iterator[dict[str, Any]]:
         try:
-            yield from map(vars, find.homes(template, site.cluster))
-        except FileNotFoundError:
-            return
+            yield from map(vars, find.below(above, site.cluster))
         except OSError as error:
-            yield {"trouble": f"{template.text}: {error.strerror or error}"}
+            yield {"trouble": f"{above.path or above.template}: {error.strerror or error}"}
 
-    def lost(templates: Sequence[Template], why: str) -> None:
-        trouble.extend(f"{template.text}: {why}" for template in templates)
+    def lost(aboves: Sequence[find.Above], why: str) -> None:
+        trouble.extend(f"{above.path or above.template}: {why}" for above in aboves)
 
-    for fact in survey(templates, facts, lost, hung_of(site), lambda template: template.text):
+    while aboves:
+        facts = survey(aboves, below, lost, hung_of(site), lambda above: above.path or above.template)
+        aboves = []
+        for fact in facts:
+            if "trouble" in fact:
+                trouble.append(fact["trouble"])
+            elif "known" in fact:
+                named.append(find.Named(**fact))
+            else:
+                aboves.append(find.Above(**fact))
+    random.shuffle(named)  # those that hang may be neighbours, and are not to look like a filesystem that does
+    return list(_owned(site, named, trouble))
+
+
+def _owned(site: Settings, named: list[find.Named], trouble: list[str]) -> Iterator[find.Home]:
+    """Yield those that are a user's directory; of one user, so many side by side, as anybody may make some in a sticky one."""
+    beside: dict[tuple[int, str], int] = {}
+
+    def facts(one: find.Named) -> Iterator[dict[str, Any]]:
+        try:
+            home = find.owned(one, site.cluster)
+        except OSError as error:
+            yield {"trouble": f"{one.path}: {error.strerror or error}"}
+            return
+        if home:
+            yield vars(home)
+
+    def lost(ones: Sequence[find.Named], why: str) -> None:
+        trouble.append(f"{_and_more([one.path for one in ones])}: {why}")
+
+    for fact in survey(named, facts, lost, hung_of(site), lambda one: one.path):
         if "trouble" in fact:
             trouble.append(fact["trouble"])
-        else:
-            yield find.Home(**{**fact, "rest": tuple(fact["rest"])})
+            continue
+        home = find.Home(**{**fact, "rest": tuple(fact["rest"])})
+        where = home.uid, f"{os.path.dirname(home.path)} {home.template}"
+        beside[where] = beside.get(where, 0) + 1
+        if beside[where] <= _MOST_BESIDE:
+            yield home
+        elif beside[where] == _MOST_BESIDE + 1:
+            trouble.append(f"{home.path}: uid {home.uid} has more than {_MOST_BESIDE} such directories here; the rest is left")
 
 
 def _look_again(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from hungfs import hung
 from jobcache import find
 from jobcache import survey as surveying
 from jobcache import sweep as sweeping
@@ -486,3 +487,65 @@ def test_cron_cannot_name_another_slurm(site: Site, slurm: FakeSlurm, monkeypatc
     monkeypatch.delenv("SLURM_CONF")
     sweep(site)
     assert told.read_text().split() == ["none", "none", "/etc/of-cron", "/etc/of-cron"]
+
+
+# ------------------------------------------------------------------------------ what anybody can put beside the others
+
+
+def owned_by(user: str, path: Path) -> Path:
+    """Make a directory that is this user's."""
+    path.mkdir(parents=True, exist_ok=True)
+    os.chown(path, pwd.getpwnam(user).pw_uid, -1)
+    return path
+
+
+def test_a_users_directory_that_hangs_costs_that_user_alone(
+    site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even to ask whose it is can hang."""
+    monkeypatch.setattr(surveying, "PATIENCE", 0.5)
+    site.task_prolog(7, user=BOB)
+    with hung(owned_by(ALICE, site.scratch / ALICE)) as server:
+        result = sweep(site)
+        assert server.waiting
+    assert f"{site.scratch / ALICE}: late" in result.output and "{user}" not in result.output
+    assert not site.cache(7, user=BOB).exists()
+
+
+def test_what_is_no_nodes_directory_costs_nobody(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file, a link to nowhere, and a directory that hangs, beside the nodes' own."""
+    monkeypatch.setattr(surveying, "PATIENCE", 0.5)
+    site.configure(path=f"{site.scratch}/{{node}}/{{user}}/hf-{{job_id}}")
+    caches = [Path(site.task_prolog(7, node=f"n{at}").cache or "") for at in range(5)]
+    for at in range(9):
+        (site.scratch / f"file-{at}").touch()
+        (site.scratch / f"link-{at}").symlink_to("/nonexistent")
+        os.lchown(site.scratch / f"link-{at}", UID, -1)
+    with hung(owned_by(BOB, site.scratch / "hung")):
+        result = sweep(site)
+    assert result.output == f"{site.scratch}/hung: late: it does not answer\n"
+    assert not any(cache.exists() for cache in caches)
+
+
+def test_many_directories_of_one_user_do_not_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by directories that look like other users', nor by some in each of them."""
+    monkeypatch.setattr(sweeping, "_MOST_EACH", 5)
+    for at in range(20):
+        for job in (1, 2, 3):
+            owned_by(ALICE, site.scratch / f"user-{at}")
+            owned_by(ALICE, site.scratch / f"user-{at}/.cache")
+            owned_by(ALICE, site.scratch / f"user-{at}/.cache/hf-datasets-{job}")
+    site.task_prolog(7, user=BOB)
+    result = sweep(site)
+    assert "more than 8 such directories" in result.output and "more than 5 directories" in result.output
+    assert site.events("sweep.finished")[0]["found"] == 6
+    assert not site.cache(7, user=BOB).exists()
+
+
+def test_uid_above_and_user_below(site: Site, slurm: FakeSlurm) -> None:
+    """The user's name is the account's where the directory above does not tell it."""
+    site.configure(path=f"{site.scratch}/{{uid}}/hf-{{user}}-{{job_id}}")
+    made = Path(site.task_prolog(7).cache or "")
+    assert made.name == f"hf-{ALICE}-7"
+    sweep(site)
+    assert not made.exists()
