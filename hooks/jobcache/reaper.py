@@ -69,8 +69,7 @@ def retire(parent_fd: int, name: str, fd: int, uid: int, job_id: int) -> str:
         raise Kept("foreign", f"it belongs to uid {held.st_uid}, not {uid}")
     if not _is_ours(fd):
         raise Kept("foreign", "nothing is deleted as root, nor as another than its owner")
-    if _mount(fd) != _mount(parent_fd):
-        raise Kept("mount", "it is a mount point")
+    refuse_mount(parent_fd, fd)
     trash = layout.trash_name(job_id, os.urandom(8).hex())
     try:
         os.rename(name, trash, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
@@ -84,6 +83,12 @@ def retire(parent_fd: int, name: str, fd: int, uid: int, job_id: int) -> str:
             _rename_back(parent_fd, trash, name, stat.S_ISDIR(found.st_mode))
         raise Kept("changed", "another directory stood at its name")
     return trash
+
+
+def refuse_mount(parent_fd: int, fd: int) -> None:
+    """Raise Kept where the directory held open at `fd`, that lies in `parent_fd`, is a mount point."""
+    if _mount(fd) != _mount(parent_fd):
+        raise Kept("mount", "it is a mount point")
 
 
 def _rename_back(parent_fd: int, trash: str, name: str, is_directory: bool) -> None:
@@ -106,7 +111,7 @@ def _rename_back(parent_fd: int, trash: str, name: str, is_directory: bool) -> N
 
 
 def delete(parent_fd: int, name: str, fd: int, until: float, rate: "float | None" = None) -> Tally:
-    """Delete what `retire` returned, until `until` (seconds of time.monotonic); return what that did. Raise nothing.
+    """Delete what `retire` returned, or trash that `refuse_mount` lets pass, until `until` (seconds of time.monotonic); return what that did. Raise nothing.
 
     rate: entries a second at the most, to spare a busy metadata server.
 

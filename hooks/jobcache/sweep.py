@@ -391,6 +391,7 @@ class _Reaping:
             try:
                 if replace(find.look(parent_fd, name, one), now=one.now, pids=one.pids) != one:
                     raise reaper.Kept("changed", "it has changed since it was decided upon")
+                reaper.refuse_mount(parent_fd, fd)
                 if one.kind == CACHE:
                     if one.joinable and not cachedir.seize(fd):
                         raise reaper.Kept("changed", "somebody else is reaping it")

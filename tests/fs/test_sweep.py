@@ -20,6 +20,7 @@ from jobcache import find
 from jobcache import survey as surveying
 from jobcache import sweep as sweeping
 from jobcache.cli import main
+from mounts import mount
 from site_dir import ALICE, BOB, Site
 
 UID = pwd.getpwnam(ALICE).pw_uid
@@ -549,3 +550,18 @@ def test_uid_above_and_user_below(site: Site, slurm: FakeSlurm) -> None:
     assert made.name == f"hf-{ALICE}-7"
     sweep(site)
     assert not made.exists()
+
+
+@pytest.mark.parametrize("name", ["hf-datasets-7", ".jobcache-trash-7-abcd", ".jobcache-new-7-abcd"])
+def test_what_is_mounted_is_left_alone(site: Site, slurm: FakeSlurm, name: str) -> None:
+    """Under any name of ours, with a record of ours: seized or emptied, it would be lost where it comes from."""
+    site.task_prolog(7)
+    precious = site.dir / "precious"
+    shutil.copytree(site.cache(7), precious)
+    (precious / "thesis").touch()
+    subprocess.run(["chown", "-R", ALICE, precious], check=True)
+    shutil.rmtree(site.cache(7))
+    with mount(precious, owned_by(ALICE, site.cache(7).parent / name), "bind"):
+        result = sweep(site)
+    assert result.exit_code == 1 and "it is a mount point" in result.output
+    assert (precious / "thesis").exists() and (precious / ".jobcache/nodes/n1").exists()
