@@ -11,6 +11,7 @@ from jobcache import asuser
 from jobcache.plan import Found
 from jobcache.survey import Hung, starter, survey
 
+_MOST_USING = 64  # processes that are named of one cache; a user can open all of their caches in all of their processes
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _STEP = re.compile(rb"(?:slurmstepd: )?\[([1-9][0-9]{0,9})\.[^\]]*\]")  # as slurmstepd calls itself
 
@@ -35,6 +36,8 @@ def steps() -> "set[int]":
 def users_of(suspects: Sequence[Found], hung: Hung) -> "dict[str, tuple[int, ...]]":
     """Return which of their owners' processes use these directories, pids by path. One that cannot be looked at may use all.
 
+    Not all pids where there are many: one is enough to keep a directory.
+
     A directory is known by its name, which has a job id in it: the path to it is another one in a container, or behind
     a symlink of root's.
     """
@@ -48,7 +51,10 @@ def users_of(suspects: Sequence[Found], hung: Hung) -> "dict[str, tuple[int, ...
         pid, uid = process
         try:
             parts = {part for file in _opened(pid) for part in file.split("/")}
-            yield from ({"pid": pid, "path": path} for part in parts for path in named.get((uid, part), ()))
+            for path in (path for part in parts for path in named.get((uid, part), ())):
+                told[path] = told.get(path, 0) + 1
+                if told[path] <= _MOST_USING:
+                    yield {"pid": pid, "path": path}
         except PermissionError:
             if os.geteuid() == 0:  # others cannot look at some processes of their own, as sshd's
                 yield {"pid": pid, "uid": uid}
@@ -56,16 +62,21 @@ def users_of(suspects: Sequence[Found], hung: Hung) -> "dict[str, tuple[int, ...
     def lost(processes: Sequence[tuple[int, int]], _why: str) -> None:
         unknown.extend(processes)
 
+    told: dict[str, int] = {}  # by path; each child has its own, begun anew
     owned = list(_of({one.uid for one in suspects}))
     for fact in survey(owned, facts, lost, hung, lambda process: f"pid {process[0]}"):
         if "path" in fact:
-            using.setdefault(fact["path"], []).append(fact["pid"])
+            pids = using.setdefault(fact["path"], [])
+            if len(pids) < _MOST_USING:
+                pids.append(fact["pid"])
         else:
             unknown.append((fact["pid"], fact["uid"]))
+    of_owner: dict[int, list[int]] = {}
     for pid, uid in unknown:
-        for one in suspects:
-            if one.uid == uid:
-                using.setdefault(one.path, []).append(pid)
+        of_owner.setdefault(uid, []).append(pid)
+    for one in suspects:
+        if one.uid in of_owner:
+            using[one.path] = (using.get(one.path, []) + of_owner[one.uid][:_MOST_USING])[:_MOST_USING]
     return {path: tuple(pids) for path, pids in using.items()}
 
 

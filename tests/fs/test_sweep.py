@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hungfs import hung
-from jobcache import find
+from jobcache import find, processes
 from jobcache import survey as surveying
 from jobcache import sweep as sweeping
 from jobcache.cli import main
@@ -565,3 +565,20 @@ def test_what_is_mounted_is_left_alone(site: Site, slurm: FakeSlurm, name: str) 
         result = sweep(site)
     assert result.exit_code == 1 and "it is a mount point" in result.output
     assert (precious / "thesis").exists() and (precious / ".jobcache/nodes/n1").exists()
+
+
+def test_processes_that_open_everything_do_not_fill_a_sweep(
+    site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that use a cache, some are named; all of them keep it."""
+    monkeypatch.setattr(processes, "_MOST_USING", 2)
+    site.task_prolog(7)
+    users = [holding(site, 7, None) for _ in range(5)]
+    try:
+        sweep(site)
+        (kept,) = site.events("cache.kept")
+        assert len(kept["pids"]) == 2 and set(kept["pids"]) < {user.pid for user in users}
+    finally:
+        for user in users:
+            user.kill()
+            user.wait()
