@@ -84,8 +84,11 @@ def terminate(found: Found) -> "tuple[int, ...]":
     """End the processes that use a dead job's cache and that this very job left behind; return their pids.
 
     As their owner, in a child. A process of another job, or of none, may use the cache as well: it is left alone. What
-    tells is the job id in the environment with which it was started.
+    tells is the job id in the environment with which it was started, and that no other cluster's name is there: a login
+    node may serve several. A cache that does not say whose it is has no job to be left behind by.
     """
+    if found.identity is None:
+        return ()
 
     def work(report: "Callable[[dict[str, Any]], None]") -> None:
         strays = list(_strays(found))
@@ -104,10 +107,13 @@ def terminate(found: Found) -> "tuple[int, ...]":
 
 
 def _strays(found: Found) -> "Iterator[psutil.Process]":
+    cluster = found.identity[0] if found.identity else ""
     for pid in found.pids:
         try:
             process = psutil.Process(pid)
-            if process.uids().real == found.uid and process.environ().get("SLURM_JOB_ID") == str(found.job_id):
+            environ = process.environ()
+            ours = environ.get("SLURM_JOB_ID") == str(found.job_id) and environ.get("SLURM_CLUSTER_NAME", cluster) == cluster
+            if ours and process.uids().real == found.uid:
                 yield process
         except psutil.Error:
             continue  # it has ended, or does not let itself be looked at

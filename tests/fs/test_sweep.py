@@ -582,3 +582,16 @@ def test_processes_that_open_everything_do_not_fill_a_sweep(
         for user in users:
             user.kill()
             user.wait()
+
+
+def test_another_clusters_job_of_this_id_is_not_ended(site: Site, slurm: FakeSlurm) -> None:
+    """On a host that serves two clusters, it may use a directory of the same name."""
+    site.configure(sweep={**site.keys["sweep"], "stray_processes": "terminate"})
+    site.task_prolog(7)
+    env = {"SLURM_JOB_ID": "7", "SLURM_CLUSTER_NAME": "della"}
+    with subprocess.Popen(["/bin/sleep", "60"], cwd=site.cache(7), env=env, user=UID, group=60, extra_groups=[]) as other:
+        sweep(site)
+        (kept,) = site.events("cache.kept")
+        assert kept["pids"] == [other.pid] and "terminated" not in kept
+        other.kill()
+        assert other.wait() == -9
