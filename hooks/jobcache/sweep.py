@@ -375,7 +375,10 @@ class _Reaping:
 
     def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
         self.until = time.monotonic() + _LONGEST
-        for one in self.found:
+        for at, one in enumerate(self.found):
+            if time.monotonic() >= self.until and at:
+                report({"path": one.path, "error": f"{len(self.found) - at} of uid {one.uid}'s are left for the next sweep"})
+                return
             try:
                 report({"path": one.path, **self._reap(one, report)})
             except FileNotFoundError:

@@ -595,3 +595,15 @@ def test_another_clusters_job_of_this_id_is_not_ended(site: Site, slurm: FakeSlu
         assert kept["pids"] == [other.pid] and "terminated" not in kept
         other.kill()
         assert other.wait() == -9
+
+
+def test_one_users_orphans_have_their_time_and_no_more(
+    site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sweep reaps one of them at least; what it leaves, it says."""
+    monkeypatch.setattr(sweeping, "_LONGEST", 0.0)
+    for job in (71, 72, 73):
+        site.task_prolog(job)
+    result = sweep(site)
+    assert result.exit_code == 1 and f"2 of uid {UID}'s are left for the next sweep" in result.output
+    assert len(site.events("cache.orphan_reaped")) == 1
