@@ -318,7 +318,11 @@ class _Again:
         try:
             if parent not in clocks:
                 clocks[parent] = find.clock(parent_fd)
-            seen = vars(replace(find.look(parent_fd, name, one), now=clocks[parent]))
+            again = find.look(parent_fd, name, one)
+            if not again.error and (again.device, again.inode) != (one.device, one.inode):
+                yield vars(one)  # another has taken its place since Slurm was asked: younger than the listings
+                return
+            seen = vars(replace(again, now=clocks[parent]))
             if self.measure:
                 for so_far in find.size(parent_fd, name):
                     seen["size"] = so_far

@@ -607,3 +607,20 @@ def test_one_users_orphans_have_their_time_and_no_more(
     result = sweep(site)
     assert result.exit_code == 1 and f"2 of uid {UID}'s are left for the next sweep" in result.output
     assert len(site.events("cache.orphan_reaped")) == 1
+
+
+def test_a_cache_made_after_slurm_was_asked_is_young(
+    site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job id that comes again: the new job's cache stands where the dead one's was found. Without any grace, even."""
+    site.task_prolog(71)
+    real = sweeping._look_again
+
+    def later(*args: Any, **more: Any) -> Any:
+        site.task_prolog(71)
+        return real(*args, **more)
+
+    monkeypatch.setattr(sweeping, "_look_again", later)
+    sweep(site)
+    assert site.cache(71).exists()
+    assert site.events("sweep.finished")[0]["reasons"] == {"young": 1}
