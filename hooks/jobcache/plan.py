@@ -17,7 +17,7 @@ class Found:
     """A directory of ours by its name, as its owner saw it. Times are seconds since the epoch by the filesystem's own clock.
 
     run: None for what is not at a cache's path. gid: the group by which its owner looks. identity: (cluster, job_id, run,
-    uid) as its id says, None where it has none. sign: the last sign of life, the newest change of the directory, its id,
+    uid) as its id says, None where it has none, with an empty cluster where it cannot be read. sign: the last sign of life, the newest change of the directory, its id,
     its record and its leases. now: the filesystem's clock, None where it has not been read. keep_until: from the record.
     kept: the user said JOBCACHE=keep. joinable: its nodes/ is there. nodes: some that hold leases. bare: nothing is in it but
     what is ours. local: on a filesystem that is each node's own. running: its job has a step on this host. error: why it
@@ -98,7 +98,7 @@ def _decide(one: Found, listings: Sequence[Listing], rules: Rules, confirmed: bo
     if one.pids:
         return Decision(one, KEEP, "in_use")
     if one.local and any(node != rules.node for node in one.nodes):
-        return Decision(one, KEEP, "other_node")  # said to be this node's own, and is not
+        return Decision(one, REPORT, "other_node")  # said to be this node's own, and is not
     if one.kind != CACHE:
         if one.identity is None and not one.bare:
             return Decision(one, REPORT, "unrecorded")  # of such a name, but nothing says that we have made it
@@ -119,6 +119,8 @@ def _settled(one: Found, rules: Rules) -> Optional[Decision]:
     if one.identity is None:
         return None
     cluster, job_id, run, uid = one.identity
+    if not cluster:
+        return Decision(one, REPORT, "unreadable")  # a crash tore its id, or it is forged: nobody will ever reap it
     if cluster != rules.cluster:
         return Decision(one, KEEP, "other_cluster")
     same = (job_id, uid) == (one.job_id, one.uid) and (one.run is None or run == one.run)

@@ -94,7 +94,9 @@ def test_only_what_nothing_speaks_for_is_reaped_and_all_of_that(
     )  # fmt: skip
     reported = not recorded and not (rules.reap_unrecorded if one.kind == CACHE else one.bare)
     if spoken_for or apart < rules.confirm:
-        assert decision.action == (REPORT if one.error or one.kind == ASIDE else KEEP) and decision.reason
+        torn = one.uid >= max(1, rules.min_uid) and recorded and one.identity is not None and not one.identity[0]
+        told = one.error or one.kind == ASIDE or torn or decision.reason == "other_node"
+        assert decision.action == (REPORT if told else KEEP) and decision.reason
     else:
         assert decision.action == (REPORT if reported else REAP)
 
@@ -139,3 +141,11 @@ def test_unrecorded() -> None:
     assert decide(orphan(identity=None)) == Decision(orphan(identity=None), REPORT, "unrecorded")
     bold = Rules(cluster="tiger", grace=3600, confirm=120, keep_max=0, reap_unrecorded=True)
     assert decide(orphan(identity=None), rules=bold).action == REAP
+
+
+def test_what_nobody_will_ever_reap_is_reported() -> None:
+    """An id that a crash tore; on scratch said to be node-local, another node's lease."""
+    torn, elsewhere = orphan(identity=("", 0, 0, -1)), orphan(local=True, nodes=("n2",))
+    assert decide(torn) == Decision(torn, REPORT, "unreadable")
+    assert decide(elsewhere) == Decision(elsewhere, REPORT, "other_node")
+    assert decide(orphan(identity=("della", 7, 0, 1000))).action == KEEP
