@@ -134,44 +134,55 @@ def _account(owner: int, known: "dict[str, str]") -> "Optional[pwd.struct_passwd
 def caches(home: Home, cluster: str, local: bool) -> Iterator[Optional[Found]]:
     """Yield what lies in a user's directory, at a glance, as whoever we are now; None now and then, while nothing is found.
 
-    Raise OSError where it cannot be listed.
+    Raise OSError in the end where some of it cannot be listed.
     """
-    template = layout.Template(home.template)
-    known = {"cluster": cluster, "uid": str(home.uid), **({"user": home.user} if home.user else {})}
-    for parent in _parents(home.path, home.rest):
+    failed: list[OSError] = []
+    for parent in _parents(home.path, home.rest, failed):
         try:
-            parent_fd = cachedir.open_directory(parent)
+            yield from _caches_in(parent, home, cluster, local)
         except OSError as error:
-            if error.errno in _NO_DIRECTORY:
+            failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+def _caches_in(parent: str, home: Home, cluster: str, local: bool) -> Iterator[Optional[Found]]:
+    known = {"cluster": cluster, "uid": str(home.uid), **({"user": home.user} if home.user else {})}
+    matches = layout.matcher(layout.Template(home.template).name, known)
+    try:
+        parent_fd = cachedir.open_directory(parent)
+    except OSError as error:
+        if error.errno in _NO_DIRECTORY:
+            return
+        raise
+    try:
+        for named in _named(parent_fd, matches):
+            if named is None:
+                yield None
                 continue
-            raise
-        try:
-            matches = layout.matcher(template.name, known)
-            for named in _named(parent_fd, matches):
-                if named is None:
-                    yield None
-                    continue
-                kind, name, job_id, run = named
-                plain = Found(kind=kind, path=f"{parent}/{name}", job_id=job_id, run=run, uid=home.uid, gid=home.gid, local=local)
-                yield glance(parent_fd, name, plain)
-        finally:
-            os.close(parent_fd)
+            kind, name, job_id, run = named
+            plain = Found(kind=kind, path=f"{parent}/{name}", job_id=job_id, run=run, uid=home.uid, gid=home.gid, local=local)
+            yield glance(parent_fd, name, plain)
+    finally:
+        os.close(parent_fd)
 
 
-def _parents(path: str, rest: tuple[str, ...]) -> Iterator[str]:
-    """Yield the directories in which caches lie; a component with a wildcard, a {node}, is listed."""
+def _parents(path: str, rest: tuple[str, ...], failed: list[OSError]) -> Iterator[str]:
+    """Yield the directories in which caches lie; a component with a wildcard, a {node}, is listed. failed: what cannot be."""
     if not rest:
         yield path
     elif layout.ANY not in rest[0]:
-        yield from _parents(f"{path}/{rest[0]}", rest[1:])
+        yield from _parents(f"{path}/{rest[0]}", rest[1:], failed)
     else:
         before, _, after = rest[0].partition(layout.ANY)
         try:
             names = [name for name in os.listdir(path) if name.startswith(before) and name.endswith(after)]
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY:
+                failed.append(error)
             return
         for name in names:
-            yield from _parents(f"{path}/{name}", rest[1:])
+            yield from _parents(f"{path}/{name}", rest[1:], failed)
 
 
 def _named(parent_fd: int, matches: "layout.Matcher") -> Iterator[Optional[tuple[str, str, int, Optional[int]]]]:

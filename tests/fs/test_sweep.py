@@ -624,3 +624,15 @@ def test_a_cache_made_after_slurm_was_asked_is_young(
     sweep(site)
     assert site.cache(71).exists()
     assert site.events("sweep.finished")[0]["reasons"] == {"young": 1}
+
+
+def test_what_else_a_user_has_beside_their_nodes_directories(site: Site, slurm: FakeSlurm) -> None:
+    """A file and a directory that they closed: the caches are found all the same, and the closed one is said."""
+    site.configure(path=f"{site.scratch}/{{user}}/{{node}}/of/{{node}}/hf-{{job_id}}")
+    made = [Path(site.task_prolog(71, node=f"n{at}").cache or "") for at in range(4)]
+    for at in range(4):
+        (site.scratch / ALICE / f"file-{at}").touch()
+        owned_by(ALICE, site.scratch / ALICE / f"closed-{at}").chmod(0)
+    result = sweep(site)
+    assert result.exit_code == 1 and "Permission denied" in result.output
+    assert not any(cache.exists() for cache in made)
