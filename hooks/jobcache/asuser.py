@@ -14,7 +14,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, TypeVar
 
     Key = TypeVar("Key")
@@ -130,7 +130,7 @@ def start(
     """Run `work(report)` in a child that is user `uid`; `report` takes one dict, which JSON can say, and passes it on.
 
     uid None: who we are, for work that is many users in turn (`Acting`). gid None: the user's primary group. user: the
-    name by which to find further groups. places: from `stuck_places`. most: bytes it may report.
+    name by which to find further groups, "" for the account's. places: from `stuck_places`. most: bytes it may report.
     Raise OSError where there is no process to be had; the places are closed all the same.
     """
     opened = [*places]
@@ -181,7 +181,7 @@ def become(uid: int, gid: "int | None", user: "str | None") -> None:
         import pwd
 
         gid = pwd.getpwuid(uid).pw_gid
-    groups = [gid]
+    groups = groups_of(uid, gid) if user == "" else [gid]
     if user:
         try:
             groups = os.getgrouplist(user, gid)
@@ -199,14 +199,26 @@ def become(uid: int, gid: "int | None", user: "str | None") -> None:
     raise PermissionError("could become root again")
 
 
+def groups_of(uid: int, gid: int) -> "list[int]":
+    """Return all groups of an account, `gid` alone where there is none of this uid. Asks a directory service: in a child."""
+    import pwd
+
+    try:
+        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        return [gid]
+
+
 class Acting:
     """With the rights of a user for a while, to look and never to delete: `with Acting(uid, gid): …`.
 
     Root stays the real and the saved user: the user whose rights these are cannot signal or trace us.
+    groups: all of the user's, from `groups_of`, where their own is not enough.
     """
 
-    def __init__(self, uid: int, gid: int) -> None:
+    def __init__(self, uid: int, gid: int, groups: "Sequence[int]" = ()) -> None:
         self._ids = uid, gid
+        self._as = list(groups) or [gid]
         self._switch = os.geteuid() == 0 != uid
 
     def __enter__(self) -> None:
@@ -215,7 +227,7 @@ class Acting:
             raise PermissionError("never as root")
         if self._switch:
             self._groups = os.getgroups()
-            os.setgroups([gid])
+            os.setgroups(self._as)
             os.setegid(gid)
             os.seteuid(uid)
         elif os.geteuid() != uid:

@@ -17,11 +17,12 @@ class Found:
     """A directory of ours by its name, as its owner saw it. Times are seconds since the epoch by the filesystem's own clock.
 
     run: None for what is not at a cache's path. gid: the group by which its owner looks. identity: (cluster, job_id, run,
-    uid) as its id says, None where it has none, with an empty cluster where it cannot be read. sign: the last sign of life, the newest change of the directory, its id,
-    its record and its leases. now: the filesystem's clock, None where it has not been read. keep_until: from the record.
-    kept: the user said JOBCACHE=keep. joinable: its nodes/ is there. nodes: some that hold leases. bare: nothing is in it but
-    what is ours. local: on a filesystem that is each node's own. running: its job has a step on this host. error: why it
-    could not be looked at. pids: processes of this host that have it open.
+    uid) as its id says, None where it has none, with an empty cluster where it cannot be read. sign: the last sign of life,
+    the newest change of the directory, its id, its record and its leases. now: the filesystem's clock, None where it has
+    not been read. keep_until: from the record. kept: the user said JOBCACHE=keep. joinable: its nodes/ is there. nodes:
+    some that hold leases. bare: nothing is in it but what is ours. local: on a filesystem that is each node's own.
+    running: its job has a step on this host. error: why it could not be looked at. pids: processes of this host that
+    have it open.
     """
 
     kind: str

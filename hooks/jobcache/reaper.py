@@ -111,8 +111,9 @@ def _rename_back(parent_fd: int, trash: str, name: str, is_directory: bool) -> N
 
 
 def delete(parent_fd: int, name: str, fd: int, until: float, rate: "float | None" = None) -> Tally:
-    """Delete what `retire` returned, or trash that `refuse_mount` lets pass, until `until` (seconds of time.monotonic); return what that did. Raise nothing.
+    """Delete what `retire` returned, or trash that `refuse_mount` lets pass; return what that did. Raise nothing.
 
+    until: seconds of time.monotonic.
     rate: entries a second at the most, to spare a busy metadata server.
 
     The cache's own `.jobcache` goes last, uncounted, and in it the id: as long as anything is there, so is what says

@@ -121,29 +121,40 @@ class _Gathering:
             _pass_on(self.facts(item), report)
 
 
-def starter(work: "asuser.Work", uid: Optional[int], gid: Optional[int]) -> Callable[[], asuser.Child]:
-    """Return what starts a child that is `uid`, None for who we are, for a survey or for `asuser.each`."""
-    return lambda: asuser.start(work, uid=uid, gid=gid, user=None, places=[], most=REPORT)
+def starter(
+    work: "asuser.Work", uid: Optional[int], gid: Optional[int], user: Optional[str] = None
+) -> Callable[[], asuser.Child]:
+    """Return what starts a child that is `uid`, None for who we are, for a survey or for `asuser.each`.
+
+    user: the name by which to find further groups, "" for the account's.
+    """
+    return lambda: asuser.start(work, uid=uid, gid=gid, user=user, places=[], most=REPORT)
 
 
 def with_rights_of(uid: int, gid: int, path: str, look: Callable[[], Iterable[Fact]]) -> Iterator[Fact]:
     """Yield what `look` finds below the directory `path` with a user's rights. Raise OSError.
 
-    A FUSE filesystem that only its user may enter keeps out who merely has these rights: there a child becomes the user.
+    What is above it may be open to another group of the user's alone, as a project's directory. And a FUSE filesystem that
+    only its user may enter keeps out who merely has these rights: there a child becomes the user.
     """
-    with asuser.Acting(uid, gid):
-        try:
-            os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC))
-            closed = False
-        except OSError as error:
-            closed = error.errno == errno.EACCES
-        if not closed:
-            yield from look()
-    if closed:
-        child = starter(lambda report: _pass_on(look(), report), uid, gid)()
-        yield from child.facts(time.monotonic() + PATIENCE / 2)
-        if child.status != "done":
-            raise OSError(child.error or "it does not answer")
+    for all_groups in (False, True):  # which it can take a directory service to tell
+        with asuser.Acting(uid, gid, asuser.groups_of(uid, gid) if all_groups else ()):
+            if _can_enter(path):
+                yield from look()
+                return
+    child = starter(lambda report: _pass_on(look(), report), uid, gid, "")()
+    yield from child.facts(time.monotonic() + PATIENCE / 2)
+    if child.status != "done":
+        raise OSError(child.error or "it does not answer")
+
+
+def _can_enter(path: str) -> bool:
+    """Whether it is not closed to us: what else is wrong with it, who looks will see."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno != errno.EACCES
+    return True
 
 
 def _pass_on(facts: Iterable[Fact], report: Callable[[Fact], None]) -> None:

@@ -283,7 +283,10 @@ def _look_again(
     def lost(owners: Sequence[list[Found]], why: str) -> None:
         trouble.append(f"{_and_more([place(ones) for ones in owners])}: {why}")
 
-    facts = survey(list(_by_owner(found).values()), _Again(measure=sizes is not None), lost, hung, place)
+    together: dict[tuple[int, str], list[Found]] = {}
+    for one in found:
+        together.setdefault((one.uid, os.path.dirname(one.path)), []).append(one)
+    facts = survey(list(together.values()), _Again(measure=sizes is not None), lost, hung, place)
     for seen, fact in enumerate(facts, 1):
         say("looking again", seen, len(found))
         size = fact.pop("size", None)
@@ -293,7 +296,7 @@ def _look_again(
 
 
 class _Again:
-    """What there is to see of one owner's directories, with that owner's rights; and their filesystem's clock."""
+    """What there is to see of one owner's directories in one place, with that owner's rights; and their filesystem's clock."""
 
     def __init__(self, measure: bool) -> None:
         self.measure = measure
@@ -305,31 +308,29 @@ class _Again:
             yield from (vars(replace(one, error=str(error))) for one in found)
 
     def _each(self, found: list[Found]) -> Iterator[dict[str, Any]]:
-        clocks: dict[str, float] = {}
-        for one in found:
-            try:
-                yield from self._one(one, clocks)
-            except OSError as error:
-                yield vars(replace(one, error=str(error)))
-
-    def _one(self, one: Found, clocks: dict[str, float]) -> Iterator[dict[str, Any]]:
-        parent, _, name = one.path.rpartition("/")
-        parent_fd = cachedir.open_directory(parent)
+        parent_fd = cachedir.open_directory(os.path.dirname(found[0].path))
         try:
-            if parent not in clocks:
-                clocks[parent] = find.clock(parent_fd)
-            again = find.look(parent_fd, name, one)
-            if not again.error and (again.device, again.inode) != (one.device, one.inode):
-                yield vars(one)  # another has taken its place since Slurm was asked: younger than the listings
-                return
-            seen = vars(replace(again, now=clocks[parent]))
-            if self.measure:
-                for so_far in find.size(parent_fd, name):
-                    seen["size"] = so_far
-                    yield {}
-            yield seen
+            clock = find.clock(parent_fd)
+            for one in found:
+                try:
+                    yield from self._one(parent_fd, replace(one, now=clock))
+                except OSError as error:
+                    yield vars(replace(one, error=str(error)))
         finally:
             os.close(parent_fd)
+
+    def _one(self, parent_fd: int, one: Found) -> Iterator[dict[str, Any]]:
+        name = os.path.basename(one.path)
+        again = find.look(parent_fd, name, one)
+        if not again.error and (again.device, again.inode) != (one.device, one.inode):
+            yield vars(replace(one, now=None))  # another has taken its place since Slurm was asked: younger than the listings
+            return
+        seen = vars(again)
+        if self.measure:
+            for so_far in find.size(parent_fd, name):
+                seen["size"] = so_far
+                yield {}
+        yield seen
 
 
 def with_pids(decisions: list[Decision], hung: Hung) -> list[Found]:
@@ -351,7 +352,8 @@ def act(site: Settings, todo: list[Decision], trouble: list[str], say: Say = sil
     def starts() -> Iterator[tuple[int, Callable[[], asuser.Child]]]:
         for uid, ones in _by_owner(decision.found for decision in todo).items():
             if late < _MOST_LATE:
-                yield uid, starter(_Reaping(ones, rate / AT_ONCE if rate else None), uid, ones[0].gid)
+                work = _Reaping(ones, rate / AT_ONCE if rate else None)
+                yield uid, starter(work, uid, ones[0].gid, "")
             else:
                 trouble.append(f"uid {uid}: left for another time, since others do not answer")
 

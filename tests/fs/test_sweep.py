@@ -597,9 +597,7 @@ def test_another_clusters_job_of_this_id_is_not_ended(site: Site, slurm: FakeSlu
         assert other.wait() == -9
 
 
-def test_one_users_orphans_have_their_time_and_no_more(
-    site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_users_orphans_have_their_time_and_no_more(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sweep reaps one of them at least; what it leaves, it says."""
     monkeypatch.setattr(sweeping, "_LONGEST", 0.0)
     for job in (71, 72, 73):
@@ -609,9 +607,7 @@ def test_one_users_orphans_have_their_time_and_no_more(
     assert len(site.events("cache.orphan_reaped")) == 1
 
 
-def test_a_cache_made_after_slurm_was_asked_is_young(
-    site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_made_after_slurm_was_asked_is_young(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job id that comes again: the new job's cache stands where the dead one's was found. Without any grace, even."""
     site.task_prolog(71)
     real = sweeping._look_again
@@ -636,3 +632,19 @@ def test_what_else_a_user_has_beside_their_nodes_directories(site: Site, slurm: 
     result = sweep(site)
     assert result.exit_code == 1 and "Permission denied" in result.output
     assert not any(cache.exists() for cache in made)
+
+
+def test_a_project_that_only_another_group_of_the_user_enters(
+    site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The TaskProlog has all groups of its user, and so has who looks for what it has made."""
+    project = site.scratch / "project"
+    site.configure(path=f"{project}/{{user}}/hf-{{job_id}}")
+    owned_by(ALICE, project / ALICE)
+    made = Path(site.task_prolog(71).cache or "")
+    os.chown(project, 0, 54321)
+    project.chmod(0o750)
+    assert sweep(site).exit_code == 1 and made.exists()
+    monkeypatch.setattr(os, "getgrouplist", lambda user, gid: [gid, 54321] if user == ALICE else [gid])
+    result = sweep(site)
+    assert (result.exit_code, result.output, made.exists()) == (0, "", False)
