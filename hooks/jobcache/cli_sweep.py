@@ -168,7 +168,7 @@ def _print(result: sweep.Result, dry_run: bool, as_json: bool) -> None:
                 click.echo(f"{'would ' if dry_run else ''}{decision.action} {_plain(decision.found.path)} ({decision.reason})")
         click.echo(_summary(result, dry_run))
     if result.unknown:
-        click.echo(f"nothing is reaped: {result.unknown} ({result.unknown.reason})", err=True)
+        click.echo(_plain(f"nothing is reaped: {result.unknown} ({result.unknown.reason})"), err=True)
     for words in result.trouble:
         click.echo(_plain(words), err=True)
 
@@ -296,7 +296,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
             "" if row["files"] is None else str(row["files"]),
         )
         table.add_row(*map(_plain, cells), _plain(row["path"]))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False, emoji=False).print(table)
 
 
 def _age(seconds: int) -> str:

@@ -648,3 +648,13 @@ def test_a_project_that_only_another_group_of_the_user_enters(
     monkeypatch.setattr(os, "getgrouplist", lambda user, gid: [gid, 54321] if user == ALICE else [gid])
     result = sweep(site)
     assert (result.exit_code, result.output, made.exists()) == (0, "", False)
+
+
+def test_what_others_say_stays_one_plain_line(site: Site, slurm: FakeSlurm) -> None:
+    """A directory that is named like a smiley, and an error of Slurm's with what moves a terminal's cursor."""
+    home = owned_by(ALICE, site.scratch / ":skull:")
+    owned_by(ALICE, home / ".cache")
+    owned_by(ALICE, home / ".cache/hf-datasets-71")
+    assert ":skull:" in jobcache(site, "list").output
+    slurm.says(status="1", stderr="squeue: error: \x1b[2J\x1b[31mall is well\n")
+    assert "\\x1b[2J" in sweep(site).output
