@@ -71,7 +71,7 @@ def survey(
     """
     known = [item for item in items if hung.holds(place(item))]
     if known:
-        lost(known, "a process of an earlier sweep still hangs there")
+        lost(known, "a process of ours hangs there already")
         items = [item for item in items if item not in known]
     todo = [items[at : at + _BATCH] for at in range(0, len(items), _BATCH)]
     count = in_a_row = stuck = 0
