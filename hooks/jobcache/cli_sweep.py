@@ -166,6 +166,9 @@ def _print(result: sweep.Result, dry_run: bool, as_json: bool) -> None:
         for decision in result.decisions:
             if decision.action != KEEP:
                 click.echo(f"{'would ' if dry_run else ''}{decision.action} {_plain(decision.found.path)} ({decision.reason})")
+        for path, pids in result.terminated.items():
+            if pids:
+                click.echo(f"{'would ' if dry_run else ''}terminate {', '.join(map(str, pids))} in {_plain(path)}")
         click.echo(_summary(result, dry_run))
     if result.unknown:
         click.echo(_plain(f"nothing is reaped: {result.unknown} ({result.unknown.reason})"), err=True)

@@ -80,8 +80,8 @@ def users_of(suspects: Sequence[Found], hung: Hung) -> "dict[str, tuple[int, ...
     return {path: tuple(pids) for path, pids in using.items()}
 
 
-def terminate(found: Found) -> "tuple[int, ...]":
-    """End the processes that use a dead job's cache and that this very job left behind; return their pids.
+def terminate(found: Found, dry: bool) -> "tuple[int, ...]":
+    """End the processes that use a dead job's cache and that this very job left behind; return their pids. dry: only that.
 
     As their owner, in a child. A process of another job, or of none, may use the cache as well: it is left alone. What
     tells is the job id in the environment with which it was started, and that no other cluster's name is there: a login
@@ -92,9 +92,9 @@ def terminate(found: Found) -> "tuple[int, ...]":
 
     def work(report: "Callable[[dict[str, Any]], None]") -> None:
         strays = list(_strays(found))
-        for process in strays:
+        for process in [] if dry else strays:
             process.terminate()
-        _, alive = psutil.wait_procs(strays, timeout=_GRACE)
+        _, alive = psutil.wait_procs([] if dry else strays, timeout=_GRACE)
         for process in alive:
             process.kill()
         report({"pids": [process.pid for process in strays]})

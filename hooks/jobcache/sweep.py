@@ -63,7 +63,8 @@ class Result:
     """What came of a sweep.
 
     unknown: why the live jobs are not known, so that nothing was reaped. trouble: what could not be looked at or reaped,
-    in words. terminated: the processes that a dead job had left behind in its cache, pids by path.
+    in words. terminated: the processes that a dead job had left behind in its cache, pids by path; of a dry run, those that
+    would be ended.
     """
 
     decisions: list[Decision] = field(default_factory=list)
@@ -100,19 +101,15 @@ def run(site: Settings, options: Options, say: Say = silent, on_reaped: Callable
     fresh = {one.path: one for one in dead}
     result.decisions = plan((fresh.get(one.path, one) for one in found), listings, rules)
     if not options.dry:
-        _act_on(site, result, say, on_reaped)
-    return result
-
-
-def _act_on(site: Settings, result: Result, say: Say, on_reaped: Callable[[Reaped], None]) -> None:
-    todo = [decision for decision in result.decisions if decision.action == REAP]
-    for done in act(site, todo, result.trouble, say):
-        result.reaped.append(done)
-        on_reaped(done)
+        todo = [decision for decision in result.decisions if decision.action == REAP]
+        for done in act(site, todo, result.trouble, say):
+            result.reaped.append(done)
+            on_reaped(done)
     if site.tree["sweep"]["stray_processes"] == "terminate":
         for decision in result.decisions:
             if decision.reason == "in_use":
-                result.terminated[decision.found.path] = processes.terminate(decision.found)
+                result.terminated[decision.found.path] = processes.terminate(decision.found, options.dry)
+    return result
 
 
 def hung_of(site: Settings) -> Hung:

@@ -419,8 +419,9 @@ def test_strays_are_only_reported_unless_the_site_says_so(site: Site, slurm: Fak
     with holding(site, 7, 7) as stray:
         sweep(site)
         site.configure(sweep={**site.keys["sweep"], "stray_processes": "terminate"})
-        sweep(site, "--dry-run")
+        said = sweep(site, "--dry-run").output
         assert stray.poll() is None
+        assert f"would terminate {stray.pid} in {site.cache(7)}\n" in said
         stray.kill()
 
 
