@@ -505,7 +505,7 @@ def test_a_users_directory_that_hangs_costs_that_user_alone(
     site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even to ask whose it is can hang."""
-    monkeypatch.setattr(surveying, "PATIENCE", 0.5)
+    monkeypatch.setattr(surveying, "PATIENCE", 3.0)
     site.task_prolog(7, user=BOB)
     with hung(owned_by(ALICE, site.scratch / ALICE)) as server:
         result = sweep(site)
@@ -516,7 +516,7 @@ def test_a_users_directory_that_hangs_costs_that_user_alone(
 
 def test_what_is_no_nodes_directory_costs_nobody(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file, a link to nowhere, and a directory that hangs, beside the nodes' own."""
-    monkeypatch.setattr(surveying, "PATIENCE", 0.5)
+    monkeypatch.setattr(surveying, "PATIENCE", 3.0)
     site.configure(path=f"{site.scratch}/{{node}}/{{user}}/hf-{{job_id}}")
     caches = [Path(site.task_prolog(7, node=f"n{at}").cache or "") for at in range(5)]
     for at in range(9):
