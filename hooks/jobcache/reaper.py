@@ -10,12 +10,15 @@ import errno
 import os
 import stat
 import time
+from time import perf_counter
 
 from jobcache import layout
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST = 32  # directories held open at once; what lies deeper is moved up first
+_SLOW = 0.0005  # seconds an entry, from which on it helps to empty several directories at once
+_HELPERS = 3  # threads beside the first one: enough to hide the waiting, and no storm for a metadata server
 _MOVED = ".jobcache-deep-"  # its name there
 
 
@@ -56,6 +59,13 @@ class Tally:
         """Note why an entry could not go; to count it is the caller's."""
         self.error = self.error or str(error)
         self.mounted = self.mounted or isinstance(error, _MountPoint)
+
+    def add(self, other: "Tally") -> None:
+        """Count in what another one has counted, but for what it left."""
+        self.bytes += other.bytes
+        self.files += other.files
+        self.error = self.error or other.error
+        self.mounted = self.mounted or other.mounted
 
 
 def retire(parent_fd: int, name: str, fd: int, uid: int, job_id: int) -> str:
@@ -159,7 +169,7 @@ def _drop_meta(fd: int, tally: Tally, until: float) -> bool:
 class _Frame:
     """A directory being emptied, its name in the one above, and what the present pass over it has removed and left."""
 
-    __slots__ = ("fd", "name", "entries", "removed", "left")
+    __slots__ = ("fd", "name", "entries", "removed", "left", "helpers")
 
     def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
@@ -167,6 +177,7 @@ class _Frame:
         self.entries = os.scandir(fd)
         self.removed = 0
         self.left = 0
+        self.helpers: list[_Helper] = []
 
     def again(self) -> None:
         self.entries.close()
@@ -180,16 +191,43 @@ class _Frame:
             os.close(self.fd)
 
 
-class _Emptying:
-    """Empties one directory, depth first and without recursion."""
+class _Helper:
+    """A thread that empties one directory of a frame: `gone` says whether nothing is left in it.
 
-    def __init__(self, top_fd: int, tally: Tally, until: float, rate: "float | None" = None) -> None:
+    Neither gone nor anything left: it was late. Raise RuntimeError where there is no thread to be had.
+    """
+
+    def __init__(self, fd: int, name: str, until: float) -> None:
+        import threading  # few deletions need it
+
+        self.fd = fd
+        self.name = name
+        self.tally = Tally()
+        self.gone = False
+        self.thread = threading.Thread(target=self._run, args=(until,))
+        self.thread.start()
+
+    def _run(self, until: float) -> None:
+        try:
+            self.gone = _Emptying(self.fd, self.tally, until, helped=False).run()
+        except OSError as error:
+            self.tally.left += 1
+            self.tally.fail(error)
+
+
+class _Emptying:
+    """Empties one directory, depth first and without recursion; on a slow filesystem with helpers, where it may be helped."""
+
+    def __init__(self, top_fd: int, tally: Tally, until: float, rate: "float | None" = None, helped: bool = True) -> None:
         self.pause = 1 / rate if rate else 0.0
+        self.helped = helped and not rate
         self.top_fd = top_fd
         self.tally = tally
         self.until = until
         self.mount = _mount(top_fd)
         self.stack: list[_Frame] = []
+        self.began = perf_counter()
+        self.opened = 0
 
     def run(self, skip: str = "") -> bool:
         """Return whether all is gone but `skip`, an entry of the top directory. Raise OSError where that cannot be read."""
@@ -199,30 +237,69 @@ class _Emptying:
         try:
             while time.monotonic() < self.until:
                 frame = self.stack[-1]
-                entry = self._next(frame)
-                if entry is not None:
-                    if len(self.stack) > 1 or entry.name != skip:
-                        self._remove(frame, entry)
-                        if self.pause:
-                            time.sleep(self.pause)
-                elif frame.removed:
-                    self._again(frame)
-                elif len(self.stack) > 1:
-                    self._leave(frame)
-                else:
+                directory = self._files(frame, "" if frame.name else skip)
+                if directory is not None:
+                    self._try_to_enter(frame, directory)
+                elif time.monotonic() < self.until and self._end(frame):
                     return not frame.left
             return False
         finally:
-            self.tally.left += self.stack[0].left
             for frame in reversed(self.stack):
+                self._wait_for_helpers(frame)
                 frame.close(with_fd=frame.fd != self.top_fd)
+            self.tally.left += self.stack[0].left
 
-    def _next(self, frame: _Frame) -> "os.DirEntry[str] | None":
+    def _files(self, frame: _Frame, skip: str) -> "str | None":
+        """Remove entries up to the next directory; return its name, None at the end, or when it is late. One turn is one file."""
+        entries, fd, tally, monotonic, until = frame.entries, frame.fd, self.tally, time.monotonic, self.until
+        while True:
+            try:
+                entry = next(entries, None)
+            except OSError as error:
+                self._fail(frame, error)
+                return None
+            if entry is None:
+                return None
+            name = entry.name
+            if name == skip:
+                continue
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    return name
+                found = entry.stat(follow_symlinks=False)
+                _unlink(fd, name)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self._fail(frame, error)
+            else:
+                frame.removed += 1
+                tally.files += 1
+                if found.st_nlink == 1:
+                    tally.bytes += found.st_blocks * 512
+            if self.pause:
+                time.sleep(self.pause)
+            if monotonic() >= until:
+                return None
+
+    def _try_to_enter(self, frame: _Frame, name: str) -> None:
         try:
-            return next(frame.entries, None)
+            self._enter(frame, name)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             self._fail(frame, error)
-            return None
+
+    def _end(self, frame: _Frame) -> bool:
+        """All entries of the directory have been seen once more: go on with it, or leave it; True at the end of all."""
+        self._wait_for_helpers(frame)
+        if len(self.stack) > 1:
+            self._leave(frame)
+        elif frame.removed:
+            self._again(frame)
+        else:
+            return True
+        return False
 
     def _again(self, frame: _Frame) -> None:
         """Look once more: readdir may pass over entries while others go. The last pass finds nothing to remove."""
@@ -231,23 +308,6 @@ class _Emptying:
         except OSError as error:
             self._fail(frame, error)
 
-    def _remove(self, frame: _Frame, entry: "os.DirEntry[str]") -> None:
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                self._enter(frame, entry.name)
-                return
-            found = entry.stat(follow_symlinks=False)
-            _unlink(frame.fd, entry.name)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            self._fail(frame, error)
-            return
-        frame.removed += 1
-        self.tally.files += 1
-        if found.st_nlink == 1:
-            self.tally.bytes += found.st_blocks * 512
-
     def _enter(self, frame: _Frame, name: str) -> None:
         try:
             fd = _open(frame.fd, name, self.mount)
@@ -255,14 +315,46 @@ class _Emptying:
             os.rmdir(name, dir_fd=frame.fd)  # another's, and closed to us: it can go if it is empty
             frame.removed += 1
             return
+        self.opened += 1
         try:
             if len(self.stack) > _DEEPEST and self._move_up(frame, name):
                 os.close(fd)
-            else:
+            elif not self._hand_over(frame, fd, name):
                 self.stack.append(_Frame(fd, name))
         except OSError:
             os.close(fd)
             raise
+
+    def _hand_over(self, frame: _Frame, fd: int, name: str) -> bool:
+        """Return whether a helper has this directory now."""
+        if not self.helped or perf_counter() - self.began < _SLOW * (self.tally.files + self.opened):
+            return False
+        if sum(helper.thread.is_alive() for each in self.stack for helper in each.helpers) >= _HELPERS:
+            return False
+        try:
+            frame.helpers.append(_Helper(fd, name, self.until))
+        except RuntimeError:
+            return False
+        return True
+
+    def _wait_for_helpers(self, frame: _Frame) -> None:
+        while frame.helpers:
+            helper = frame.helpers.pop()
+            helper.thread.join()
+            os.close(helper.fd)
+            self.tally.add(helper.tally)
+            if helper.gone or helper.tally.left:
+                self._remove_directory(frame, helper)
+
+    def _remove_directory(self, frame: _Frame, helper: _Helper) -> None:
+        try:
+            os.rmdir(helper.name, dir_fd=frame.fd)
+            frame.removed += 1
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            frame.left += helper.tally.left
+            self._fail(frame, error)
 
     def _move_up(self, frame: _Frame, name: str) -> bool:
         """Return whether the directory now lies at the top. Where a rename is impossible, descriptors have to suffice."""
@@ -275,10 +367,8 @@ class _Emptying:
         return True
 
     def _leave(self, frame: _Frame) -> None:
-        """The directory has nothing more that can be removed: remove it, or say what is in the way."""
-        self.stack.pop()
-        frame.close(with_fd=True)
-        above = self.stack[-1]
+        """Remove the directory; where it is not empty, look once more, or say what is in the way."""
+        above = self.stack[-2]
         try:
             os.rmdir(frame.name, dir_fd=above.fd)
             above.removed += 1
@@ -286,8 +376,13 @@ class _Emptying:
         except FileNotFoundError:
             pass
         except OSError as error:
+            if frame.removed:
+                self._again(frame)
+                return
             above.left += frame.left
             self._fail(above, error)
+        self.stack.pop()
+        frame.close(with_fd=True)
 
     def _fail(self, frame: _Frame, error: OSError) -> None:
         frame.left += 1
@@ -372,8 +467,8 @@ def _mount(fd: int) -> str:
     Before Linux 5.14, a process that has become another user may not read its own fdinfo.
     """
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
-            return info.read().partition("mnt_id:")[2].split()[0]
+        with open(f"/proc/self/fdinfo/{fd}", mode="rb", buffering=0) as info:
+            return info.read(512).partition(b"mnt_id:")[2].split()[0].decode()
     except PermissionError:
         return _mount_by_handle(fd)
 

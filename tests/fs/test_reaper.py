@@ -21,10 +21,18 @@ import pytest
 from home import ALICE, BOB, JOB, Home, acting_as, fingerprint, make_cache, plant, uid_of
 from jobcache import asuser, layout, reaper
 from mounts import mount
+from slowfs import Slow, slow
 
 SEARCH = os.O_PATH | os.O_DIRECTORY
 READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 EXCHANGE = 2  # of renameat2
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["alone", "helped"])
+def helped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything has to hold with one thread, and with helpers wherever there can be one."""
+    if request.param:
+        monkeypatch.setattr(reaper, "_SLOW", 0)
 
 
 @pytest.fixture
@@ -667,6 +675,115 @@ def test_a_symlink_that_replaces_a_closed_directory(home: Home, monkeypatch: pyt
     trash, tally = reap(home.cache, then=lambda: monkeypatch.setattr(reaper.os, "open", swap_at_that_moment))
     home.check()
     assert tally.done or finish(home.cache_dir / trash).done
+
+
+# ------------------------------------------------------------------------------------------------ a slow filesystem
+
+
+Slowly = Callable[..., "tuple[Slow, reaper.Tally]"]
+TREE = [f"cache/{at}/{name}" for at in range(12) for name in ("f", "g", "d/h")]
+
+
+@pytest.fixture
+def slowly(home: Home) -> Slowly:
+    """A function that deletes a tree on a filesystem that takes a millisecond to answer; it returns the server and the tally."""
+
+    def delete(*, refused: str = "", seconds: float = 60, rate: float | None = None) -> tuple[Slow, reaper.Tally]:
+        with slow(home.cache_dir, [*TREE, "cache/.jobcache/id"], uid=uid_of(ALICE)) as server:
+            server.refused = {refused}
+            with acting_as(ALICE), opened(home.cache_dir / "cache") as (parent_fd, fd):
+                tally = reaper.delete(parent_fd, "cache", fd, time.monotonic() + seconds, rate)
+            assert threading.active_count() == before + len(server.threads)
+            return server, tally
+
+    before = threading.active_count()
+    return delete
+
+
+def test_several_directories_at_once(slowly: Slowly) -> None:
+    """Where an answer takes long, up to four are waited for at the same time, and no more."""
+    server, tally = slowly()
+    assert (tally.done, tally.files, tally.left, server.left()) == (True, len(TREE), 0, 0)
+    assert tally.bytes == len(TREE) * 4096
+    assert 1 < server.most <= 4
+
+
+def test_a_pace_is_kept_by_one(slowly: Slowly) -> None:
+    """A deletion that was told to go slowly has no helpers."""
+    server, tally = slowly(rate=2000)
+    assert (tally.done, server.most) == (True, 1)
+
+
+def test_what_a_helper_cannot_remove(slowly: Slowly) -> None:
+    """It is counted as by one alone: the twelve that cannot go, and each directory that they keep; the rest goes."""
+    server, tally = slowly(refused="h")
+    assert (tally.done, tally.files, tally.left) == (False, 24, 12 * 3) and "Operation not permitted: 'h'" in tally.error
+    assert server.left() == 12 * 3 + 3
+
+
+def test_helpers_are_late_together(slowly: Slowly) -> None:
+    """When the time is over, all of them stop, and nothing counts as failed."""
+    server, tally = slowly(seconds=0.05)
+    assert (tally.done, tally.left, tally.error) == (False, 0, "") and server.left() > 3
+
+
+def test_no_thread_to_be_had(slowly: Slowly, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then one does it alone."""
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with slow_server_started_first(monkeypatch, no_thread):
+        server, tally = slowly()
+    assert (tally.done, tally.files, server.most) == (True, len(TREE), 1)
+
+
+@contextmanager
+def slow_server_started_first(monkeypatch: pytest.MonkeyPatch, start: Callable[[threading.Thread], None]) -> Iterator[None]:
+    """Let `start` stand for Thread.start from the moment at which the deletion begins."""
+    real = reaper.delete
+
+    def delete(*words: object) -> reaper.Tally:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            return real(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reaper, "delete", delete)
+    yield
+
+
+@pytest.mark.parametrize("meanwhile", ["gone", "filled"])
+def test_what_a_helper_emptied_changes(home: Home, monkeypatch: pytest.MonkeyPatch, meanwhile: str) -> None:
+    """A directory that vanishes before it is removed is no failure; one that is filled again is looked at again."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f", "z")
+    real, seen = os.rmdir, []
+
+    def rmdir(name: str, dir_fd: int) -> None:
+        if name == "a" and not seen:
+            seen.append(name)
+            if meanwhile == "gone":
+                real(name, dir_fd=dir_fd)
+            else:
+                os.mknod("a/late", dir_fd=dir_fd)
+        real(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(reaper.os, "rmdir", rmdir)
+    trash, tally = reap(home.cache)
+    assert tally.error == "" or meanwhile == "filled"
+    assert tally.done or finish(home.cache_dir / trash).done
+    assert seen and home.rest() == []
+
+
+def test_a_helper_that_may_not_begin(home: Home) -> None:
+    """Another user's directory that is closed to us is left, and said, whoever finds it."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "f")
+    plant(home.cache / "bobs")
+    subprocess.run(["chown", "-R", BOB, str(home.cache / "bobs")], check=True)
+    (home.cache / "bobs").chmod(0o555)
+    _, tally = reap(home.cache)
+    assert not tally.done and tally.left >= 1 and tally.error and tally.files == 1
 
 
 # ------------------------------------------------------------------------------------------------------- the budget

@@ -1,0 +1,191 @@
+"""A filesystem that is slow to answer: each question costs its asker a delay, as a busy metadata server does.
+
+It is a FUSE filesystem, mounted by root, whose server keeps a tree of names in memory. What can be done with it is what
+a deletion does: look up, list, stat, rename, remove. The kernel may remember for a second what it was told.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hungfs import _IN, _OUT, Hung
+from mounts import mount
+
+_SERVERS = 16  # questions that are answered at the same time
+_ROOT = 1
+_HEAD = struct.Struct("=IIQQIIII")  # length, opcode, unique id, node, uid, gid, pid, padding
+_ATTR = struct.Struct("=QQQQQQIIIIIIIIII")  # inode, size, blocks, three times, their nanoseconds, mode, links, uid, gid …
+_ENTRY = struct.Struct("=QQQQII")  # node, generation, how long name and attributes hold, their nanoseconds
+_DIRENT = struct.Struct("=QQII")
+_STATFS = struct.Struct("=QQQQQIIII24x")
+LOOKUP, FORGET, GETATTR, SETATTR, UNLINK, RMDIR, RENAME = 1, 2, 3, 4, 10, 11, 12
+STATFS, OPENDIR, READDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET, RENAME2 = 17, 27, 28, 29, 36, 42, 45
+_UNANSWERED = {FORGET, INTERRUPT, BATCH_FORGET}
+
+
+@contextmanager
+def slow(path: Path, files: list[str], *, uid: int, delay: float = 0.001) -> Iterator[Slow]:
+    """Mount a filesystem that holds `files` (relative paths), all of it `uid`'s, on the existing directory `path`.
+
+    delay: seconds that each answer takes. Needs root and /dev/fuse.
+    """
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={device},rootmode=40755,user_id=0,group_id=0,allow_other"
+    server = Slow(device, uid, delay)
+    for name in files:
+        server.plant(name)
+    try:
+        with mount("slowfs", path, "fuse", options):
+            server.start()
+            try:
+                yield server
+            finally:
+                server.stop(path)
+    finally:
+        os.close(device)
+
+
+class Slow(Hung):
+    """The server. asked: how often each opcode was asked for. most: how many askers waited at the same time.
+
+    refused: names that nobody may remove.
+    """
+
+    def __init__(self, device: int, uid: int, delay: float) -> None:
+        super().__init__(device, killable=False)
+        self.asked: Counter[int] = Counter()
+        self.most = 0
+        self.refused: set[str] = set()
+        self._uid = uid
+        self._delay = delay
+        self._nodes: dict[int, dict[bytes, int] | None] = {_ROOT: {}}  # of a directory its entries, of a file None
+        self._next = _ROOT + 1
+        self._listings: dict[int, list[tuple[bytes, int]]] = {}
+        self._lock = threading.Lock()
+        self._busy = 0
+        self.threads = [self._thread, *(threading.Thread(target=self._serve, daemon=True) for _ in range(_SERVERS - 1))]
+
+    def plant(self, path: str) -> None:
+        """Add a file and the directories above it."""
+        *above, name = os.fsencode(path).split(b"/")
+        at = _ROOT
+        for part in above:
+            at = self._add(at, part, {})
+        self._add(at, name, None)
+
+    def left(self) -> int:
+        """How many files and directories there are."""
+        return len(self._nodes) - 1
+
+    def start(self) -> None:
+        super().start()
+        for thread in self.threads[1:]:
+            thread.start()
+
+    def stop(self, path: Path) -> None:
+        super().stop(path)
+        for thread in self.threads[1:]:
+            thread.join()
+
+    def _add(self, parent: int, name: bytes, what: dict[bytes, int] | None) -> int:
+        entries = self._entries(parent)
+        if name not in entries:
+            entries[name] = self._next
+            self._nodes[self._next] = what
+            self._next += 1
+        return entries[name]
+
+    def _entries(self, node: int) -> dict[bytes, int]:
+        entries = self._nodes[node]
+        assert entries is not None
+        return entries
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                request = os.read(self._device, 1 << 17)
+                _, opcode, unique, node = _HEAD.unpack_from(request)[:4]
+                if opcode in _UNANSWERED:
+                    continue
+                waited_for = opcode != RELEASEDIR
+                with self._lock:
+                    self._busy += waited_for
+                    self.most = max(self.most, self._busy)
+                    self.asked[opcode] += 1
+                time.sleep(self._delay)
+                with self._lock:
+                    self._busy -= waited_for
+                    error, body = self._answer(opcode, node, request[_HEAD.size :])
+                os.write(self._device, _OUT.pack(_OUT.size + len(body), -error, unique) + body)
+        except OSError:
+            return  # the connection was aborted
+
+    def _answer(self, opcode: int, node: int, body: bytes) -> tuple[int, bytes]:
+        """Return (errno, what is answered)."""
+        if opcode == LOOKUP:
+            child = self._entries(node).get(body[:-1])
+            return (0, _ENTRY.pack(child, 0, 1, 1, 0, 0) + self._attr(child)) if child else (errno.ENOENT, b"")
+        if opcode in (GETATTR, SETATTR):
+            return 0, struct.pack("=QII", 1, 0, 0) + self._attr(node)
+        if opcode in (UNLINK, RMDIR):
+            return self._remove(node, body[:-1]), b""
+        if opcode in (RENAME, RENAME2):
+            (to,) = struct.unpack_from("=Q", body)
+            old, new, _ = body[8 if opcode == RENAME else 16 :].split(b"\0")
+            self._entries(to)[new] = self._entries(node).pop(old)
+            return 0, b""
+        if opcode == OPENDIR:
+            return 0, struct.pack("=QII", self._new_handle(), 0, 0)
+        if opcode == READDIR:
+            return 0, self._listing(node, *struct.unpack_from("=QQI", body))
+        if opcode == RELEASEDIR:
+            self._listings.pop(struct.unpack_from("=Q", body)[0], None)
+            return 0, b""
+        if opcode == STATFS:
+            return 0, _STATFS.pack(1 << 20, 1 << 19, 1 << 19, 1 << 20, 1 << 19, 4096, 255, 4096, 0)
+        return errno.ENOSYS, b""
+
+    def _attr(self, node: int) -> bytes:
+        entries = self._nodes.get(node)
+        mode = stat.S_IFREG | 0o600 if entries is None else stat.S_IFDIR | 0o700
+        return _ATTR.pack(node, 4096, 8, 0, 0, 0, 0, 0, 0, mode, 1 if entries is None else 2, self._uid, self._uid, 0, 4096, 0)
+
+    def _remove(self, parent: int, name: bytes) -> int:
+        entries = self._entries(parent)
+        if name not in entries:
+            return errno.ENOENT
+        if os.fsdecode(name) in self.refused:
+            return errno.EPERM
+        if self._nodes[entries[name]]:
+            return errno.ENOTEMPTY
+        del self._nodes[entries.pop(name)]
+        return 0
+
+    def _new_handle(self) -> int:
+        self._next += 1
+        return self._next
+
+    def _listing(self, node: int, handle: int, offset: int, size: int) -> bytes:
+        if offset == 0:
+            self._listings[handle] = list((self._nodes.get(node) or {}).items())
+        data = b""
+        for at, (name, child) in enumerate(self._listings[handle][offset:], offset + 1):
+            kind = 8 if self._nodes.get(child) is None else 4
+            entry = _DIRENT.pack(child, at, len(name), kind) + name
+            entry += bytes(-len(entry) % 8)
+            if len(data) + len(entry) > size:
+                break
+            data += entry
+        return data
+
+
+assert _HEAD.size == 40 and _ATTR.size == 88 and _STATFS.size == 80 and _IN.size == 16
