@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_STUCK = 4  # processes that hang on one filesystem of this node, before we stop adding to them
 _LONGEST = 1 << 20  # bytes a child may report, unless more is asked for
-_PAUSE = 0.005  # seconds between two looks at a child that is ending
+_PAUSE = 0.001  # seconds between two looks at a child that is ending
 _LAST_GRACE = 0.1  # seconds that a killed child has to end
 
 

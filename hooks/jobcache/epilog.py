@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 UNUSABLE, UNSAID = 78, 70  # exit status: the compiled settings cannot be used; the log cannot
 _MARGIN = 2.0  # seconds before the hook's deadline at which we stop waiting, to write the events
 _MOST_RUNS = 64  # directories of one job that are looked at: a user can make any number
+_REAPING = "reaping"  # the outcome that a child reports first, and no event tells: the parent gets ready to say the real one
 _CLOCK_SKEW = 300  # seconds by which scratch's clock and the controller's may differ
 
 
@@ -79,7 +80,18 @@ class Lazily:
         except Exception:  # noqa: BLE001 - said by the shim, from our exit status
             self.failed = True
 
+    def prepare(self) -> None:
+        """Load what it takes to say something: called while a child deletes, it costs no time."""
+        try:
+            self._log = self._log or self._open()
+        except Exception:  # noqa: BLE001 - said by the shim, from our exit status
+            self.failed = True
+
     def _open(self) -> "events.Log":
+        if sys.flags.no_site:  # the hook starts Python with -S, since few Epilogs need what is installed
+            import site as installed
+
+            installed.main()
         sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog would load it, for a console: 50 ms
         from jobcache import events
 
@@ -101,6 +113,9 @@ def run(job: Job, compiled: settings.Settings, log: Lazily, uptime: float, until
             log.emit("hook.failed", "error", hook="epilog", outcome="failed", reason=reason, error=str(error), **known)
     for child in children:
         for fact in child.facts(until):
+            if fact["outcome"] == _REAPING:
+                log.prepare()
+                continue
             log.emit(fact.pop("event"), fact.pop("level"), **{**known, **fact})
         if child.status != "done":
             reason = "deadline" if child.status == "late" else "child_died"
@@ -141,17 +156,18 @@ class Work:
 
     def __call__(self, report: "Report") -> None:
         self.boot = cachedir.now()[0]
+        self.report = report
         user = _user_name(self.job)
         for template in self.templates:
             try:
                 place = template.bind(user=user, uid=self.job.uid, cluster=self.compiled.cluster, node=self.job.node)
-                self._over(place, report)
+                self._over(place)
             except FileNotFoundError:
                 continue
             except (OSError, layout.BadName) as error:
-                report(_fact("cache.kept", "warning", template.text, None, "kept", _reason(error), error=str(error)))
+                self.report(_fact("cache.kept", "warning", template.text, None, "kept", _reason(error), error=str(error)))
 
-    def _over(self, place: layout.Place, report: "Report") -> None:
+    def _over(self, place: layout.Place) -> None:
         parent_fd = cachedir.open_directory(place.parent)
         try:
             for run in self._runs(place, parent_fd):
@@ -166,7 +182,7 @@ class Work:
                     fact = _fact("cache.kept", "warning", path, run, "kept", _reason(error), error=str(error))
                 if fact:
                     fact["duration_ms"] = round((time.monotonic() - began) * 1000)
-                    report(fact)
+                    self.report(fact)
         finally:
             os.close(parent_fd)
 
@@ -243,6 +259,7 @@ class Work:
 
     def _reap(self, parent_fd: int, name: str, path: str, run: int, fd: int, record: "Fact") -> "Fact":
         job = self.job
+        self.report(_fact("cache.reaped", "debug", path, run, _REAPING, None))
         trash = reaper.retire(parent_fd, name, fd, job.uid, job.job_id)
         tally = reaper.delete(parent_fd, trash, fd, time.monotonic() + self.compiled.epilog_budget)
         outcome, reason = ("reaped", None) if tally.done else ("trashed", "left" if tally.left else "budget")
@@ -283,14 +300,17 @@ def _told(record: "Fact") -> "Fact":
 
 
 def _usage(parent_fd: int) -> "Fact":
-    """The filesystem's figures, after the fact; none where psutil is broken."""
+    """The filesystem's figures, after the fact, as psutil.disk_usage has them, whose import would hold the node for 20 ms."""
     try:
-        import psutil
-
-        usage = psutil.disk_usage(f"/proc/self/fd/{parent_fd}")
-    except (ImportError, OSError):
+        found = os.statvfs(f"/proc/self/fd/{parent_fd}")
+    except OSError:
         return {}
-    return {"fs_total_bytes": usage.total, "fs_free_bytes": usage.free, "fs_used_percent": usage.percent}
+    used, free = found.f_blocks - found.f_bfree, found.f_bavail
+    return {
+        "fs_total_bytes": found.f_blocks * found.f_frsize,
+        "fs_free_bytes": free * found.f_frsize,
+        "fs_used_percent": round(100 * used / (used + free), 1) if used + free else 0.0,
+    }
 
 
 def _user_name(job: Job) -> str:
