@@ -1,0 +1,153 @@
+"""What the hooks may cost, in what can be counted: processes, programs, system calls, modules. docs/benchmarks.md has times."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from jobcache import reaper
+from site_dir import ALICE, Site
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
+BLOCK = 8192  # bytes of a script that dash and bash read at once
+PROCESSES = ("fork", "vfork", "clone", "clone3")
+DELETE = """
+import os, sys, time
+sys.path.append({hooks!r})
+from jobcache import reaper
+os.setuid({uid})
+parent, fd = os.open({parent!r}, os.O_PATH), os.open({top!r}, os.O_RDONLY)
+os.write(1, b"begin")
+assert reaper.delete(parent, os.path.basename({top!r}), fd, time.monotonic() + 60).done
+"""
+
+
+class Traced:
+    """Runs a site's hooks under strace; each run returns how often each system call was made, by all processes."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.trace = site.dir / "trace"
+        self.prefix = f"/usr/bin/strace -f -qq -o {self.trace}"
+
+    def task(self, step: str, **env: str) -> Counter[str]:
+        self.trace.touch()
+        self.trace.chmod(0o666)
+        assert self.site.task_prolog(step=step, shell=f"{self.prefix} /bin/sh", **env).cache
+        return self.calls()
+
+    def epilog(self, job: int) -> Counter[str]:
+        traced = self.site.dir / "traced"
+        traced.mkdir(exist_ok=True)
+        (traced / "epilog").write_text(f"#!/bin/sh\nexec {self.prefix} {self.site.hooks}/epilog\n")
+        (traced / "epilog").chmod(0o755)
+        hooks, self.site.hooks = self.site.hooks, traced
+        try:
+            self.site.epilog(job)
+        finally:
+            self.site.hooks = hooks
+        return self.calls()
+
+    def calls(self) -> Counter[str]:
+        """How often each call was made; "program NAME" for each that was executed."""
+        counts: Counter[str] = Counter()
+        for line in self.trace.read_text().splitlines():
+            if found := re.match(r'\d+ +(\w+)\((?:"([^"]*)")?', line):
+                counts[found[1]] += 1
+                if found[1] == "execve" and not re.search(r"= -1 \w+ \(.*\)$", line):
+                    counts[f"program {os.path.basename(found[2])}"] += 1
+        self.trace.unlink()
+        return counts
+
+
+def programs(calls: Counter[str]) -> list[str]:
+    return sorted(name.removeprefix("program ") for name in calls if name.startswith("program "))
+
+
+def processes(calls: Counter[str]) -> int:
+    return sum(calls[name] for name in PROCESSES)
+
+
+def test_nearly_all_tasks_need_two_processes_and_no_program(site: Site) -> None:
+    """A task that finds the lease: one child that looks, one that is waited for meanwhile, no timer, no other program.
+
+    Under load a look can take longer than that; the best of some runs shows what a task costs.
+    """
+    site.task_prolog()
+    traced = Traced(site)
+    inherited = {"JOBCACHE_DIR": str(site.cache()), "HF_DATASETS_CACHE": str(site.cache())}
+    best = min((traced.task("0", **inherited) for _ in range(10)), key=processes)
+    assert programs(best) == ["sh"] and processes(best) == 2
+    assert sum(best[name] for name in best if " " not in name) < 260
+
+
+def test_nearly_all_tasks_read_one_block_of_the_hook(site: Site) -> None:
+    """What they need stands above the place at which they end, and the shell gets that far with its first read."""
+    text = (site.hooks / "task-prolog").read_bytes()
+    above, below = text.split(b'[ -n "$jc_next" ] || jc_finish\n')
+    assert len(above) < BLOCK
+    for name in re.findall(rb"^(jc_\w+)\(\)", below, re.MULTILINE):
+        assert not re.search(rb"(?<![=_\w])" + name + rb"\b", above), f"{name.decode()} is needed above, and stands below"
+
+
+def test_the_first_task_starts_one_python(site: Site) -> None:
+    """Python, the timer and its sleep; and of the tasks that find the cache made, none starts Python."""
+    calls = Traced(site).task("")
+    assert programs(calls) == sorted(["sh", "sleep", os.path.basename(sys.executable)]) and processes(calls) <= 4
+
+
+def test_an_epilog_starts_four_programs(site: Site) -> None:
+    """The shim, a look at who may write the policy, Python, and the timer's sleep, whether there is a cache or not."""
+    site.task_prolog()
+    traced = Traced(site)
+    for job in (1, 4242):
+        assert programs(traced.epilog(job)) == sorted(["epilog", "ls", "sleep", os.path.basename(sys.executable)])
+    assert not site.cache().exists()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_epilog_looks_for_installed_modules_only_to_speak(site: Site, cached: bool) -> None:
+    """Where there is no cache, not even the directories of installed packages are looked up."""
+    if cached:
+        site.task_prolog()
+    traced = Traced(site)
+    program = (site.hooks / "policy.sh").read_text().partition("jc_python='")[2].partition("'")[0]
+    imports = site.dir / "imports"
+    wrapper = site.dir / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec {program} -X importtime "$@" 2>{imports}\n')
+    wrapper.chmod(0o755)
+    site.policy(python=str(wrapper))
+    traced.epilog(4242)
+    loaded = {line.rpartition("|")[2].strip() for line in imports.read_text().splitlines()}
+    assert "jobcache.reaper" in loaded
+    assert bool(loaded & {"site", "structlog"}) is cached
+    assert not loaded & {"psutil", "rich", "yaml", "jsonschema", "click"}
+
+
+def test_deletion_asks_once_about_each_file_and_removes_it(site: Site) -> None:
+    """One stat and one unlink a file; of a directory an open, a look at its mount, two listings and a removal."""
+    directories, files = 4, 50
+    uid = pwd.getpwnam(ALICE).pw_uid
+    top = site.scratch / "top"
+    for at in range(directories):
+        (top / str(at)).mkdir(parents=True)
+        for name in range(files):
+            (top / str(at) / str(name)).touch()
+    for path in (top, *top.rglob("*")):
+        os.lchown(path, uid, uid)
+    program = DELETE.format(hooks=str(Path(reaper.__file__).parents[1]), uid=uid, parent=str(site.scratch), top=str(top))
+    trace = site.dir / "trace"
+    subprocess.run(["strace", "-f", "-qq", "-o", str(trace), sys.executable, "-I", "-S", "-c", program], check=True, cwd="/")
+    _, _, text = trace.read_text().partition('"begin"')
+    counts = Counter(found[1] for line in text.splitlines() if (found := re.match(r"\d+ +(\w+)\(", line)))
+    assert counts["unlinkat"] == directories * files + directories + 1
+    assert counts["newfstatat"] + counts["fstat"] <= directories * files + 8 * directories + 20
+    assert counts["getdents64"] <= 2 * directories + 10 and counts["openat"] <= 2 * directories + 10
+    assert counts["clone"] + counts["clone3"] == 0
