@@ -1,6 +1,6 @@
 """One job has ended on this node: give up the node's lease, and reap the cache where that was the last one.
 
-Run by the epilog hook as a file, as root. It finds the cache by job id over all templates, touches scratch only as the
+Run by the epilog hook, as root. It finds the cache by job id over all templates, touches scratch only as the
 job's user in a child with a deadline, and says in one event what became of each cache.
 """
 
