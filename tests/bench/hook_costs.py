@@ -80,6 +80,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="fewer and smaller samples")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table for docs/benchmarks.md there")
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("needs root, to be users and to mount")
@@ -94,6 +95,9 @@ def main() -> int:
         for row in SECTIONS[section](options.quick):
             rows.append({"section": section, **row})
             print(line(row), flush=True)
+    if options.markdown:
+        head = ["| what | held against | ratio | target |", "|---|---|---|---|"]
+        Path(options.markdown).write_text("\n".join([*head, *map(markdown, rows)]) + "\n")
     if options.json:
         machine = {
             "cores": os.cpu_count(),
@@ -112,6 +116,14 @@ def line(row: Row) -> str:
     ratio = f"{row['ratio']:.2f}" + ("" if row["of"] != "difference" else " s") if row["ratio"] is not None else ""
     target = f"{row['target']:g}" if row["target"] is not None else ""
     return f"{row['what']:<64}{ours:>12}{against:>12}{ratio:>9}{target:>9}  {row['against']}"
+
+
+def markdown(row: Row) -> str:
+    """Return one line of the table in docs/benchmarks.md."""
+    found = f"{row['ratio']:.2f}" if row["ratio"] is not None else f"{row['ours']:.0f} {row['unit']}"
+    more = " s more" if row["of"] == "difference" else ""
+    target = "" if row["target"] is None else f"{row['target']:g}"
+    return f"| {row['what'].strip()} | {row['against']} | {found}{more} | {target} |"
 
 
 def ratio(what: str, ours: list[float], against: str, other: list[float], target: float | None) -> Row:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What the hooks cost, as ratios to what they stand beside or replace, measured side by side.
 #
-#   tests/bench/run.sh [--quick] [--json FILE] [SECTION…]
+#   tests/bench/run.sh [--quick] [--json FILE] [--markdown FILE] [SECTION…]
 #
 # SECTION is one of task-prolog, epilog, at-once, tree, slow, large, cluster; all of them, in six minutes, unless some are
 # named. --quick takes fewer and smaller samples. Needs root, for users and mounts, and what tests/run.sh installs;
