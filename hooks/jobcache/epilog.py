@@ -28,6 +28,7 @@ UNUSABLE, UNSAID = 78, 70  # exit status: the compiled settings cannot be used; 
 _MARGIN = 2.0  # seconds before the hook's deadline at which we stop waiting, to write the events
 _MOST_RUNS = 64  # directories of one job that are looked at: a user can make any number
 _REAPING = "reaping"  # the outcome that a child reports first, and no event tells: the parent gets ready to say the real one
+_LOOK_UP = 1024  # entries of a directory between two looks at the clock
 _CLOCK_SKEW = 300  # seconds by which scratch's clock and the controller's may differ
 
 
@@ -170,7 +171,7 @@ class Work:
     def _over(self, place: layout.Place) -> None:
         parent_fd = cachedir.open_directory(place.parent)
         try:
-            for run in self._runs(place, parent_fd):
+            for run in self._runs(place, parent_fd, report):
                 began = time.monotonic()
                 name = place.cache_name(self.job.job_id, run)
                 path = f"{place.parent}/{name}"
@@ -186,16 +187,23 @@ class Work:
         finally:
             os.close(parent_fd)
 
-    def _runs(self, place: layout.Place, parent_fd: int) -> "list[int]":
-        """The runs of this job that have something at their path: SLURM_JOB_RESTART_COUNT is not always this run's."""
-        runs = []
+    def _runs(self, place: layout.Place, parent_fd: int, report: "Report") -> "list[int]":
+        """The runs of this job that have something at their path: SLURM_JOB_RESTART_COUNT is not always this run's.
+
+        A user can make any number of directories: the budget holds for looking at them as well.
+        """
+        runs = {0}
+        until = time.monotonic() + self.compiled.epilog_budget
         list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent_fd)
         try:
             with os.scandir(list_fd) as entries:
-                for entry in entries:
+                for at, entry in enumerate(entries, 1):
                     parsed = place.parse(entry.name)
                     if parsed and parsed[0] == self.job.job_id:
-                        runs.append(parsed[1])
+                        runs.add(parsed[1])
+                    if at % _LOOK_UP == 0 and time.monotonic() > until:
+                        report(_fact("cache.kept", "warning", place.parent, None, "kept", "budget"))
+                        break
         finally:
             os.close(list_fd)
         return sorted(runs)[:_MOST_RUNS]

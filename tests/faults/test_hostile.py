@@ -361,3 +361,16 @@ def test_a_directory_bomb(site: Site, bomb: Callable[[Path], None]) -> None:
                 if left(site):
                     swept(site)
             assert left(site) == []
+
+
+def test_more_directories_than_there_is_time_for(site: Site) -> None:
+    """Looking for the job's runs has the budget, too: what was not seen is said to be kept, and is the sweep's."""
+    site.configure(epilog={"budget": "0s"})
+    prolog(site)
+    with acting_as(ALICE):
+        for at in range(3000):
+            os.mkdir(f"{site.cache().parent}/other-{at}")
+    epilog(site)
+    assert said(site) == [("cache.kept", "kept", "budget"), ("cache.reaped", "trashed", "budget")]
+    swept(site)
+    assert not site.cache().exists() and not site.debris()
