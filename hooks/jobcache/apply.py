@@ -55,7 +55,7 @@ def compile_settings(config_file: str, lib: str) -> settings.Settings:
             problems += [f"{config_file}: rules: {error}" for error in map(_pattern_problem, patterns) if error]
     problems += [problem for path in (sys.executable, package) for problem in _unreachable(path)]
     ours = [loaded.tree["run_dir"], os.path.dirname(loaded.tree["log"]["file"] or "/")]
-    problems += [problem for path in ours for problem in _insecure(path)]
+    problems += [problem for path in ours for problem in insecure(path)]
     if problems:
         raise ApplyError(problems)
     compiled = {
@@ -83,7 +83,7 @@ def wanted(compiled: settings.Settings, lib: str, with_hooks: bool) -> "dict[str
 
 def put(files: "dict[str, tuple[str, int]]", lib: str) -> None:
     """Write the files into `lib`, each whole and by rename, all of them or none. Raise ApplyError."""
-    problems = _insecure(lib)
+    problems = insecure(lib)
     if problems:
         raise ApplyError(problems)
     written = []
@@ -207,7 +207,7 @@ def _unreachable(path: str) -> "list[str]":
     return []
 
 
-def _insecure(lib: str) -> "list[str]":
+def insecure(lib: str) -> "list[str]":
     """Say where others than root, or whoever installs, could put what is theirs in our place."""
     for part in _chain(os.path.realpath(lib)):
         try:

@@ -62,6 +62,31 @@ def apply(config_file: str, hooks: "str | None", check: bool) -> None:
     click.echo(f"slurm.conf:\n  TaskProlog={directory}/task-prolog\n  Epilog={directory}/epilog")
 
 
+@main.command()
+@_config_option
+@click.option("--hooks", metavar="DIR", help="The set of hooks to check, where it is not the installed package's.")
+@click.option("--user", metavar="NAME", help="As whom to try scratch; without root, always oneself.")
+@click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: area, name, level, fact, mend.")
+def check(config_file: str, hooks: "str | None", user: "str | None", node: "str | None", as_json: bool) -> None:
+    """Say what is wrong with this installation, on this node, each with a line that mends it.
+
+    Looks at the configuration, the hooks, slurm.conf, scratch as an ordinary user, the log and the sweep's timer. Within a
+    job step on several nodes it also finds out whether file locks reach from node to node.
+
+    \b
+    Example:
+      jobcache check
+      srun -N2 --ntasks-per-node=1 jobcache check
+    """
+    import os
+
+    from jobcache import cli_check, settings
+
+    lib = os.path.abspath(hooks) if hooks else settings.LIB
+    sys.exit(cli_check.check_command(os.path.abspath(config_file), lib, user, node, as_json))
+
+
 @main.command("show-config")
 @_config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: key, value, origin.")

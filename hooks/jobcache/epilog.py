@@ -171,7 +171,7 @@ class Work:
     def _over(self, place: layout.Place) -> None:
         parent_fd = cachedir.open_directory(place.parent)
         try:
-            for run in self._runs(place, parent_fd, report):
+            for run in self._runs(place, parent_fd):
                 began = time.monotonic()
                 name = place.cache_name(self.job.job_id, run)
                 path = f"{place.parent}/{name}"
@@ -187,7 +187,7 @@ class Work:
         finally:
             os.close(parent_fd)
 
-    def _runs(self, place: layout.Place, parent_fd: int, report: "Report") -> "list[int]":
+    def _runs(self, place: layout.Place, parent_fd: int) -> "list[int]":
         """The runs of this job that have something at their path: SLURM_JOB_RESTART_COUNT is not always this run's.
 
         A user can make any number of directories: the budget holds for looking at them as well.
@@ -202,7 +202,7 @@ class Work:
                     if parsed and parsed[0] == self.job.job_id:
                         runs.add(parsed[1])
                     if at % _LOOK_UP == 0 and time.monotonic() > until:
-                        report(_fact("cache.kept", "warning", place.parent, None, "kept", "budget"))
+                        self.report(_fact("cache.kept", "warning", place.parent, None, "kept", "budget"))
                         break
         finally:
             os.close(list_fd)

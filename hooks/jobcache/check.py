@@ -1,0 +1,553 @@
+"""What is right and what is wrong with an installation: pure decisions over facts that `probe` has gathered.
+
+Each finding has the fact in words and, where something is to be done, the mend as a line to paste.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Optional
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+EXCLUDED, OBTAINED = "excluded", "obtained"  # what became of somebody who tried a lock that was held
+
+# Filesystems that each node has for itself, by the mount table's names. Of any other it is not told.
+_LOCAL = frozenset("ext2 ext3 ext4 xfs btrfs zfs f2fs tmpfs ramfs overlay".split())
+_NETWORK = frozenset("nfs nfs4 lustre gpfs beegfs ceph cifs wekafs panfs pvfs2 orangefs afs".split())
+_SCARCE, _GONE = 5.0, 1.0  # percent of space or inodes that is left
+_STALE_SWEEP = 26 * 3600.0  # seconds; the timer fires hourly, and a large sweep takes hours
+_NEVER = (None, 0.0, 65534.0)  # what Slurm says for no limit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """area, name: what was looked at. level: ok, warning or problem. fact: words for a person. mend: a line to paste, or ""."""
+
+    area: str
+    name: str
+    level: str
+    fact: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The configuration and what it was compiled into. insecure: words. stale: paths. version: of jobcache that compiled."""
+
+    config: str
+    lib: str
+    problems: tuple[str, ...] = ()
+    settings_error: str = ""
+    stale: tuple[str, ...] = ()
+    insecure: tuple[str, ...] = ()
+    mode: str = "on"
+    off: bool = False
+    version: str = ""
+    our_version: str = ""
+    command: str = "jobcache apply"
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """The Python that the hooks name. user: as whom it ran. error: "" where it did what that hook needs of it."""
+
+    path: str
+    hook: str
+    user: str
+    error: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A file that Slurm is told to run. kind: ours, chained (a script that calls ours), other, missing.
+
+    executable: by everybody. lib: where one of ours reads its policy. shipped: it is the hook of this version.
+    insecure: why others could change it.
+    """
+
+    path: str
+    kind: str
+    executable: bool = True
+    lib: str = ""
+    shipped: bool = True
+    insecure: str = ""
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What Slurm says. unknown: why it does not say it. running, file: slurm.conf's keys as slurmctld and as the file has them.
+
+    task_prologs, epilogs: what is wired. epilog_pattern: a glob that matches nothing. chain: the site's own TaskProlog.
+    tmpfs_dirs: directories that job_container/tmpfs makes private. pyxis: the plugstack line that loads it.
+    container_mounts: what enroot mounts into each container. conf: path of slurm.conf.
+    """
+
+    unknown: str = ""
+    conf: str = ""
+    running: dict[str, str] = field(default_factory=dict)
+    file: dict[str, str] = field(default_factory=dict)
+    task_prologs: tuple[Script, ...] = ()
+    epilogs: tuple[Script, ...] = ()
+    epilog_pattern: str = ""
+    chain: Optional[Script] = None
+    tmpfs_dirs: tuple[str, ...] = ()
+    pyxis: str = ""
+    container_mounts: tuple[str, ...] = ()
+    enroot: str = "/etc/enroot"
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Where a template puts one user's caches, as that user saw it. parent: the directory. above: the part that exists.
+
+    hung: what was being done when it stopped answering. error: the system's words. link: a user's symlink is in the path.
+    fstype, options: from the mount table. flock: EXCLUDED, OBTAINED, or the error. across: the same by node, None: not
+    tried. squashed: root cannot look into the user's directory; None: not told.
+    """
+
+    template: str
+    user: str
+    parent: str = ""
+    above: str = ""
+    local: bool = False
+    has_node: bool = False
+    hung: str = ""
+    error: str = ""
+    link: bool = False
+    fstype: str = ""
+    options: tuple[str, ...] = ()
+    total: int = 0
+    free: int = 0
+    inodes: int = 0
+    inodes_free: int = 0
+    flock: str = ""
+    across: Optional[dict[str, str]] = None
+    squashed: Optional[bool] = None
+
+
+@dataclass(frozen=True)
+class Log:
+    """error: why the log file cannot be written. insecure: why others could. syslog: the socket, None: off; syslog_error.
+
+    failures: hook.failed of the last day, by reason. last_sweep: seconds ago, None: no sweep is in the log. sweep_error: its.
+    """
+
+    file: Optional[str]
+    error: str = ""
+    insecure: str = ""
+    syslog: Optional[str] = None
+    syslog_error: str = ""
+    failures: dict[str, int] = field(default_factory=dict)
+    last_sweep: Optional[float] = None
+    sweep_error: str = ""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What starts the sweep here. systemd: it runs here. timer: enabled, disabled, missing … cron: the file is there, and why
+    it would do nothing ("" where it would)."""
+
+    systemd: bool = False
+    timer: str = ""
+    cron: bool = False
+    cron_idle: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is known. Durations are seconds."""
+
+    compiled: Compiled
+    interpreters: tuple[Interpreter, ...] = ()
+    wiring: Wiring = field(default_factory=Wiring)
+    scratch: tuple[Scratch, ...] = ()
+    log: Optional[Log] = None
+    schedule: Optional[Schedule] = None
+    hooks: str = ""  # directory of the hooks that should be wired in
+    epilog_deadline: float = 30.0
+    task_prolog_chain: Optional[str] = None
+    grace: float = 3600.0
+    root: bool = True
+
+
+def findings(facts: Facts) -> Iterator[Finding]:
+    """Yield what is to be said, in the order in which an admin would mend it."""
+    yield from _compiled(facts.compiled)
+    for one in facts.interpreters:
+        yield _interpreter(one)
+    yield from _wiring(facts)
+    for place in facts.scratch:
+        yield from _scratch(place)
+    if facts.log is not None:
+        yield from _log(facts.log)
+    if facts.schedule is not None:
+        yield from _schedule(facts.schedule, facts.log)
+
+
+def _compiled(facts: Compiled) -> Iterator[Finding]:
+    for problem in facts.problems:
+        yield Finding("config", "valid", PROBLEM, problem, f"jobcache show-config --config {facts.config}")
+    if not facts.problems:
+        yield Finding("config", "valid", OK, facts.config)
+    if facts.settings_error:
+        yield Finding("config", "compiled", PROBLEM, facts.settings_error, facts.command)
+    for path in facts.stale:
+        yield Finding("config", "current", PROBLEM, f"{path} is not what {facts.config} says", facts.command)
+    for words in facts.insecure:
+        yield Finding("config", "private", PROBLEM, words, f"chmod -R go-w {facts.lib}")
+    if not (facts.problems or facts.settings_error or facts.stale or facts.insecure):
+        yield Finding("config", "current", OK, f"{facts.lib}: compiled, current, and nobody else may write it")
+    if facts.version and facts.version != facts.our_version:
+        words = f"compiled by jobcache {facts.version}; this is {facts.our_version}"
+        yield Finding("config", "version", WARNING, words, facts.command)
+    if facts.off:
+        yield Finding(
+            "config", "off", WARNING, f"{facts.lib}/off is there: no hook and no sweep does anything", f"rm {facts.lib}/off"
+        )
+    elif facts.mode != "on":
+        words = f"mode is {facts.mode}: no job gets a cache, unless by a rule"
+        yield Finding("config", "mode", WARNING, words, f"sed -i 's/^mode:.*/mode: on/' {facts.config} && {facts.command}")
+
+
+def _interpreter(one: Interpreter) -> Finding:
+    who = f"{one.path} as {one.user}, for {one.hook}"
+    if not one.error:
+        return Finding("hooks", "python", OK, f"{who}: Python {one.version}")
+    mend = (
+        f"env -i {one.path} -I -c 'import sys; print(sys.version)'    # as {one.user}; LD_LIBRARY_PATH is not set for the hooks"
+    )
+    return Finding("hooks", "python", PROBLEM, f"{who}: {one.error}", mend)
+
+
+# ------------------------------------------------------------------------------------------------------------- wiring
+
+
+def _wiring(facts: Facts) -> Iterator[Finding]:
+    wiring = facts.wiring
+    if wiring.unknown:
+        yield Finding("slurm", "answers", PROBLEM, f"Slurm does not say how it is configured: {wiring.unknown}", "scontrol ping")
+        return
+    conf = wiring.conf or "slurm.conf"
+    yield from _task_prolog(facts, conf)
+    yield from _epilog(facts, conf)
+    for key in ("TaskProlog", "Epilog"):
+        running, written = values(wiring.running, key), values(wiring.file, key)
+        if wiring.file and running != written:
+            words = f"{conf} says {key}={','.join(written) or '(nothing)'}, slurmctld goes by {','.join(running) or '(nothing)'}"
+            yield Finding("slurm", "reconfigured", WARNING, words, "scontrol reconfigure")
+    yield from _limits(facts, conf)
+    yield from _private(facts)
+    yield from _containers(facts)
+
+
+def values(config: dict[str, str], key: str) -> list[str]:
+    """Return what a key is set to: newer Slurms number several values, `Epilog[0]`."""
+    found = [value for name, value in config.items() if name.partition("[")[0].lower() == key.lower()]
+    return [value for value in found if value not in ("", "(null)", "none")]
+
+
+def seconds(config: dict[str, str], *keys: str) -> Optional[float]:
+    """Return the first of the keys that is set, as `60`, `60 sec` or `65534`; None where none is, or it is no limit."""
+    for key in keys:
+        for value in values(config, key):
+            word = value.split()[0]
+            if word.isdigit() and float(word) not in _NEVER:
+                return float(word)
+    return None
+
+
+def _paste(conf: str, key: str, value: str) -> str:
+    """A line that sets a key in place of the one that is there."""
+    return f"sed -i '/^{key}=/Id' {conf} && echo '{key}={value}' >>{conf} && scontrol reconfigure"
+
+
+def _script(area: str, name: str, one: Script, lib: str, command: str) -> Iterator[Finding]:
+    """What is wrong with a hook of ours that is wired in."""
+    if not one.executable:
+        yield Finding(area, name, PROBLEM, f"{one.path}: not executable by everybody", f"chmod 755 {one.path}")
+    if one.insecure:
+        yield Finding(area, name, PROBLEM, f"{one.path}: {one.insecure}", f"chown root: {one.path} && chmod 755 {one.path}")
+    if one.lib and one.lib != lib:
+        words = f"{one.path} reads its policy from {one.lib}, and not from {lib}"
+        yield Finding(area, name, WARNING, words, f"jobcache check --hooks {one.lib}")
+    elif not one.shipped:
+        yield Finding(area, name, WARNING, f"{one.path}: not the hook of this version of jobcache", command)
+
+
+def _task_prolog(facts: Facts, conf: str) -> Iterator[Finding]:
+    wiring, ours = facts.wiring, f"{facts.hooks}/task-prolog"
+    wired = wiring.task_prologs[0] if wiring.task_prologs else None
+    mend = _paste(conf, "TaskProlog", ours)
+    if wired is None:
+        yield Finding("slurm", "TaskProlog", PROBLEM, "TaskProlog is not set: no job gets a cache", mend)
+    elif wired.kind == "missing":
+        yield Finding("slurm", "TaskProlog", PROBLEM, f"{wired.path} is not there: Slurm cancels every task", mend)
+    elif wired.kind == "other":
+        words = f"TaskProlog is {wired.path}, and does not run ours; there is one TaskProlog, and ours runs the site's after it"
+        chain = f"task_prolog: {{chain: {wired.path}}}    # in {facts.compiled.config}, then {facts.compiled.command} && {mend}"
+        yield Finding("slurm", "TaskProlog", PROBLEM, words, chain)
+    else:
+        wrong = list(_script("slurm", "TaskProlog", wired, facts.compiled.lib, facts.compiled.command))
+        yield from wrong
+        if not wrong:
+            how = "" if wired.kind == "ours" else ", which runs ours"
+            yield Finding("slurm", "TaskProlog", OK, f"{wired.path}{how}")
+    chain_to = wiring.chain
+    if chain_to is not None:
+        if chain_to.kind == "missing" or not chain_to.executable:
+            words = f"task_prolog.chain: {chain_to.path} is not there, or not executable: it is not run"
+            yield Finding("slurm", "chain", PROBLEM, words, f"chmod 755 {chain_to.path}")
+        elif chain_to.kind in ("ours", "chained"):
+            words = f"task_prolog.chain: {chain_to.path} runs our TaskProlog again, without end"
+            mend = f"task_prolog: {{chain: null}}    # in {facts.compiled.config}, then {facts.compiled.command}"
+            yield Finding("slurm", "chain", PROBLEM, words, mend)
+        else:
+            yield Finding("slurm", "chain", OK, f"after ours runs {chain_to.path}")
+
+
+def _epilog(facts: Facts, conf: str) -> Iterator[Finding]:
+    wiring, ours = facts.wiring, f"{facts.hooks}/epilog"
+    mend = _paste(conf, "Epilog", ours)
+    if wiring.epilog_pattern:
+        words = f"Epilog={wiring.epilog_pattern} matches nothing here: Slurm drains the node"
+        yield Finding("slurm", "Epilog", PROBLEM, words, f"ln -s {ours} {wiring.epilog_pattern.rpartition('/')[0]}/50-jobcache")
+    for script in wiring.epilogs:
+        if script.kind == "missing" or (script.kind == "other" and not script.executable):
+            words = f"{script.path} is not there, or not executable: Slurm drains the node"
+            yield Finding("slurm", "Epilog", PROBLEM, words, f"chmod 755 {script.path}" if script.kind == "other" else mend)
+    wired = [script for script in wiring.epilogs if script.kind in ("ours", "chained")]
+    if wired:
+        wrong = [
+            one for script in wired for one in _script("slurm", "Epilog", script, facts.compiled.lib, facts.compiled.command)
+        ]
+        yield from wrong
+        if not wrong:
+            how = "" if wired[0].kind == "ours" else ", which runs ours"
+            yield Finding("slurm", "Epilog", OK, f"{wired[0].path}{how}")
+        return
+    others = [script for script in wiring.epilogs if script.kind == "other"]
+    if others:
+        above = others[0].path.rpartition("/")[0]
+        words = f"Epilog is {others[0].path}, and does not run ours: every cache is left to the sweep"
+        link = f"ln -s {ours} {above}/50-jobcache    # with Epilog={above}/* in {conf}"
+        yield Finding("slurm", "Epilog", PROBLEM, words, link)
+    elif not wiring.epilogs and not wiring.epilog_pattern:
+        yield Finding("slurm", "Epilog", PROBLEM, "Epilog is not set: every cache is left to the sweep", mend)
+
+
+def _limits(facts: Facts, conf: str) -> Iterator[Finding]:
+    running, deadline = {**facts.wiring.file, **facts.wiring.running}, facts.epilog_deadline
+    flags = {flag.lower() for value in values(running, "PrologFlags") for flag in value.split(",")}
+    limit = seconds(running, "EpilogTimeout", "PrologEpilogTimeout")
+    key = "EpilogTimeout" if seconds(running, "EpilogTimeout") else "PrologEpilogTimeout"
+    if "runinjob" in flags:
+        words = f"PrologFlags=RunInJob: Slurm sets the Epilog no limit; ours ends by itself after {deadline:g} s"
+        yield Finding("slurm", "EpilogTimeout", OK, words)
+    elif limit is None:
+        words = f"Slurm sets the Epilog no limit; ours ends by itself after {deadline:g} s"
+        yield Finding("slurm", "EpilogTimeout", OK, words)
+    elif limit <= deadline:
+        words = f"{key}={limit:g} is not longer than epilog.deadline ({deadline:g} s): a slow Epilog drains the node"
+        yield Finding("slurm", "EpilogTimeout", PROBLEM, words, _paste(conf, key, str(int(deadline * 2))))
+    else:
+        yield Finding("slurm", "EpilogTimeout", OK, f"{key}={limit:g}, epilog.deadline {deadline:g} s")
+    age = seconds(running, "MinJobAge")
+    if age is not None and facts.grace < age:
+        words = f"sweep.grace ({facts.grace:g} s) is shorter than MinJobAge ({age:g} s), in which an ended job can be requeued"
+        mend = f"sweep: {{grace: {int(age)}s}}    # in {facts.compiled.config}, then {facts.compiled.command}"
+        yield Finding("slurm", "MinJobAge", WARNING, words, mend)
+    else:
+        yield Finding("slurm", "MinJobAge", OK, f"MinJobAge {age or 0:g} s, sweep.grace {facts.grace:g} s")
+
+
+def _private(facts: Facts) -> Iterator[Finding]:
+    private = {word.lower() for value in values(facts.wiring.running, "PrivateData") for word in value.split(",")}
+    if "jobs" in private and not facts.root:
+        words = "PrivateData=jobs: who is not root sweeps and lists only what is their own"
+        yield Finding("slurm", "PrivateData", WARNING, words, "sudo jobcache check")
+    elif "jobs" in private:
+        yield Finding("slurm", "PrivateData", OK, "PrivateData=jobs: the sweep asks as root, who sees them all")
+
+
+def _containers(facts: Facts) -> Iterator[Finding]:
+    wiring = facts.wiring
+    hidden = [
+        (place.template, above) for place in facts.scratch for above in wiring.tmpfs_dirs if is_below(place.template, above)
+    ]
+    for template, above in hidden:
+        words = f"{template}: Slurm gives each job a {above} of its own, and the Epilog does not see into it"
+        mend = f"path: /scratch/{{user}}/.cache/hf-datasets-{{job_id}}    # in {facts.compiled.config}: not below {above}"
+        yield Finding("slurm", "job_container", PROBLEM, words, mend)
+    if wiring.tmpfs_dirs and not hidden:
+        yield Finding("slurm", "job_container", OK, f"private to each job: {', '.join(wiring.tmpfs_dirs)}; no cache is there")
+    if wiring.pyxis:
+        yield _pyxis(facts)
+
+
+def _pyxis(facts: Facts) -> Finding:
+    """The TaskProlog runs inside the container: what is not mounted there does not exist, and Slurm cancels the task."""
+    wiring = facts.wiring
+    hooks = list(dict.fromkeys([facts.hooks, facts.compiled.lib]))
+    scratch = [place.template.partition("{")[0].rpartition("/")[0] or "/" for place in facts.scratch]
+    needed = list(dict.fromkeys([*hooks, *scratch]))
+    missing = [path for path in needed if not any(is_below(path, mounted) for mounted in wiring.container_mounts)]
+    if not missing:
+        return Finding("slurm", "pyxis", OK, f"enroot mounts {', '.join(needed)} into every container")
+    fails = facts.hooks in missing
+    what = "every task in a container fails" if fails else "no task in a container gets its cache"
+    words = f"pyxis is loaded ({wiring.pyxis}), and enroot mounts no {', '.join(missing)} into containers: {what}"
+    lines = "".join(f"{path} {path} none x-create=dir,bind,{'ro,' if path in hooks else ''}nosuid,nodev\\n" for path in missing)
+    mend = f"printf '{lines}' >>{wiring.enroot}/mounts.d/50-jobcache.fstab"
+    return Finding("slurm", "pyxis", PROBLEM if fails else WARNING, words, mend)
+
+
+def is_below(path: str, above: str) -> bool:
+    """Whether `path` is `above` or lies in it, by their text."""
+    return f"{path}/".startswith(above.rstrip("/") + "/")
+
+
+# ------------------------------------------------------------------------------------------------------------ scratch
+
+
+def _scratch(place: Scratch) -> Iterator[Finding]:
+    where = f"{place.parent or place.template} as {place.user}"
+    if place.hung:
+        words = f"{where}: did not answer while {place.hung}"
+        yield Finding("scratch", "answers", PROBLEM, words, f"timeout 5 stat -f {place.above or place.parent or '/scratch'}")
+        return
+    if place.link:
+        words = f"{where}: a symlink that is not root's is in the path, and is not followed: {place.error}"
+        yield Finding("scratch", "link", PROBLEM, words, f"namei -l {place.parent}")
+        return
+    if place.error:
+        yield Finding("scratch", "writable", PROBLEM, f"{where}: {place.error}", f"namei -l {place.above or place.parent}")
+    elif place.above == place.parent:
+        yield Finding("scratch", "writable", OK, f"{where}: written and deleted")
+    else:
+        yield Finding("scratch", "writable", OK, f"{where}: is not there yet; can be made in {place.above}")
+    yield from _room(place)
+    yield from _kind(place)
+    if place.flock:
+        yield _flock(place)
+    yield from _across(place)
+    if place.squashed is not None:
+        words = "root is squashed, or closed out" if place.squashed else "root is not squashed"
+        yield Finding("scratch", "root", OK, f"{place.above}: {words}; all is done as the user")
+
+
+def _room(place: Scratch) -> Iterator[Finding]:
+    for name, total, free, unit in (
+        ("space", place.total, place.free, "bytes"),
+        ("inodes", place.inodes, place.inodes_free, "inodes"),
+    ):
+        if total <= 0:
+            continue  # filesystems that make inodes as they go say 0
+        percent = 100.0 * free / total
+        level = PROBLEM if percent < _GONE else WARNING if percent < _SCARCE else OK
+        mend = "" if level == OK else f"jobcache list --sort {'bytes' if name == 'space' else 'age'}"
+        yield Finding("scratch", name, level, f"{place.above}: {percent:.1f} % of {total} {unit} free", mend)
+
+
+def _kind(place: Scratch) -> Iterator[Finding]:
+    if not place.fstype:
+        return
+    if place.fstype in _LOCAL and not place.local and not place.has_node:
+        words = f"{place.above} is {place.fstype}, which each node has for itself, and is not in node_local"
+        root = "/" + place.template.strip("/").partition("/")[0]
+        yield Finding("scratch", "filesystem", WARNING, words, f"node_local: [{root}]    # in jobcache.yaml")
+    elif place.fstype in _NETWORK and place.local:
+        words = f"{place.above} is {place.fstype}, which nodes share, but is in node_local"
+        yield Finding("scratch", "filesystem", WARNING, words, "node_local: []    # in jobcache.yaml")
+    else:
+        yield Finding("scratch", "filesystem", OK, f"{place.above} is {place.fstype}")
+    blind = [option for option in place.options if option in ("localflock", "nolock", "local_lock=flock", "local_lock=all")]
+    if blind:
+        words = f"{place.above} is mounted with {blind[0]}: locks do not reach other nodes"
+        yield Finding("scratch", "flock", WARNING, words, "scope: node    # in jobcache.yaml: a directory for each node of a job")
+
+
+def _flock(place: Scratch) -> Finding:
+    if place.flock == EXCLUDED:
+        return Finding("scratch", "flock", OK, f"{place.above}: flock excludes between two processes of this node")
+    words = (
+        f"{place.above}: flock lets two processes have one lock at once" if place.flock == OBTAINED
+        else f"{place.above}: flock does not work: {place.flock}"
+    )  # fmt: skip
+    return Finding("scratch", "flock", WARNING, words, "scope: task    # in jobcache.yaml: each task has a directory of its own")
+
+
+def _across(place: Scratch) -> Iterator[Finding]:
+    for node, result in sorted((place.across or {}).items()):
+        if result == EXCLUDED:
+            yield Finding(
+                "scratch", "flock across nodes", OK, f"{place.above}: node {node} is kept out of a lock that another holds"
+            )
+        elif result == OBTAINED:
+            words = f"{place.above}: node {node} gets a lock that another node holds"
+            mend = "scope: node    # in jobcache.yaml: a directory for each node of a job"
+            yield Finding("scratch", "flock across nodes", WARNING, words, mend)
+        else:
+            words = f"{place.above}: not found out for node {node}: {result}"
+            yield Finding("scratch", "flock across nodes", WARNING, words, "srun -N2 --ntasks-per-node=1 jobcache check")
+
+
+# ------------------------------------------------------------------------------------------------------- log and sweep
+
+
+def _log(log: Log) -> Iterator[Finding]:
+    if log.file is None:
+        yield Finding("log", "file", OK if log.syslog else WARNING, "log.file is null: root's events go to syslog alone")
+    elif log.error:
+        above = log.file.rpartition("/")[0]
+        yield Finding("log", "file", PROBLEM, f"{log.file}: {log.error}", f"install -d -m 750 {above}")
+    elif log.insecure:
+        yield Finding("log", "file", PROBLEM, f"{log.file}: {log.insecure}: its events can be forged", f"chmod go-w {log.file}")
+    else:
+        yield Finding("log", "file", OK, log.file)
+    if log.syslog is None:
+        words = "log.syslog is false: the TaskProlog, which runs as the user, has nowhere to say what it did"
+        yield Finding("log", "syslog", WARNING, words, "log: {syslog: true}    # in jobcache.yaml")
+    elif log.syslog_error:
+        words = f"{log.syslog}: {log.syslog_error}: the TaskProlog's events are lost"
+        yield Finding("log", "syslog", WARNING, words, "systemctl start systemd-journald.socket    # or rsyslog")
+    else:
+        yield Finding("log", "syslog", OK, log.syslog)
+    if log.failures:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(log.failures.items()))
+        mend = f"grep -a hook.failed {log.file} | tail"
+        yield Finding("log", "hook failures", WARNING, f"in the last day: {counts}", mend)
+
+
+def _schedule(schedule: Schedule, log: Optional[Log]) -> Iterator[Finding]:
+    enable = "systemctl enable --now jobcache-sweep.timer"
+    if schedule.systemd and schedule.timer in ("active", "enabled"):
+        yield Finding("sweep", "schedule", OK, "jobcache-sweep.timer is active")
+    elif schedule.cron and not schedule.cron_idle:
+        yield Finding("sweep", "schedule", OK, "cron")
+    else:
+        why = f"; cron: {schedule.cron_idle}" if schedule.cron else ""
+        what = f"jobcache-sweep.timer is {schedule.timer or 'not there'}" if schedule.systemd else "no systemd"
+        mend = (
+            enable
+            if schedule.systemd
+            else "echo JOBCACHE_SWEEP= >>/etc/default/jobcache    # with etc/cron.d/jobcache in /etc/cron.d"
+        )
+        yield Finding("sweep", "schedule", WARNING, f"nothing starts the sweep on this host ({what}{why}); one host has to", mend)
+    if log is None or log.file is None:
+        return
+    if log.last_sweep is None:
+        words = f"no sweep is in {log.file}: it has not run on this host"
+        yield Finding(
+            "sweep", "last", OK if not log.error else WARNING, words, "" if not log.error else "jobcache sweep --dry-run"
+        )
+    elif log.last_sweep > _STALE_SWEEP:
+        yield Finding("sweep", "last", WARNING, f"the last sweep ended {_hours(log.last_sweep)} ago", enable)
+    elif log.sweep_error:
+        words = f"the last sweep, {_hours(log.last_sweep)} ago, had trouble: {log.sweep_error}"
+        yield Finding("sweep", "last", WARNING, words, "jobcache sweep --dry-run")
+    else:
+        yield Finding("sweep", "last", OK, f"the last sweep ended {_hours(log.last_sweep)} ago")
+
+
+def _hours(ago: float) -> str:
+    return f"{ago / 60:.0f} min" if ago < 7200 else f"{ago / 3600:.0f} h"

@@ -1,0 +1,45 @@
+"""The command `check`: its table and its JSON."""
+
+import json
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Optional
+
+import click
+
+from jobcache import check, probe
+from jobcache.cli_sweep import _plain as plain
+
+_MARKS = {check.OK: "ok", check.WARNING: "warning", check.PROBLEM: "PROBLEM"}
+_STYLES = {check.OK: "green", check.WARNING: "yellow", check.PROBLEM: "bold red"}
+
+
+def check_command(config_file: str, lib: str, user: Optional[str], node: Optional[str], as_json: bool) -> int:
+    """Print all findings; return the exit status."""
+    try:
+        facts = probe.gather(config_file, lib, user, node or socket.gethostname().partition(".")[0])
+    except KeyError:
+        raise click.BadParameter(f"there is no user {user}", param_hint="--user") from None
+    found = list(check.findings(facts))
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=1))
+    else:
+        _print(found)
+    return 1 if any(one.level == check.PROBLEM for one in found) else 0
+
+
+def _print(found: Iterable[check.Finding]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, soft_wrap=True)
+    counts = dict.fromkeys(_MARKS, 0)
+    for one in found:
+        counts[one.level] += 1
+        mark = Text(f"{_MARKS[one.level]:<8}", style=_STYLES[one.level])
+        console.print(mark + Text(f" {one.area}: {one.name}: {plain(one.fact)}", style=""))
+        if one.mend:
+            console.print(Text(f"           {plain(one.mend)}", style="bold"))
+    console.print(f"{counts[check.PROBLEM]} problems, {counts[check.WARNING]} warnings, {counts[check.OK]} fine")

@@ -1,0 +1,637 @@
+"""The facts that `check` decides upon, gathered where they are: files, Slurm, scratch as an ordinary user.
+
+Scratch is touched only in children with a deadline. What is written there is a directory by the name of a cache that is
+being made, which a sweep would take away if we were killed.
+"""
+
+import errno
+import fcntl
+import glob
+import json
+import os
+import pwd
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Callable, Optional
+
+import jobcache
+from jobcache import apply, asuser, cachedir, check, config, find, layout, reaper, slurm
+from jobcache.check import EXCLUDED, OBTAINED, Compiled, Facts, Interpreter, Log, Schedule, Scratch, Script, Wiring
+from jobcache.settings import FILE, LIB, OFF, Settings, SettingsError
+from jobcache.settings import load as load_settings
+
+_PATIENCE = 10.0  # seconds that scratch has for all of it
+_ACROSS = 90.0  # seconds that the nodes have to see each other's files: NFS keeps a name that is not there for a minute
+_PAUSE = 0.1
+_PYTHON = 20.0  # seconds for one start of it
+_TAIL = 4 << 20  # bytes of the log that are looked at
+_DAY = 86400.0
+_SCRIPT = 1 << 16  # bytes of a script that are looked at
+_OURS = re.compile(r"^# (?:TaskProlog|Epilog) of slurm-jobcache", re.MULTILINE)
+_LIB_OF = re.compile(r"^jc_lib=(?:'([^'\n]*)'|(\S+))$", re.MULTILINE)
+# What each hook needs of its Python.
+_NEEDS = {
+    "task-prolog": (("-I", "-S"), "from jobcache import prepare"),
+    "epilog": (("-I",), "from jobcache import epilog, events; import psutil"),
+}
+
+
+def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
+    """Return all facts. lib: where the compiled pair is. user: as whom to try scratch. Raise KeyError where there is no such."""
+    compiled, site = _compiled(config_file, lib)
+    if site is None:
+        return Facts(compiled)
+    hooks = lib if os.path.exists(f"{lib}/task-prolog") else _shipped_hooks()
+    root = os.geteuid() == 0
+    who = _ordinary_user(site, user)
+    facts = Facts(
+        compiled,
+        tuple(_interpreters(site, who)) if who else (),
+        _wiring(site, hooks),
+        tuple(_scratch(site, text, who, node) for text in site.current) if who else (),
+        _log(site) if root else None,
+        _schedule() if root else None,
+        hooks=hooks,
+        epilog_deadline=site.epilog_deadline,
+        task_prolog_chain=site.task_prolog_chain,
+        grace=site.tree["sweep"]["grace"],
+        root=root,
+    )
+    if who is None:
+        lost = "no user has a directory there yet, so nobody tried it; name one with --user"
+        facts = replace(facts, scratch=tuple(Scratch(text, "?", error=lost) for text in site.current))
+    return facts
+
+
+# ----------------------------------------------------------------------------------------------- configuration, hooks
+
+
+def _compiled(config_file: str, lib: str) -> tuple[Compiled, Optional[Settings]]:
+    own = lib != LIB
+    facts = Compiled(config_file, lib, our_version=jobcache.__version__, off=os.path.lexists(f"{lib}/{OFF}"))
+    facts = replace(facts, command=f"jobcache apply --config {config_file}{f' --hooks {lib}' if own else ''}")
+    site = None
+    try:
+        site = load_settings(f"{lib}/{FILE}")
+    except SettingsError as error:
+        facts = replace(facts, settings_error=str(error))
+        try:
+            site = load_settings(f"{lib}/{FILE}", trusted=False)  # to look at the rest all the same
+        except SettingsError:
+            pass
+    if site is not None:
+        facts = replace(facts, version=str(site.compiled.get("version", "")), mode=site.tree["mode"])
+    try:
+        wanted = apply.compile_settings(config_file, lib)
+        stale = apply.stale(apply.wanted(wanted, lib, with_hooks=os.path.exists(f"{lib}/task-prolog")), lib)
+        facts = replace(facts, stale=tuple(stale))
+        site = site or wanted
+    except (config.ConfigError, apply.ApplyError) as error:
+        facts = replace(facts, problems=tuple(map(str, error.problems)))
+    insecure = [*apply.insecure(lib), *(words for name in (FILE, "policy.sh") if (words := _insecure(f"{lib}/{name}")))]
+    return replace(facts, insecure=tuple(insecure)), site
+
+
+def _insecure(path: str) -> str:
+    """Why others than root, or us, could change a file; "" where they cannot, or there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    if found.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to uid {found.st_uid}"
+    return f"{path}: others may write it" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
+
+
+def _shipped_hooks() -> str:
+    try:
+        return apply.hooks_path()
+    except apply.ApplyError:
+        return "/usr/libexec/jobcache"
+
+
+def _ordinary_user(site: Settings, name: Optional[str]) -> Optional[pwd.struct_passwd]:
+    """Return as whom to try: the one named, ourselves, or the first who has a directory on scratch."""
+    if name is not None:
+        return pwd.getpwnam(name)
+    if os.geteuid() != 0:
+        return pwd.getpwuid(os.geteuid())
+
+    def work(report: Callable[[dict[str, Any]], None]) -> None:
+        for template in site.templates:
+            for home in find.homes(template, site.cluster):
+                if home.uid >= site.min_uid:
+                    report({"uid": home.uid})
+
+    child = asuser.start(work, uid=None, gid=None, user=None, places=[])
+    for uid in sorted({fact["uid"] for fact in child.facts(time.monotonic() + _PATIENCE)}):
+        try:
+            return pwd.getpwuid(uid)
+        except KeyError:
+            continue
+    return None
+
+
+def _interpreters(site: Settings, who: pwd.struct_passwd) -> Iterator[Interpreter]:
+    above = os.path.dirname(site.package)
+    for hook, (options, needs) in _NEEDS.items():
+        as_user = hook == "task-prolog" and os.geteuid() == 0 != who.pw_uid
+        code = f"import sys; sys.path.append({above!r}); {needs}; print('%d.%d.%d' % sys.version_info[:3])"
+        extra: dict[str, Any] = {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []} if as_user else {}
+        name = who.pw_name if as_user else pwd.getpwuid(os.geteuid()).pw_name
+        fact = Interpreter(site.python, hook, name)
+        try:
+            done = subprocess.run(
+                [site.python, *options, "-c", code], env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True,
+                text=True, errors="replace", timeout=_PYTHON, check=False, **extra,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            yield replace(fact, error=getattr(error, "strerror", None) or "it does not answer")
+            continue
+        if done.returncode == 0:
+            yield replace(fact, version=done.stdout.strip())
+        else:
+            words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            yield replace(fact, error=words[-1])
+
+
+# -------------------------------------------------------------------------------------------------------------- Slurm
+
+
+def _wiring(site: Settings, hooks: str) -> Wiring:
+    ask = site.tree["slurm"]
+    try:
+        running = slurm.Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"]).config()
+    except slurm.Unknown as error:
+        return Wiring(unknown=str(error))
+    conf = running.get("SLURM_CONF", "")
+    written = read_conf(conf)
+    patterns = check.values(running, "Epilog")
+    epilogs = [path for pattern in patterns for path in (_matches(pattern) if _is_glob(pattern) else [pattern])]
+    empty = next((pattern for pattern in patterns if _is_glob(pattern) and not glob.glob(pattern)), "")
+    beside = os.path.dirname(conf)
+    enroot = os.environ.get("ENROOT_SYSCONF_PATH", "/etc/enroot")
+    chain = site.task_prolog_chain
+    return Wiring(
+        conf=conf,
+        running=running,
+        file=written,
+        task_prologs=tuple(script(path, "task-prolog", hooks) for path in check.values(running, "TaskProlog")),
+        epilogs=tuple(script(path, "epilog", hooks) for path in epilogs),
+        epilog_pattern=empty,
+        chain=script(chain, "task-prolog", hooks) if chain else None,
+        tmpfs_dirs=_tmpfs_dirs(running, beside),
+        pyxis=_pyxis((check.values(running, "PlugStackConfig") or [f"{beside}/plugstack.conf"])[0]),
+        container_mounts=tuple(_mounts_of(enroot)),
+        enroot=enroot,
+    )
+
+
+def _matches(pattern: str) -> list[str]:
+    """In the order in which Slurm runs them: from the end of the alphabet."""
+    return sorted(glob.glob(pattern), reverse=True)
+
+
+def _is_glob(text: str) -> bool:
+    return any(ch in text for ch in "*?[")
+
+
+def read_conf(path: str, depth: int = 0) -> dict[str, str]:
+    """Return the keys of slurm.conf with the files that it includes; {} where it cannot be read. The last of several counts."""
+    keys: dict[str, str] = {}
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read().replace("\\\n", " ").splitlines()
+    except OSError:
+        return keys
+    for line in lines:
+        text = line.partition("#")[0].strip()
+        word, _, rest = text.partition(" ")
+        if word.lower() == "include" and depth < 5:
+            for included in sorted(glob.glob(os.path.join(os.path.dirname(path), rest.strip()))):
+                keys.update(read_conf(included, depth + 1))
+        elif "=" in text:
+            key, _, value = text.partition("=")
+            if key.strip().lower() == "epilog" and "Epilog" in keys:
+                keys[f"Epilog[{sum(name.startswith('Epilog') for name in keys)}]"] = value.strip().strip('"')
+            else:
+                keys["Epilog" if key.strip().lower() == "epilog" else key.strip()] = value.strip().strip('"')
+    return keys
+
+
+def script(path: str, name: str, hooks: str) -> Script:
+    """Return what there is to tell of a file that Slurm runs as `name`."""
+    real = os.path.realpath(path)
+    try:
+        with open(real, encoding="utf-8", errors="replace") as file:
+            text = file.read(_SCRIPT)
+            mode = os.fstat(file.fileno()).st_mode
+    except OSError:
+        return Script(path, "missing", executable=False)
+    executable = mode & 0o111 == 0o111 if name == "task-prolog" else bool(mode & 0o111)
+    if _OURS.search(text):
+        found = _LIB_OF.search(text)
+        lib = (found[1] or found[2]) if found else ""
+        return Script(path, "ours", executable, lib, _is_shipped(name, lib, text), _insecure(real))
+    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    calls = f"{hooks}/{name}" in code or f"jobcache/{name}" in code
+    return Script(path, "chained" if calls else "other", executable)
+
+
+def _is_shipped(name: str, lib: str, text: str) -> bool:
+    try:
+        return apply.hook_text(name, lib) == text
+    except (apply.ApplyError, OSError):
+        return False
+
+
+def _tmpfs_dirs(running: Mapping[str, str], beside: str) -> tuple[str, ...]:
+    """Directories that each job has for itself by job_container/tmpfs, or namespace/tmpfs from 25.11."""
+    if not any(running.get(key, "").endswith("/tmpfs") for key in ("JobContainerType", "NamespaceType")):
+        return ()
+    for name in ("job_container.conf", "namespace.yaml"):
+        try:
+            with open(f"{beside}/{name}", encoding="utf-8", errors="replace") as file:
+                found = re.search(r"^[^#]*?\bdirs\s*[=:]\s*[\"']?([^\s\"'#]+)", file.read(), re.IGNORECASE | re.MULTILINE)
+        except OSError:
+            continue
+        if found:
+            return tuple(found[1].split(","))
+    return ("/tmp", "/dev/shm")
+
+
+def _pyxis(path: str, depth: int = 0) -> str:
+    """Return the line of plugstack.conf that loads pyxis, with its file; "" where none does."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        words = line.partition("#")[0].split()
+        if words and words[0] == "include" and len(words) > 1 and depth < 5:
+            for included in sorted(glob.glob(os.path.join(os.path.dirname(path), words[1]))):
+                found = _pyxis(included, depth + 1)
+                if found:
+                    return found
+        elif any("pyxis" in word for word in words):
+            return f"{path}: {' '.join(words)}"
+    return ""
+
+
+def _mounts_of(enroot: str) -> Iterator[str]:
+    """Yield what enroot mounts into every container at its own place, by its files in mounts.d."""
+    for name in sorted(glob.glob(f"{enroot}/mounts.d/*.fstab")):
+        try:
+            with open(name, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    words = line.partition("#")[0].split()
+                    if len(words) >= 2 and words[0].rstrip("/") == "/" + words[1].strip("/"):
+                        yield words[0].rstrip("/") or "/"
+        except OSError:
+            continue
+
+
+# ------------------------------------------------------------------------------------------------------------ scratch
+
+
+def _scratch(site: Settings, text: str, who: pwd.struct_passwd, node: str) -> Scratch:
+    """Try one template as an ordinary user, in a child with a deadline."""
+    template = layout.Template(text)
+    local = any(text.startswith(below.rstrip("/") + "/") for below in site.tree["node_local"])
+    facts = Scratch(text, who.pw_name, local=local, has_node=(True, "node") in template.parts)
+    try:
+        place = template.bind(user=who.pw_name, uid=who.pw_uid, cluster=site.cluster, node=node)
+    except layout.BadName as error:
+        return replace(facts, error=str(error))
+    facts = replace(facts, parent=place.parent)
+    meeting = None if local or facts.has_node else Meeting.of(os.environ)
+    if who.pw_uid == 0:
+        return replace(facts, error="scratch is never tried as root; name a user with --user")
+    told = _ask(_Trial(place.parent, meeting), who, _PATIENCE + (_ACROSS if meeting else 0.0))
+    facts = replace(facts, **{key: value for key, value in told.items() if key != "squash"})
+    if facts.above:
+        fstype, options = _mount_of(facts.above)
+        facts = replace(facts, fstype=fstype, options=options)
+    if os.geteuid() == 0 and told.get("squash"):
+        seen = _ask(_Squash(facts.above), None, _PATIENCE)
+        facts = replace(facts, squashed=seen.get("squashed"))
+    return facts
+
+
+def _ask(work: "asuser.Work", who: Optional[pwd.struct_passwd], patience: float) -> dict[str, Any]:
+    """Return what a child has found out; `hung`: what it was at when its time was over."""
+    uid, gid, user = (who.pw_uid, who.pw_gid, who.pw_name) if who else (None, None, None)
+    child = asuser.start(work, uid=uid, gid=gid, user=user, places=[])
+    told: dict[str, Any] = {"step": "starting"}
+    for fact in child.facts(time.monotonic() + patience):
+        told.update(fact)
+    step = told.pop("step")
+    if child.status == "late":
+        told["hung"] = step
+    elif child.status != "done" and "error" not in told:
+        told["error"] = child.error or "the process that tried it was killed"
+    return told
+
+
+class Meeting:
+    """The tasks of one step that find out together whether a lock reaches from node to node: one a node, node 0 leads."""
+
+    def __init__(self, name: str, at: int, nodes: int, node: str) -> None:
+        self.name, self.at, self.nodes, self.node = name, at, nodes, node
+
+    @staticmethod
+    def of(environ: "Mapping[str, str]") -> "Optional[Meeting]":
+        """Return the meeting of this step, None where it is on one node, or this is not the node's first task."""
+        numbers = [environ.get(f"SLURM_{key}", "") for key in ("JOB_ID", "STEP_ID", "NODEID", "STEP_NUM_NODES")]
+        if not all(number.isdigit() for number in numbers) or environ.get("SLURM_LOCALID") != "0":
+            return None
+        job_id, step, at, nodes = map(int, numbers)
+        if nodes < 2:
+            return None
+        return Meeting(layout.new_name(job_id, f"check{step}"), at, nodes, environ.get("SLURMD_NODENAME", f"node{at}"))
+
+
+class _Trial:
+    """The work of a child that is a user: is there room, can it write, does flock exclude."""
+
+    def __init__(self, parent: str, meeting: Optional[Meeting]) -> None:
+        self.parent = parent
+        self.meeting = meeting
+
+    def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
+        report({"step": f"looking for {self.parent}"})
+        try:
+            above, fd = _nearest(self.parent)
+        except OSError as error:
+            report({"error": str(error), "link": error.errno in (errno.ELOOP, errno.ENOTDIR)})
+            return
+        report({"above": above, "step": f"asking {above} for its size"})
+        room = os.fstatvfs(fd)
+        report({
+            "total": room.f_blocks * room.f_frsize, "free": room.f_bavail * room.f_frsize,
+            "inodes": room.f_files, "inodes_free": room.f_favail, "squash": stat.S_IMODE(os.fstat(fd).st_mode) & 0o077 == 0,
+        })  # fmt: skip
+        try:
+            report({"step": f"writing in {above}"})
+            with _Directory(fd, layout.new_name(os.getpid(), "check" + cachedir.nonce())) as made:
+                report({"step": f"locking in {above}"})
+                report({"flock": _excludes(made)})
+            if self.meeting:
+                report({"step": f"meeting the other nodes in {above}"})
+                report({"across": meet(fd, self.meeting, time.monotonic() + _ACROSS)})
+        except OSError as error:
+            report({"error": str(error)})
+
+
+def _nearest(path: str) -> tuple[str, int]:
+    """Return the longest part of a path that exists, and a descriptor of it. Raise OSError."""
+    while True:
+        try:
+            return path or "/", cachedir.open_directory(path or "/")
+        except FileNotFoundError:
+            path = path.rpartition("/")[0]
+
+
+class _Directory:
+    """A directory for the length of a block, named and filled like a cache that is being made: `with … as its path`."""
+
+    def __init__(self, parent_fd: int, name: str, leave: bool = False) -> None:
+        self._parent_fd, self._name, self._leave = parent_fd, name, leave
+
+    def __enter__(self) -> str:
+        path = f"/proc/self/fd/{self._parent_fd}/{self._name}"
+        for name in (path, f"{path}/{layout.META}"):
+            try:
+                os.mkdir(name, 0o700)
+            except FileExistsError:
+                pass
+        return f"{path}/{layout.META}"
+
+    def __exit__(self, *exc: object) -> None:
+        if self._leave:
+            return
+        fd = os.open(self._name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._parent_fd)
+        try:
+            tally = reaper.delete(self._parent_fd, self._name, fd, time.monotonic() + _PATIENCE)
+        finally:
+            os.close(fd)
+        if not tally.done:
+            raise OSError(errno.EIO, f"what was written cannot be deleted: {tally.error}", self._name)
+
+
+def _open_lock(directory: str) -> int:
+    return os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _excludes(directory: str) -> str:
+    """Hold a lock, and let another process try it: EXCLUDED, OBTAINED, or why it cannot be told."""
+    fd = _open_lock(directory)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_try(directory))
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return {0: EXCLUDED, 1: OBTAINED}.get(status, "the other process got an error")
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        os.close(fd)
+
+
+def _try(directory: str) -> int:
+    """Exit status of a process that tries the lock: 0 it is kept out, 1 it gets it, 2 an error."""
+    try:
+        return 1 if _takes(directory) else 0
+    except BaseException:  # noqa: BLE001 - a forked child: nothing may leave it but its status
+        return 2
+
+
+def _takes(directory: str) -> bool:
+    fd = _open_lock(directory)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def meet(parent_fd: int, meeting: Meeting, until: float) -> dict[str, str]:
+    """Return what became of the nodes that tried a lock which node 0 held: EXCLUDED, OBTAINED, or words; by node.
+
+    Node 0 tells of all the others, each of these of itself. Their names are what they say to each other.
+    """
+    with _Directory(parent_fd, meeting.name, leave=meeting.at != 0) as directory:
+        if meeting.at != 0:
+            if not _appears(directory, lambda name: name == "held", 1, until):
+                return {meeting.node: "node 0 did not say that it holds the lock"}
+            result = OBTAINED if _takes(directory) else EXCLUDED
+            _touch(f"{directory}/{result}.{meeting.node}")
+            return {meeting.node: result}
+        fd = _open_lock(directory)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _touch(f"{directory}/held")
+            said = _appears(directory, lambda name: "." in name, meeting.nodes - 1, until)
+            results = {name.partition(".")[2]: name.partition(".")[0] for name in said}
+        finally:
+            os.close(fd)
+    silent = meeting.nodes - 1 - len(results)
+    return {**results, **({f"({silent} more)": "they said nothing"} if silent else {})}
+
+
+def _touch(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _appears(directory: str, wanted: Callable[[str], bool], count: int, until: float) -> list[str]:
+    """Return the names that are wanted, when there are `count` of them or time is over."""
+    while True:
+        names = [name for name in os.listdir(directory) if wanted(name)]
+        if len(names) >= count or time.monotonic() >= until:
+            return names
+        time.sleep(_PAUSE)
+
+
+class _Squash:
+    """The work of a child that is root, and looks whether it may look."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
+        report({"step": f"looking at {self.path} as root"})
+        try:
+            os.listdir(self.path)
+        except PermissionError:
+            report({"squashed": True})
+        else:
+            report({"squashed": False})
+
+
+def _mount_of(path: str) -> tuple[str, tuple[str, ...]]:
+    """Return the filesystem's type and options, from the mount table alone: scratch may hang."""
+    best, found = "", ("", ())  # type: tuple[str, tuple[str, tuple[str, ...]]]
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            left, _, right = line.rstrip("\n").partition(" - ")
+            point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), left.split(" ")[4])
+            if check.is_below(path, point) and len(point) >= len(best):
+                words = right.split(" ")
+                best, found = point, (words[0], (*left.split(" ")[5].split(","), *words[2].split(",")))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- log and sweep
+
+
+def _log(site: Settings) -> Log:
+    facts = Log(site.log_file, syslog=site.log_socket)
+    if site.log_socket:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+                probe.connect(site.log_socket)
+        except OSError as error:
+            facts = replace(facts, syslog_error=error.strerror or str(error))
+    if not site.log_file:
+        return facts
+    above = os.path.dirname(site.log_file)
+    target = site.log_file if os.path.lexists(site.log_file) else above
+    if os.path.islink(site.log_file) or (os.path.lexists(site.log_file) and not os.path.isfile(site.log_file)):
+        return replace(facts, error="not a plain file, so nothing is written to it")
+    if not os.path.exists(target):
+        return replace(facts, error=f"{above} is not there")
+    if not os.access(target, os.W_OK):
+        return replace(facts, error="cannot be written")
+    return replace(facts, insecure=_insecure(target), **_from_events(_tail(site.log_file), time.time()))
+
+
+def _tail(path: str) -> Iterator[dict[str, Any]]:
+    """Yield the last events of a log."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            yield event
+
+
+def _from_events(events: Iterator[dict[str, Any]], now: float) -> dict[str, Any]:
+    """Return failures, last_sweep and sweep_error, as `Log` has them."""
+    failures: dict[str, int] = {}
+    last: Optional[float] = None
+    error = ""
+    for event in events:
+        try:
+            ago = now - _epoch(event["ts"])
+        except (KeyError, ValueError, TypeError):
+            continue
+        if event.get("event") == "hook.failed" and ago < _DAY:
+            reason = str(event.get("reason"))
+            failures[reason] = failures.get(reason, 0) + 1
+        elif event.get("event") == "sweep.finished":
+            last, error = ago, str(event.get("error") or event.get("reason") or "")
+    return {"failures": failures, "last_sweep": last, "sweep_error": error}
+
+
+def _epoch(stamp: str) -> float:
+    from calendar import timegm
+
+    return float(timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S")))
+
+
+def _schedule() -> Schedule:
+    systemd = os.path.isdir("/run/systemd/system")
+    timer = ""
+    if systemd and shutil.which("systemctl"):
+        timer = _systemctl("jobcache-sweep.timer")
+    idle = ""
+    if os.path.exists("/etc/cron.d/jobcache"):
+        defaults = _read("/etc/default/jobcache")
+        if systemd:
+            idle = "it leaves the sweep to systemd"
+        elif "JOBCACHE_SWEEP" not in defaults:
+            idle = "/etc/default/jobcache sets no JOBCACHE_SWEEP"
+        elif not any(os.path.exists(f"/var/run/{name}.pid") for name in ("crond", "cron")):
+            idle = "no cron daemon runs"
+    return Schedule(systemd, timer, os.path.exists("/etc/cron.d/jobcache"), idle)
+
+
+def _systemctl(unit: str) -> str:
+    argv = ["systemctl", "show", unit, "--property=LoadState,ActiveState"]
+    try:
+        said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "not told by systemctl"
+    state = dict(line.partition("=")[::2] for line in said.splitlines())
+    return (
+        "active"
+        if state.get("ActiveState") == "active"
+        else state.get("ActiveState", "")
+        if state.get("LoadState") == "loaded"
+        else "missing"
+    )
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

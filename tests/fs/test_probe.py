@@ -1,0 +1,252 @@
+"""`jobcache check` on scratches, logs and configurations that are broken for real; Slurm's part is in tests/cluster."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pwd
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from hungfs import hung
+from jobcache import asuser, probe
+from jobcache.cli import main
+from mounts import mount
+from site_dir import ALICE, Site
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts filesystems, and becomes other users")
+Row = dict[str, str]
+
+
+def findings(site: Site, *options: str) -> tuple[int, dict[str, list[Row]]]:
+    """Exit status and what was found, by name."""
+    argv = ["check", "--config", str(site.dir / "jobcache.yaml"), "--hooks", str(site.hooks), "--json", *options]
+    result = CliRunner().invoke(main, argv, catch_exceptions=False)
+    by_name: dict[str, list[Row]] = {}
+    for row in json.loads(result.stdout):
+        by_name.setdefault(row["name"], []).append(row)
+    return result.exit_code, by_name
+
+
+def level(site: Site, name: str, *options: str) -> str:
+    """The worst that is said under a name."""
+    rows = findings(site, *options)[1].get(name, [])
+    return max((row["level"] for row in rows), key=["", "ok", "warning", "problem"].index, default="")
+
+
+@pytest.fixture
+def home(site: Site) -> Path:
+    """Alice's directory on scratch, with a cache in it."""
+    site.task_prolog()
+    return site.cache().parent
+
+
+@needs_root
+def test_scratch_as_its_user(site: Site, home: Path) -> None:
+    """Without being told, it tries as a user who has a directory there, and leaves nothing behind."""
+    _, found = findings(site)
+    for name in ("writable", "flock", "space"):
+        (row,) = found[name]
+        assert row["level"] == "ok", row
+    assert f" as {ALICE}" in found["writable"][0]["fact"]
+    assert sorted(path.name for path in home.iterdir()) == ["hf-datasets-4242"]
+
+
+@needs_root
+def test_nobody_has_a_directory_yet(site: Site) -> None:
+    """Then it says that nobody tried, and tries as whom it is told to: the directory can be made."""
+    assert "--user" in findings(site)[1]["writable"][0]["fact"]
+    (row,) = findings(site, "--user", ALICE)[1]["writable"]
+    assert row["level"] == "ok" and "is not there yet" in row["fact"]
+    assert list(site.scratch.iterdir()) == []
+
+
+@needs_root
+def test_scratch_is_closed(site: Site) -> None:
+    """A scratch in which users may make nothing."""
+    site.scratch.chmod(0o755)
+    status, found = findings(site, "--user", ALICE)
+    assert status == 1 and "Permission denied" in found["writable"][0]["fact"]
+
+
+@needs_root
+def test_a_users_symlink_is_in_the_path(site: Site) -> None:
+    """It would not be followed by the hooks, which check says."""
+    os.symlink(site.dir, site.scratch / ALICE)
+    os.lchown(site.scratch / ALICE, pwd.getpwnam(ALICE).pw_uid, -1)
+    assert level(site, "link", "--user", ALICE) == "problem"
+
+
+@needs_root
+def test_scratch_hangs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found within the deadline, and check ends."""
+    monkeypatch.setattr(probe, "_PATIENCE", 1.0)
+    (site.scratch / ALICE).mkdir()
+    with hung(site.scratch / ALICE, killable=True):
+        status, found = findings(site, "--user", ALICE)
+    (row,) = [row for row in found["answers"] if row["area"] == "scratch"]
+    assert status == 1 and "looking for" in row["fact"]
+
+
+@needs_root
+def test_scratch_is_full(site: Site, home: Path) -> None:
+    """A filesystem without a free block, and one without a free inode, though neither is an error yet."""
+    for options, fill, name in (("size=400k", 395, "space"), ("size=1m,nr_inodes=220", 0, "inodes")):
+        with mount("tmpfs", home, "tmpfs", f"{options},mode=1777"):
+            (home / "a").write_bytes(b"x" * fill * 1024)
+            if not fill:
+                for number in range(214):
+                    (home / str(number)).touch()
+            assert level(site, name, "--user", ALICE) in ("warning", "problem")
+            assert level(site, "filesystem", "--user", ALICE) == "warning"  # a tmpfs, and not in node_local
+
+
+@needs_root
+def test_flock_that_does_not_exclude(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """flock as some mounts have it: it says yes to everybody; or it is not there at all."""
+    monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
+    assert level(site, "flock") == "warning"
+
+    def missing(fd: int, how: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    (row,) = findings(site)[1]["flock"]
+    assert row["level"] == "warning" and "not implemented" in row["fact"]
+
+
+@needs_root
+@pytest.mark.parametrize("lock, result", [(True, probe.EXCLUDED), (False, probe.OBTAINED)])
+def test_two_nodes_meet(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch, lock: bool, result: str) -> None:
+    """Two processes that stand for two nodes agree on what they saw, whoever comes first, and clear up."""
+    if not lock:
+        monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
+    children = {}
+    for at in (1, 0):
+        meeting = probe.Meeting(".jobcache-new-7-check0", at, 2, f"n{at + 1}")
+
+        def work(report: Any, meeting: probe.Meeting = meeting) -> None:
+            fd = os.open(home, os.O_RDONLY)
+            report({"across": probe.meet(fd, meeting, time.monotonic() + 20)})
+
+        children[at] = asuser.start(work, uid=home.stat().st_uid, gid=None, user=None, places=[])
+    for child in children.values():
+        assert list(child.facts(time.monotonic() + 30)) == [{"across": {"n2": result}}]
+    assert site.debris() == []
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_NODES": "1"}, None),
+        ({"SLURM_LOCALID": "1"}, None),
+        ({"SLURM_STEP_NUM_NODES": "2"}, ".jobcache-new-7-check3"),
+    ],
+)  # fmt: skip
+def test_who_meets(change: dict[str, str], expected: str | None) -> None:
+    """The first task of each node of a step on several nodes."""
+    environ = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_NODEID": "1", "SLURM_LOCALID": "0", **change}
+    meeting = probe.Meeting.of(environ)
+    assert (meeting.name if meeting else None) == expected
+
+
+def test_a_configuration_that_is_wrong(site: Site) -> None:
+    """All its problems are said, and the rest is looked at all the same."""
+    with (site.dir / "jobcache.yaml").open("a") as file:
+        file.write("moed: on\n")
+    status, found = findings(site)
+    assert status == 1 and "moed" in found["valid"][0]["fact"] and "TaskProlog" not in found
+
+
+def test_a_configuration_that_is_not_compiled(site: Site) -> None:
+    """Edited, and not applied: said for each file. Nothing compiled at all: said."""
+    text = (site.dir / "jobcache.yaml").read_text()
+    (site.dir / "jobcache.yaml").write_text(text + "keep_failed: 1h\n")
+    assert level(site, "current") == "problem"
+    (site.hooks / "settings.json").unlink()
+    assert level(site, "compiled") == "problem"
+
+
+def test_a_policy_that_others_may_write(site: Site) -> None:
+    """Root would obey whoever did."""
+    (site.hooks / "policy.sh").chmod(0o666)
+    assert level(site, "private") == "problem"
+
+
+def test_switched_off(site: Site) -> None:
+    """By the file, and by the mode."""
+    (site.hooks / "off").touch()
+    assert level(site, "off") == "warning"
+    (site.hooks / "off").unlink()
+    site.configure(mode="observe")
+    assert level(site, "mode") == "warning"
+
+
+@needs_root
+def test_a_python_that_needs_ld_library_path(site: Site, home: Path) -> None:
+    """It works in an admin's shell; in the hooks, which have no such variable, it does not."""
+    program = site.dir / "python"
+    program.write_text(
+        '#!/bin/sh\n[ -n "$LD_LIBRARY_PATH" ] || { echo "libpython.so.1.0: cannot open" >&2; exit 127; }\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    program.chmod(0o755)
+    settings = site.hooks / "settings.json"
+    settings.write_text(settings.read_text().replace(json.dumps(sys.executable), json.dumps(str(program))))
+    rows = findings(site)[1]["python"]
+    assert [row["level"] for row in rows] == ["problem", "problem"]
+    assert all("libpython.so.1.0" in row["fact"] for row in rows)
+
+
+@needs_root
+def test_a_python_that_users_cannot_reach(site: Site, home: Path) -> None:
+    """Root's is fine, and the TaskProlog's is not."""
+    inner = site.dir / "closed"
+    inner.mkdir(0o700)
+    (inner / "python").symlink_to(sys.executable)
+    settings = site.hooks / "settings.json"
+    settings.write_text(settings.read_text().replace(json.dumps(sys.executable), json.dumps(str(inner / "python"))))
+    rows = {row["fact"].partition(", for ")[2].partition(":")[0]: row["level"] for row in findings(site)[1]["python"]}
+    assert rows["task-prolog"] == "problem"
+
+
+@needs_root
+def test_the_log(site: Site, home: Path) -> None:
+    """Written by others, not to be written, no file; a system log that is gone; hooks that failed; a sweep long ago."""
+    site.epilog(SLURM_JOB_ID="x")  # Slurm's variables make no sense
+    assert level(site, "hook failures") == "warning"
+    site.log.chmod(0o666)
+    assert level(site, "file") == "problem"
+    site.log.unlink()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 200000))
+    site.log.write_text(json.dumps({"ts": stamp, "event": "sweep.finished", "level": "info", "outcome": "finished"}) + "\n")
+    assert level(site, "last") == "warning"
+    site.log.unlink()
+    site.log.symlink_to("/dev/null")
+    assert level(site, "file") == "problem"
+    site.log.unlink()
+    site.configure(log={"file": f"{site.dir}/nowhere/events.jsonl", "syslog": f"{site.dir}/nobody"})
+    assert level(site, "file") == "problem"
+    assert level(site, "syslog") == "warning"
+    site.configure(log={"file": None, "syslog": False})
+    assert level(site, "syslog") == "warning"
+
+
+def test_slurm_conf_is_read_as_slurm_reads_it(tmp_path: Path) -> None:
+    """Includes, comments, continued lines, several Epilogs, keys of any case."""
+    (tmp_path / "more.conf").write_text("PrivateData=jobs # who\n")
+    (tmp_path / "slurm.conf").write_text(
+        "# TaskProlog=/no\nTaskProlog=/a\nepilog=/b\nEpilog=/c\nInclude more.conf\nPrologFlags=Alloc,\\\nContain\n"
+    )
+    found = probe.read_conf(str(tmp_path / "slurm.conf"))
+    assert {**found, "PrologFlags": found["PrologFlags"].replace(" ", "")} == {
+        "TaskProlog": "/a", "Epilog": "/b", "Epilog[1]": "/c", "PrivateData": "jobs", "PrologFlags": "Alloc,Contain",
+    }  # fmt: skip
+    assert probe.read_conf(str(tmp_path / "none.conf")) == {}
