@@ -87,6 +87,29 @@ def check(config_file: str, hooks: "str | None", user: "str | None", node: "str 
     sys.exit(cli_check.check_command(os.path.abspath(config_file), lib, user, node, as_json))
 
 
+@main.command()
+@_config_option
+@click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
+@click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("job_id", metavar="JOBID", type=click.IntRange(min=1))
+@click.argument("files", metavar="[FILE]...", nargs=-1)
+def explain(**options: "Any") -> None:
+    """Tell the life of a job's cache, and why it is not there.
+
+    JOBID is the raw job id. FILEs hold events: the log, what a rotation made of it, compressed or not, exports of a system
+    log, a directory of these, or - for standard input. Without any: the site's log and this host's system log.
+
+    \b
+    Example:
+      jobcache explain 4242
+      jobcache explain 4242 /var/log/jobcache/events.jsonl* /var/log/syslog
+    """
+    from jobcache import cli_explain
+
+    sys.exit(cli_explain.explain_command(**options))
+
+
 @main.command("show-config")
 @_config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: key, value, origin.")

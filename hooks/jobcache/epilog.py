@@ -103,6 +103,7 @@ class Lazily:
 def run(job: Job, compiled: settings.Settings, log: Lazily, uptime: float, until: float) -> None:
     """Release and reap the caches of `job` on this node, and say what became of them."""
     known = {"node": job.node, "job_id": job.job_id, "uid": job.uid, "user": job.user}
+    known.update((key, os.environ.get(f"SLURM_JOB_{key.upper()}") or None) for key in ("partition", "account"))
     children = []
     for filesystem, templates in by_filesystem(compiled.templates).items():
         try:

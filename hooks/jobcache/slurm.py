@@ -73,6 +73,26 @@ class Slurm:
             raise Unknown("slurm_malformed", f"{self._scontrol} show config names no ClusterName")
         return name
 
+    def job(self, job_id: int) -> "dict[str, str]":
+        """Return what `scontrol show job` says of this job, value by key; times are seconds since the epoch. Raise Unknown."""
+        answer = self._ask(self._scontrol, "--oneliner", "show", "job", str(job_id), SLURM_TIME_FORMAT="%s")
+        for line in answer.splitlines():  # a line for each task of an array, each part of a het job
+            fields = dict(re.findall(r"(?:^|\s)([A-Z][A-Za-z/:]*)=(\S*)", line))
+            if fields.get("JobId") == str(job_id):
+                return fields
+        raise Unknown("slurm_malformed", f"scontrol does not show job {job_id}")
+
+    def accounted(self, job_id: int) -> "dict[str, str]":
+        """Return what sacct says of this job, by the names of its columns; times as above. Raise Unknown."""
+        columns = ("JobIDRaw", "State", "User", "NodeList", "Partition", "Account", "Start", "End")
+        sacct = f"{os.path.dirname(self._scontrol)}/sacct" if "/" in self._scontrol else "sacct"
+        options = ("--noheader", "--parsable2", "--allocations", f"--jobs={job_id}", f"--format={','.join(columns)}")
+        for line in self._ask(sacct, *options, SLURM_TIME_FORMAT="%s").splitlines():
+            words = line.split("|")
+            if len(words) == len(columns) and words[0] == str(job_id):
+                return dict(zip(columns, words))
+        raise Unknown("slurm_malformed", f"sacct does not know job {job_id}")
+
     def listing(self, cluster: str, *, only_own: bool = False) -> Listing:
         """Return the jobs alive in `cluster`. Raise Unknown where the answer is not known to be whole.
 
@@ -96,12 +116,12 @@ class Slurm:
                 jobs.setdefault(leader, set()).add(uid)
         return Listing(at, jobs)
 
-    def _ask(self, name: str, *options: str) -> str:
-        """Return what a command prints. Raise Unknown."""
+    def _ask(self, name: str, *options: str, **variables: str) -> str:
+        """Return what a command prints, with these variables in its environment. Raise Unknown."""
         program = name if "/" in name else shutil.which(name, path=PATH)
         if program is None:
             raise Unknown("slurm_missing", f"there is no {name} in {PATH}")
-        env = {"PATH": PATH, "LC_ALL": "C"}
+        env = {"PATH": PATH, "LC_ALL": "C", **variables}
         if self._conf:
             env["SLURM_CONF"] = self._conf
         try:

@@ -1,0 +1,111 @@
+"""The command `explain`: where it looks for events, and how the story is printed."""
+
+import glob
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import IO, Optional, Union
+
+import click
+
+from jobcache import eventlog, evidence, explain
+from jobcache.cli_sweep import _plain as plain
+from jobcache.cli_sweep import load
+from jobcache.settings import Settings
+
+_SYSTEM_LOGS = ("/var/log/syslog", "/var/log/messages")
+
+
+def explain_command(
+    config_file: str, hooks: Optional[str], job_id: int, files: tuple[str, ...], node: Optional[str], as_json: bool
+) -> int:
+    """Print the story of a job; return the exit status, 1 where nothing at all is known of it."""
+    site, _ = load(config_file, hooks)
+    node = node or socket.gethostname().partition(".")[0]
+    tally = eventlog.Tally()
+    with sources(site, files) as found:
+        events = list(eventlog.read(found, tally, job_id))
+    slurm = evidence.ask_slurm(site, job_id)
+    trouble: list[str] = []
+    there = evidence.still_there(site, job_id, _whose(events, slurm), node, trouble)
+    names = tuple(source for source in found if isinstance(source, str))
+    told = explain.tell(
+        job_id, events, there, slurm, explain.Site(site.hash, site.tree["mode"], _first(names), names), "; ".join(trouble)
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(told), indent=1))
+    else:
+        _print(told)
+    for broken in tally.broken:
+        click.echo(f"not read to its end: {plain(broken)}", err=True)
+    if tally.torn:
+        click.echo(f"{tally.torn} lines were cut short, or forged, and passed over", err=True)
+    return 0 if told.known else 1
+
+
+@contextmanager
+def sources(site: Settings, files: tuple[str, ...]) -> "Iterator[list[Union[str, IO[bytes]]]]":
+    """The files to read, oldest first: those named, else the site's log and this host's system log, with what was rotated."""
+    if files:
+        yield list(dict.fromkeys(path for name in files for path in ([name] if name == "-" else _named(name))))
+        return
+    found: list[Union[str, IO[bytes]]] = [*(eventlog.rotations(site.log_file) if site.log_file else [])]
+    found += [path for log in _SYSTEM_LOGS for path in eventlog.rotations(log) if os.access(path, os.R_OK)]
+    program = shutil.which("journalctl", path="/usr/bin:/bin")
+    if program is None or not glob.glob("/var/log/journal/*/*.journal") + glob.glob("/run/log/journal/*/*.journal"):
+        yield found
+        return
+    argv = [program, "--output=json", "--quiet", "--no-pager", "--identifier=jobcache"]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as journal:
+        assert journal.stdout is not None
+        yield [*found, journal.stdout]
+        journal.kill()
+
+
+def _named(name: str) -> list[str]:
+    if not os.path.exists(name):
+        raise click.BadParameter(f"{name}: there is no such file", param_hint="FILE")
+    return sorted(glob.glob(f"{glob.escape(name)}/*")) if os.path.isdir(name) else [name]
+
+
+def _whose(events: list[eventlog.Event], slurm: explain.Slurms) -> Optional[int]:
+    """The uid of the job's user, as root's events or Slurm say; without root, only one's own is looked at."""
+    if os.geteuid() != 0:
+        return os.geteuid()
+    try:
+        return pwd.getpwnam(slurm.user).pw_uid
+    except KeyError:
+        uids = {event["uid"] for event in events if event["source"] == eventlog.LOG and event.get("uid")}
+    return uids.pop() if len(uids) == 1 else None
+
+
+def _first(names: tuple[str, ...]) -> str:
+    """The moment of the oldest event there is."""
+    return next((event["ts"] for event in eventlog.read(names, eventlog.Tally())), "")
+
+
+def _print(told: explain.Story) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, soft_wrap=True)
+    slurm = told.slurm
+    state = f"{slurm.state}, by {slurm.by}" if slurm.state else "Slurm does not know it (any more)"
+    facts = [f"of {plain(told.user)}" if told.user else "", f"on {slurm.nodes}" if slurm.nodes else "", f"({state})"]
+    console.print(Text(f"Job {told.job_id} {' '.join(fact for fact in facts if fact)}", style="bold"))
+    styles = {"warning": "yellow", "error": "red", "debug": "dim"}
+    for line in told.lines:
+        at = line.ts[:19].replace("T", " ")
+        console.print(Text(f"  {at}  {plain(line.node):<8} {plain(line.what)}", style=styles.get(line.level, "")))
+    console.print()
+    for part in told.answer.split("\n"):
+        console.print(plain(part))
+    if told.advice:
+        console.print(f"→ {told.advice}")

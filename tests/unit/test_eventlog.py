@@ -1,0 +1,173 @@
+"""Reading events back: whatever form the log has by now, and whatever somebody has written into it."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobcache import eventlog
+
+REAPED = {
+    "ts": "2026-11-22T07:44:48.142Z", "event": "cache.reaped", "level": "info", "cluster": "tiger", "node": "n2", "job_id": 4242,
+    "uid": 65534, "user": "nobody", "path": "/s/nobody/hf-datasets-4242", "run": 0, "outcome": "reaped", "bytes": 7, "files": 2,
+}  # fmt: skip
+
+
+def line(**changes: Any) -> bytes:
+    return json.dumps({**REAPED, **changes}).encode() + b"\n"
+
+
+def read(text: bytes, **options: Any) -> tuple[list[dict[str, Any]], eventlog.Tally]:
+    tally = eventlog.Tally()
+    return list(eventlog.read([io.BytesIO(text)], tally, **options)), tally
+
+
+def jobs(text: bytes, **options: Any) -> list[int]:
+    return [event.get("job_id", 0) for event in read(text, **options)[0]]
+
+
+def test_a_plain_log() -> None:
+    """Every event, in order, with all its fields."""
+    events, tally = read(line() + line(job_id=7))
+    assert [event["job_id"] for event in events] == [4242, 7]
+    assert events[0] == {**REAPED, "source": "log"}
+    assert (tally.lines, tally.events, tally.torn) == (2, 2, 0)
+
+
+def test_one_job() -> None:
+    """Only that job's: not one whose number begins alike, nor one that a path names."""
+    text = line() + line(job_id=42) + line(job_id=42421) + line(job_id=5, path='/s/"job_id": 42/x') + line(job_id=42, run=1)
+    assert [event["run"] for event in read(text, job_id=42)[0]] == [0, 1]
+    assert jobs(json.dumps(REAPED, separators=(",", ":")).encode(), job_id=4242) == [4242]
+
+
+def test_a_span_of_time() -> None:
+    """From a moment on, up to another, whole seconds and fractions alike."""
+    text = b"".join(
+        line(ts=ts, job_id=at + 1)
+        for at, ts in enumerate(("2026-11-21T23:59:59Z", "2026-11-22T00:00:00.001Z", "2026-11-23T00:00:00Z"))
+    )
+    assert jobs(text, since=eventlog.stamp(1795305600)) == [2, 3]
+    assert jobs(text, until=eventlog.stamp(1795305600)) == [1]
+    assert eventlog.epoch("2026-11-22T00:00:00.001Z") == pytest.approx(1795305600.001)
+
+
+def test_torn_lines() -> None:
+    """A full disk cuts a line short; what follows it is read, on a line of its own or behind the cut one."""
+    torn = line()[:100]
+    events, tally = read(torn + b"\n" + line(job_id=5) + torn + line(job_id=6) + torn)
+    assert [event["job_id"] for event in events] == [5, 6]
+    assert tally.torn == 2
+
+
+FORGED = [
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b'{"event": "cache.reaped"}',
+    b'{"event": 7, "ts": "2026-11-22T07:44:48Z"}',
+    b'{"event": "cache.reaped", "ts": "yesterday"}',
+    b'{"event": "cache.reaped", "ts": 7}',
+    b'{"event": "x", ' + b'"a": [' * 5000,
+    b"\xff\xfe\x00" * 100,
+    b"{" + b"x" * (3 << 20),
+    b'{"a":' * 20000,
+]
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=range(len(FORGED)))
+def test_forged_lines(forged: bytes) -> None:
+    """What is no event is passed over, and what comes after it is read."""
+    assert jobs(forged + b"\n" + line()) == [4242]
+
+
+def test_fields_of_another_kind_are_dropped() -> None:
+    """An event with a job's id that is a list has none; numbers that are texts, or true, are none."""
+    (event,) = read(line(job_id=[1], bytes="9", files=True, user={"a": 1}, invented=5))[0]
+    assert set(event) == set(REAPED) - {"job_id", "bytes", "files", "user"} | {"source"}
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes(text: bytes) -> None:
+    """Nothing that a file can hold raises."""
+    read(text + b"\n" + line())
+
+
+@given(st.integers(1, len(line()) - 1), st.integers(0, 255))
+def test_any_byte_changed(at: int, value: int) -> None:
+    """One broken byte costs one event at the most."""
+    broken = bytearray(line())
+    broken[at - 1] = value
+    assert jobs(bytes(broken) + line(job_id=9))[-1] == 9
+
+
+HEADS = (
+    b"Nov 22 07:44:48 n2 jobcache[812]: ",
+    b"<30>Nov 22 07:44:48 jobcache[812]: ",
+    b"2026-11-22T07:44:48+00:00 n2 jobcache: ",
+    b"<30>1 2026-11-22T07:44:48Z n2 jobcache 812 - - ",
+)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_system_log(head: bytes) -> None:
+    """Whatever the system's log puts before it; what others say there is nothing to us."""
+    (event,) = read(head + line() + b"Nov 22 07:44:48 n2 sshd[1]: " + line())[0]
+    assert (event["job_id"], event["source"]) == (4242, "syslog")
+
+
+def entry(sender: int, **changes: Any) -> bytes:
+    return (
+        json.dumps({"_UID": str(sender), "SYSLOG_IDENTIFIER": "jobcache", "MESSAGE": line(**changes).decode().strip()}).encode()
+        + b"\n"
+    )
+
+
+def test_a_journal_knows_who_spoke() -> None:
+    """Users say what their own TaskProlog did, root says the rest; who says another's is not believed."""
+    made = {"event": "cache.created", "outcome": "made"}
+    assert jobs(entry(0) + entry(65534, job_id=5, **made)) == [4242, 5]
+    assert jobs(entry(7, **made) + entry(65534) + entry(7, uid=0)) == []
+    assert jobs(json.dumps({"_UID": "0", "MESSAGE": list(line())}).encode(), job_id=None) == [4242]
+    assert jobs(entry(0), job_id=4242) == [4242]
+
+
+@pytest.mark.parametrize("opener, suffix", [(gzip.open, ".gz"), (bz2.open, ".bz2"), (lzma.open, ".xz")])
+def test_rotated_and_compressed(tmp_path: Path, opener: Any, suffix: str) -> None:
+    """All that a rotation made of a log is found, oldest first, and no other file."""
+    log = tmp_path / "events.jsonl"
+    log.write_bytes(line(job_id=4))
+    (tmp_path / "events.jsonl.1").write_bytes(line(job_id=3))
+    with opener(tmp_path / f"events.jsonl.2{suffix}", "wb") as file:
+        file.write(line(job_id=2))
+    with opener(tmp_path / f"events.jsonl-20261101{suffix}", "wb") as file:
+        file.write(line(job_id=1))
+    for other in ("events.jsonl.bak", "events.jsonl.1~", "events.jsonl.swp"):
+        (tmp_path / other).write_bytes(line(job_id=9))
+    for age, name in enumerate(("events.jsonl.1", f"events.jsonl.2{suffix}", f"events.jsonl-20261101{suffix}")):
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    found = [event["job_id"] for event in eventlog.read(eventlog.rotations(str(log)), eventlog.Tally())]
+    assert found == [1, 2, 3, 4]
+
+
+def test_files_that_break_off(tmp_path: Path) -> None:
+    """A compressed file that ends early, one that is none, one that is gone: what can be read is, and it is said."""
+    text = gzip.compress(b"".join(line(job_id=at + 1) for at in range(2000)))
+    (tmp_path / "a.gz").write_bytes(text[: len(text) // 2])
+    (tmp_path / "b.gz").write_bytes(b"this is no gzip\n")
+    tally = eventlog.Tally()
+    names = [str(tmp_path / name) for name in ("a.gz", "b.gz", "c")]
+    found = [event["job_id"] for event in eventlog.read(names, tally)]
+    assert found == list(range(1, len(found) + 1)) and found
+    assert [broken.partition(":")[0] for broken in tally.broken] == names

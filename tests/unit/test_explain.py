@@ -1,0 +1,105 @@
+"""A job's story: from each kind of event to what became of its cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jobcache
+from jobcache import explain
+from jobcache.explain import Remains, Site, Slurms, tell
+from jobcache.plan import Found
+
+SITE = Site("abc", first="2026-11-01T00:00:00Z", sources=("/var/log/jobcache/events.jsonl",))
+PATH = "/s/alice/hf-datasets-42"
+OVER = Slurms("COMPLETED", "alice", "n1", end="2026-11-22T08:00:00Z")
+
+
+def event(name: str, minute: int, **fields: Any) -> dict[str, Any]:
+    known = {"ts": f"2026-11-22T07:{minute:02d}:00.000Z", "event": name, "level": "info", "node": "n1", "job_id": 42, "run": 0}
+    return {**known, "user": "alice", "path": PATH, "outcome": "", "source": "log", **fields}
+
+
+def remains(**fields: Any) -> Remains:
+    return Remains(Found(kind="cache", path=PATH, job_id=42, run=0, uid=5, identity=("c", 42, 0, 5), nodes=("n1",), **fields))
+
+
+MADE = event("cache.created", 1, outcome="made", source="syslog")
+REAPED = event("cache.reaped", 5, outcome="reaped", bytes=5000, files=3, created_at="2026-11-22T07:01:00Z", policy="abc")
+CASES: dict[str, tuple[list[dict[str, Any]], list[Remains], Slurms, str]] = {
+    "reaped at its end": ([MADE, REAPED], [], OVER, "goes with its job (this one lived 4 min 0 s)"),
+    "by the sweep": ([event("cache.orphan_reaped", 9, outcome="reaped", reason="orphan")], [], OVER, "dead in two listings"),
+    "requeued": ([MADE, REAPED], [], Slurms("PENDING", start=""), "its next run begins with a cache of its own"),
+    "reaped while it ran": ([MADE, REAPED], [], Slurms("RUNNING", start="2026-11-22T07:00:30Z"), "should not have happened"),
+    "offline": ([event("cache.skipped", 1, outcome="skipped", reason="offline")], [], OVER, "HF_HUB_OFFLINE"),
+    "user's value": ([event("cache.skipped", 1, outcome="skipped", reason="user_value")], [], OVER, "left alone"),
+    "a rule": ([event("cache.skipped", 1, outcome="skipped", reason="rule")], [], OVER, "a rule of the site"),
+    "disk full": ([event("cache.skipped", 1, outcome="failed", reason="no_space")], [], OVER, "the disk was full"),
+    "a reason of another version": ([event("cache.skipped", 1, reason="phase_of_moon")], [], OVER, "phase_of_moon"),
+    "alive": ([MADE], [remains()], Slurms("RUNNING"), "used by n1. Its job is RUNNING"),
+    "kept": ([event("cache.kept", 5, outcome="kept", reason="user_keep")], [remains()], OVER, "JOBCACHE=keep"),
+    "an orphan": ([MADE], [remains()], OVER, "which the next sweep reaps"),
+    "slurm forgot": ([MADE], [remains()], Slurms(unknown="Invalid job id"), "Invalid job id"),
+    "trash": ([], [Remains(Found(kind="trash", path=PATH, job_id=42, run=None, uid=5))], OVER, "no cache any more"),
+    "by hand": ([], [Remains(Found(kind="cache", path=PATH, job_id=42, run=0, uid=5))], OVER, "no record of ours"),
+    "vanished": ([MADE], [], OVER, "No event says what became of it"),
+    "before the log": ([], [], Slurms("COMPLETED", end="2026-10-01T00:00:00Z"), "begin at 2026-11-01"),
+    "not begun": ([], [], Slurms("PENDING"), "has not begun"),
+    "runs without": ([], [], Slurms("RUNNING"), "has no cache"),
+    "over without": ([], [], OVER, "no event tells"),
+    "unheard of": ([], [], Slurms(unknown="Invalid job id"), "Nothing is known"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_answer(case: str) -> None:
+    """Where it is, or why it is not."""
+    events, there, slurm, words = CASES[case]
+    told = tell(42, events, there, slurm, SITE)
+    assert words in told.answer
+    assert told.known == (case != "unheard of")
+    assert [line.ts for line in told.lines] == sorted(event["ts"] for event in events)
+
+
+def test_mode_off() -> None:
+    assert "mode is off" in tell(42, [], [], OVER, Site(mode="off")).answer
+
+
+def test_the_timeline() -> None:
+    """In the order of time; what the log and a system log both have, once; a system log's word is marked as such."""
+    doubled = {**REAPED, "source": "syslog"}
+    told = tell(42, [REAPED, doubled, MADE, event("cache.released", 3, node="n2", level="debug")], [], OVER, SITE)
+    assert [line.what for line in told.lines] == [
+        f"made: {PATH} [from a system log, which users can write]",
+        "this node is done with it, others are not",
+        "reaped by the Epilog: 5,000 bytes in 3 files, made by policy abc (in force now)",
+    ]
+    assert told.user == "alice"
+
+
+def test_the_record_speaks_where_no_event_does() -> None:
+    """When it was made, by which policy, and what it was seeded with."""
+    record = {"created_at": "2026-11-22T07:01:00Z", "node": "n3", "policy": "old", "seeded": ["json/default-1"]}
+    told = tell(42, [], [Remains(remains().found, record)], OVER, SITE)
+    (line,) = told.lines
+    assert line.node == "n3" and "policy old (not the one in force now), seeded with ['json/default-1']" in line.what
+
+
+def test_what_is_not_known_is_said() -> None:
+    assert "/s: it hangs" in tell(42, [REAPED], [], OVER, SITE, trouble="/s: it hangs").answer
+
+
+def test_every_reason_has_words() -> None:
+    """All reasons of the schema, but those of a sweep that is no job's."""
+    schema = json.loads((Path(jobcache.__file__).parent / "schema/event.json").read_text())["properties"]
+    assert {reason for reason in schema["reason"]["enum"] if not reason.startswith("slurm_")} - set(explain.REASONS) == set()
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(0, "0 s"), (59.6, "1 min 0 s"), (3600, "1 h 0 min"), (90061, "1 d 1 h"), (-5, "0 s")]
+)  # fmt: skip
+def test_duration(seconds: float, text: str) -> None:
+    assert explain.duration(seconds) == text
