@@ -25,7 +25,7 @@ Event = dict[str, Any]
 
 LOG, SYSLOG = "log", "syslog"  # sources
 
-_decode = json.JSONDecoder().decode
+_decode = json.JSONDecoder().raw_decode
 _LONGEST = 1 << 20  # bytes of one line
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -150,8 +150,11 @@ def _event(line: bytes) -> Optional[Event]:
 
 def _parse(text: bytes) -> Optional[Event]:
     try:
-        found = _decode(text.decode("utf-8", "replace"))
+        line = text.decode("utf-8", "replace").rstrip()
+        found, end = _decode(line)
     except (ValueError, RecursionError):
+        return None
+    if end != len(line):
         return None
     return found if isinstance(found, dict) else None
 
@@ -176,7 +179,8 @@ def _sound(found: Optional[Event], source: str) -> Optional[Event]:
     """Return what of an event is of its kind; None where it lacks the moment or a name."""
     if found is None:
         return None
-    wrong = [key for key, value in found.items() if type(value) is not _KINDS.get(key)]
+    kind = _KINDS.get
+    wrong = [key for key, value in found.items() if type(value) is not kind(key)]
     for key in wrong:
         del found[key]
     moment = found.get("ts")

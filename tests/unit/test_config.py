@@ -40,7 +40,7 @@ DEFAULTS = {
     },
     "store": {"user": None, "site": None, "max_size": 50 * 1024**3, "max_age": 2592000.0},
     "log": {"file": "/var/log/jobcache/events.jsonl", "syslog": True, "level": "info"},
-    "metrics": {"textfile": None},
+    "metrics": {"textfile": None, "sizes": False, "by_user": False},
     "slurm": {"conf": None, "squeue": "squeue", "scontrol": "scontrol", "timeout": 60.0},
 }
 
@@ -157,7 +157,7 @@ slurm: {conf: /etc/slurm.conf, squeue: /opt/slurm/bin/squeue, scontrol: scontrol
         },
         "store": {"user": "/s/{user}", "site": "/s/site-{cluster}", "max_size": 10**12, "max_age": 7776000.0},
         "log": {"file": None, "syslog": "/run/log", "level": "debug"},
-        "metrics": {"textfile": "/var/lib/x.prom"},
+        "metrics": {"textfile": "/var/lib/x.prom", "sizes": False, "by_user": False},
         "slurm": {"conf": "/etc/slurm.conf", "squeue": "/opt/slurm/bin/squeue", "scontrol": "scontrol-24.05", "timeout": 120.0},
     }
 

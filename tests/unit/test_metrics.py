@@ -1,0 +1,105 @@
+"""What Prometheus is told: pure functions of a sweep, of events, and of what was told before."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobcache import eventlog, metrics
+from jobcache.sweep import Options
+
+LABELS = {"scratch": "shared", "shard": "1/1"}
+SWEEP = metrics.Facts(
+    1000.0, "finished", 0, 1.5, states={"live": 3, "orphan": 1}, reaped={"orphan": (2, 8192, 5)},
+    filesystems={"/scratch": (100, 50, 10, 5)},
+)  # fmt: skip
+
+
+def told(path: Path, families: Any) -> metrics.Samples:
+    """What a reader gets that scrapes the textfile."""
+    metrics.write(str(path), families)
+    return metrics.previous(str(path))
+
+
+def value(samples: metrics.Samples, name: str, **labels: str) -> float:
+    return samples[name, metrics.key(labels)]
+
+
+def test_a_sweep(tmp_path: Path) -> None:
+    """Gauges say what is, and counters are there from the start, so that their first increase is seen."""
+    got = told(tmp_path / "a.prom", metrics.of_sweep(SWEEP, {}, LABELS))
+    assert value(got, "jobcache_caches", state="live", **LABELS) == 3
+    assert value(got, "jobcache_caches", state="trash", **LABELS) == 0
+    assert value(got, "jobcache_orphans_reaped_total", reason="orphan", **LABELS) == 2
+    assert value(got, "jobcache_orphans_reaped_total", reason="trash", **LABELS) == 0
+    assert value(got, "jobcache_sweeps_total", outcome="unknown", **LABELS) == 0
+    assert value(got, "jobcache_sweep_last_success_timestamp_seconds", **LABELS) == 1000
+    assert value(got, "jobcache_filesystem_free_bytes", path="/scratch", **LABELS) == 50
+    assert not any(name.startswith(("jobcache_user", "jobcache_bytes")) for name, _ in got)
+    assert (tmp_path / "a.prom").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["a.prom"]
+
+
+def test_counters_go_on(tmp_path: Path) -> None:
+    """From what the last textfile says; the last success stays where a sweep has none."""
+    path = tmp_path / "a.prom"
+    got = told(path, metrics.of_sweep(SWEEP, {}, LABELS))
+    later = metrics.Facts(2000.0, "unknown", 1, 0.1, reaped={"orphan": (1, 1, 1), "whim": (1, 0, 0)})
+    got = told(path, metrics.of_sweep(later, got, LABELS))
+    assert value(got, "jobcache_orphans_reaped_total", reason="orphan", **LABELS) == 3
+    assert value(got, "jobcache_orphans_reaped_bytes_total", reason="orphan", **LABELS) == 8193
+    assert value(got, "jobcache_orphans_reaped_total", reason="whim", **LABELS) == 1
+    assert value(got, "jobcache_sweeps_total", outcome="finished", **LABELS) == 1
+    assert value(got, "jobcache_sweeps_total", outcome="unknown", **LABELS) == 1
+    assert value(got, "jobcache_sweep_last_success_timestamp_seconds", **LABELS) == 1000
+    assert value(got, "jobcache_sweep_last_timestamp_seconds", **LABELS) == 2000
+
+
+def test_names_of_users_only_where_asked(tmp_path: Path) -> None:
+    facts = metrics.Facts(1.0, "finished", 0, 1.0, states={"live": 1}, sizes={"live": (7, 2)}, users={"alice": (1, 7)})
+    got = told(tmp_path / "a.prom", metrics.of_sweep(facts, {}, LABELS))
+    assert value(got, "jobcache_bytes", state="live", **LABELS) == 7
+    assert value(got, "jobcache_user_bytes", user="alice", **LABELS) == 7
+
+
+@pytest.mark.parametrize("text", ["", "rubbish {", "\x00\xff", 'jobcache_orphans_reaped_total{reason="orphan"} NaN\n', "a" * 100])
+def test_a_textfile_that_is_none(tmp_path: Path, text: str) -> None:
+    """Then counters begin anew."""
+    (tmp_path / "a.prom").write_text(text)
+    got = told(tmp_path / "a.prom", metrics.of_sweep(SWEEP, metrics.previous(str(tmp_path / "a.prom")), LABELS))
+    assert value(got, "jobcache_orphans_reaped_total", reason="orphan", **LABELS) == 2
+
+
+def failed(at: float, reason: str) -> eventlog.Event:
+    return {"ts": eventlog.stamp(at), "event": "hook.failed", "reason": reason}
+
+
+def test_events_are_counted_once(tmp_path: Path) -> None:
+    """However often the log is read; one from the future is not let hide what comes before it."""
+    path, now = tmp_path / "h.prom", time.time()
+    reaped = {"ts": eventlog.stamp(now - 50), "event": "cache.reaped", "outcome": "reaped", "bytes": 5, "files": 2}
+    events = [failed(now - 100, "deadline"), reaped, failed(now + 9999, "stuck")]
+    got = told(path, metrics.of_host(events, {}))
+    got = told(path, metrics.of_host(events, got))
+    assert value(got, "jobcache_hook_failures_total", reason="deadline") == 1
+    assert value(got, "jobcache_hook_failures_total", reason="stuck") == 0
+    assert value(got, "jobcache_epilog_reaped_bytes_total") == 5
+    got = told(path, metrics.of_host([*events, failed(now - 10, "deadline"), failed(now - 9, "new_one")], got))
+    assert value(got, "jobcache_hook_failures_total", reason="deadline") == 2
+    assert value(got, "jobcache_hook_failures_total", reason="new_one") == 1
+    assert value(told(path, metrics.of_host([], got)), "jobcache_hook_failures_total", reason="new_one") == 1
+
+
+KINDS = [
+    (Options(), "jobcache.prom"),
+    (Options(local=True), "jobcache-local.prom"),
+    (Options(shard=(2, 4)), "jobcache-2-of-4.prom"),
+]
+
+
+@pytest.mark.parametrize("options, name", KINDS)
+def test_each_kind_of_sweep_has_its_file(options: Options, name: str) -> None:
+    assert metrics.name_for("/t/jobcache.prom", options) == f"/t/{name}"
