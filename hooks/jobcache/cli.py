@@ -110,6 +110,31 @@ def explain(**options: "Any") -> None:
     sys.exit(cli_explain.explain_command(**options))
 
 
+@main.command()
+@_config_option
+@click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
+@click.option("--since", metavar="WHEN", default="7d", show_default=True, help="A duration before now, or a day (UTC).")
+@click.option("--until", metavar="WHEN", help="Likewise; now, if not given.")
+@click.option("--by", type=click.Choice(["user", "account", "partition"]), default="user", show_default=True)
+@click.option("--top", metavar="N", type=click.IntRange(min=1), default=20, show_default=True, help="Only the N largest.")
+@click.option("--html", metavar="FILE", help="Write one self-contained page, with plots.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("files", metavar="[FILE]...", nargs=-1)
+def report(**options: "Any") -> None:
+    """Sum up who used how much, and what would serve them better.
+
+    A cache counts when it has come to its end. FILEs are as for `explain`.
+
+    \b
+    Example:
+      jobcache report --since 30d --by account
+      jobcache report --html report.html
+    """
+    from jobcache import cli_report
+
+    sys.exit(cli_report.report_command(**options))
+
+
 @main.command("show-config")
 @_config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: key, value, origin.")

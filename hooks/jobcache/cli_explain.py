@@ -51,12 +51,12 @@ def explain_command(
 
 
 @contextmanager
-def sources(site: Settings, files: tuple[str, ...]) -> "Iterator[list[Union[str, IO[bytes]]]]":
+def sources(site: Optional[Settings], files: tuple[str, ...]) -> "Iterator[list[Union[str, IO[bytes]]]]":
     """The files to read, oldest first: those named, else the site's log and this host's system log, with what was rotated."""
     if files:
         yield list(dict.fromkeys(path for name in files for path in ([name] if name == "-" else _named(name))))
         return
-    found: list[Union[str, IO[bytes]]] = [*(eventlog.rotations(site.log_file) if site.log_file else [])]
+    found: list[Union[str, IO[bytes]]] = [*(eventlog.rotations(site.log_file) if site and site.log_file else [])]
     found += [path for log in _SYSTEM_LOGS for path in eventlog.rotations(log) if os.access(path, os.R_OK)]
     program = shutil.which("journalctl", path="/usr/bin:/bin")
     if program is None or not glob.glob("/var/log/journal/*/*.journal") + glob.glob("/run/log/journal/*/*.journal"):

@@ -1,0 +1,137 @@
+"""The report's page, in a real browser: dark and light, wide and on a phone, without a network, whatever the names hold."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from browser import Page, browser
+from jobcache import eventlog
+from jobcache.cli import main
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium")
+NOW = 1795305600.0  # 2026-11-22
+HOSTILE = '</script><img src=x onerror=alert(1)>&amp;"\\'
+
+
+def events(count: int = 1500, seed: int = 7) -> Iterator[dict[str, Any]]:
+    """A week of a cluster: users who differ, orphans after a crash, jobs without a cache, a hook that failed."""
+    dice = random.Random(seed)
+    users = ["alice", "bob", "carol", "dave_with_a_very_long_name_indeed", HOSTILE, "frank", "grace", "heidi", "ivan"]
+    for job in range(1, count + 1):
+        at = dice.randrange(len(users))
+        ended = NOW - dice.random() ** 1.5 * 7 * 86400
+        life = dice.expovariate(1 / (600 * (at + 1) ** 2))
+        known = {"job_id": job, "run": 0, "uid": 1000 + at, "user": users[at], "node": f"n{job % 40}", "cluster": "tiger"}
+        known.update(partition=("gpu", "cpu", "viz")[job % 3], account=("astro", "bio", "ml")[at % 3])
+        size = 1_600_000_000 if at == 0 else int(dice.paretovariate(0.9) * 40_000_000)
+        orphan = abs(ended - (NOW - 3 * 86400)) < 20000 and dice.random() < 0.6
+        yield {
+            **known, "ts": eventlog.stamp(ended), "event": "cache.orphan_reaped" if orphan else "cache.reaped", "level": "info",
+            "outcome": "reaped", "bytes": size, "files": dice.randrange(3, 40),
+            "created_at": eventlog.stamp(ended - life)[:19] + "Z",
+            **({"reason": "orphan"} if orphan else {}),
+        }  # fmt: skip
+        if job % 50 == 0:
+            yield {**known, "ts": eventlog.stamp(ended), "event": "cache.skipped", "outcome": "skipped", "reason": "offline"}
+        if job % 400 == 0:
+            yield {**known, "ts": eventlog.stamp(ended), "event": "hook.failed", "outcome": "failed", "reason": "deadline"}
+
+
+def write_page(directory: Path, *options: str, lines: Iterator[dict[str, Any]] | None = None) -> Path:
+    log, page = directory / "events.jsonl", directory / "report.html"
+    log.write_text("".join(json.dumps(event) + "\n" for event in (events() if lines is None else lines)))
+    until = "2026-11-22T00:00:00Z"
+    argv = ["report", str(log), "--html", str(page), "--since", "2026-11-15", "--until", until, *options]
+    result = CliRunner().invoke(main, argv, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return page
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    assert CHROMIUM
+    with browser(CHROMIUM) as one:
+        yield one
+
+
+def looked_at(page: Page) -> None:
+    """Nothing on the console, nothing asked of a network, nothing wider than the screen, no text over the edge of a plot."""
+    assert page.console == []
+    assert {url.partition(":")[0] for url in page.requests} <= {"file", "data"}
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
+    """It shows what the data says, in the scheme that is asked for, as wide as the screen."""
+    page.open(write_page(tmp_path), width=width, height=900, dark=dark)
+    looked_at(page)
+    page.screenshot(tmp_path / "page.png")
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+    assert page.run("document.querySelectorAll('#plots svg').length") == 6
+    assert page.run("document.querySelectorAll('#who tbody tr').length") == 9
+    assert "1,500" in page.run("document.getElementById('tiles').textContent")
+    ground = page.run("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, ground[4:-1].split(","))) < 200) == dark
+    overflow = (
+        "[...document.querySelectorAll('#plots svg')].filter(svg => [...svg.querySelectorAll('text')].some(text => {"
+        "const a = text.getBoundingClientRect(), b = svg.closest('section').getBoundingClientRect();"
+        "return a.left < b.left - 1 || a.right > b.right + 1})).length"
+    )
+    assert page.run(overflow) == 0
+
+
+@needs_chromium
+def test_a_name_is_only_a_name(page: Page, tmp_path: Path) -> None:
+    """A user who is called like a script runs none, and is shown as called."""
+    page.open(write_page(tmp_path), width=1280, height=900, dark=False)
+    looked_at(page)
+    assert page.run("document.images.length") == 0
+    assert HOSTILE in page.run("document.getElementById('who').textContent")
+
+
+@needs_chromium
+def test_by_account_and_tips(page: Page, tmp_path: Path) -> None:
+    """The tabs change the table; a bar that is pointed at says its numbers."""
+    page.open(write_page(tmp_path), width=1280, height=900, dark=False)
+    page.run("[...document.querySelectorAll('#tabs button')].find(tab => tab.textContent === 'account').click()")
+    assert (
+        page.run("[...document.querySelectorAll('#who tbody td.name')].map(td => td.textContent).sort().join()") == "astro,bio,ml"
+    )
+    page.run("document.querySelector('#plots .hit').focus()")
+    assert "caches" in page.run("document.getElementById('tip').textContent")
+    looked_at(page)
+
+
+@needs_chromium
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_page_of_next_to_nothing(page: Page, tmp_path: Path, count: int) -> None:
+    """No event at all, and a single one."""
+    page.open(write_page(tmp_path, lines=events(count)), width=390, height=800, dark=True)
+    looked_at(page)
+    assert page.run("document.querySelectorAll('#plots svg').length") == 6
+    assert "NaN" not in page.run("document.body.innerHTML") and "Infinity" not in page.run("document.body.innerHTML")
+
+
+def test_it_names_no_other_host(tmp_path: Path) -> None:
+    """One file, and no address in it but that of SVG's namespace."""
+    text = write_page(tmp_path).read_text()
+    assert text.count("://") == text.count("http://www.w3.org/2000/svg") == 1
+    assert "</script><img" not in text
+
+
+def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("")
+    result = CliRunner().invoke(main, ["report", str(tmp_path / "log"), "--html", f"{tmp_path}/no/where.html"])
+    assert result.exit_code == 1 and "no/where.html" in result.output
