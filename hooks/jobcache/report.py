@@ -117,7 +117,8 @@ class Collector:
             self._own_log = True
         elif self._own_log and kind not in ("cache.created", "cache.skipped", "store.seeded", "store.published"):
             return
-        identity = hash(tuple(event.get(key) for key in ("ts", "event", "node", "job_id", "run", "path", "reason", "outcome")))
+        get = event.get
+        identity = hash((event["ts"], kind, get("node"), get("job_id"), get("run"), get("path"), get("reason")))
         if identity in self._seen:
             return
         self._seen.add(identity)
