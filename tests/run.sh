@@ -9,7 +9,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-PACKAGES='slurmctld slurmd slurm-client munge busybox shellcheck strace python3-venv systemd logrotate'
+PACKAGES='slurmctld slurmd slurm-client munge busybox shellcheck strace python3-venv systemd logrotate mandoc zsh fish'
 python=${JOBCACHE_PYTHON:-/usr/bin/python3}
 
 say() { printf '\n== %s\n' "$*"; }

@@ -22,6 +22,12 @@ def main() -> None:
     """A private Hugging Face datasets cache for every Slurm job.
 
     Exit status: 0 fine, 1 a problem was found, 2 wrong use.
+
+    \b
+    Example:
+      jobcache apply
+      jobcache check
+      jobcache explain 4242
     """
 
 
@@ -168,7 +174,12 @@ def show_config(config_file: str, as_json: bool, example: bool, reference: bool)
 
 @main.command("hooks-path")
 def hooks_path() -> None:
-    """Print the directory of the hooks that belong to this package."""
+    """Print the directory of the hooks that belong to this package.
+
+    \b
+    Example:
+      ls -l $(jobcache hooks-path)
+    """
     from jobcache import apply as applying
 
     try:
@@ -224,6 +235,24 @@ def list_caches(**options: "Any") -> None:
     from jobcache import cli_sweep
 
     sys.exit(cli_sweep.list_command(**options))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete this command's words.
+
+    \b
+    Example:
+      jobcache completion bash >/usr/share/bash-completion/completions/jobcache
+      jobcache completion zsh >/usr/share/zsh/vendor-completions/_jobcache
+      jobcache completion fish >/usr/share/fish/vendor_completions.d/jobcache.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "jobcache", "_JOBCACHE_COMPLETE").source())
 
 
 def _give_up(problems: "Iterable[object]") -> "NoReturn":
