@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 import click
 
-from jobcache import apply, config, events, metrics, settings, sweep
+from jobcache import apply, comments, config, events, metrics, settings, sweep
 from jobcache.plan import KEEP, REAP, REPORT, Decision
 
 
@@ -50,6 +50,7 @@ def sweep_command(
     if not dry_run:
         _tell_finished(log, result, began)
         metrics.record(site, options, result, time.monotonic() - began, state_of)
+        comments.record(site, options)
     _print(result, dry_run, as_json)
     return 1 if result.unknown or result.trouble else 0
 

@@ -82,10 +82,26 @@ class Slurm:
                 return fields
         raise Unknown("slurm_malformed", f"scontrol does not show job {job_id}")
 
+    def _beside(self, name: str) -> str:
+        """The command `name` of the same Slurm."""
+        return f"{os.path.dirname(self._scontrol)}/{name}" if "/" in self._scontrol else name
+
+    def uncommented(self, job_ids: "list[int]") -> "list[int]":
+        """Return those of the jobs that have ended and have no AdminComment. Raise Unknown."""
+        options = ("--noheader", "--parsable2", "--allocations", f"--jobs={','.join(map(str, job_ids))}")
+        rows = self._ask(self._beside("sacct"), *options, "--format=JobIDRaw,End,AdminComment").splitlines()
+        ended = {job_id for job_id, end, comment in (row.split("|", 2) for row in rows) if end != "Unknown" and not comment}
+        return [job_id for job_id in job_ids if str(job_id) in ended]
+
+    def comment(self, cluster: str, job_id: int, text: str) -> None:
+        """Write a job's AdminComment into the accounting, which takes it in lower case. Raise Unknown."""
+        where = ("where", f"jobid={job_id}", f"cluster={cluster}")
+        self._ask(self._beside("sacctmgr"), "--immediate", "modify", "job", *where, "set", f"AdminComment={text}")
+
     def accounted(self, job_id: int) -> "dict[str, str]":
         """Return what sacct says of this job, by the names of its columns; times as above. Raise Unknown."""
         columns = ("JobIDRaw", "State", "User", "NodeList", "Partition", "Account", "Start", "End")
-        sacct = f"{os.path.dirname(self._scontrol)}/sacct" if "/" in self._scontrol else "sacct"
+        sacct = self._beside("sacct")
         options = ("--noheader", "--parsable2", "--allocations", f"--jobs={job_id}", f"--format={','.join(columns)}")
         for line in self._ask(sacct, *options, SLURM_TIME_FORMAT="%s").splitlines():
             words = line.split("|")
