@@ -194,7 +194,13 @@ def _compiled(facts: Compiled) -> Iterator[Finding]:
     for path in facts.stale:
         yield Finding("config", "current", PROBLEM, f"{path} is not what {facts.config} says", facts.command)
     for words in facts.insecure:
-        yield Finding("config", "private", PROBLEM, words, f"chmod -R go-w {facts.lib}")
+        yield Finding(
+            "config",
+            "private",
+            PROBLEM,
+            words,
+            f"chown -R root: {facts.lib} {facts.config} && chmod -R go-w {facts.lib} {facts.config}",
+        )
     if not (facts.problems or facts.settings_error or facts.stale or facts.insecure):
         yield Finding("config", "current", OK, f"{facts.lib}: compiled, current, and nobody else may write it")
     if facts.version and facts.version != facts.our_version:

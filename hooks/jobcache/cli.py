@@ -129,7 +129,11 @@ def explain(**options: "Any") -> None:
 def report(**options: "Any") -> None:
     """Sum up who used how much, and what would serve them better.
 
-    A cache counts when it has come to its end. FILEs are as for `explain`.
+    A cache counts when it has come to its end; what there was at once is an upper bound. FILEs are as for `explain`.
+
+    Advice is given to users with five caches or more: to build a store where half of them hold the same, 1 GiB or more,
+    within 5 %; to convert to Parquet where they hold as much for jobs of less than half an hour; to pack files where there
+    are 10,000 in each; to look at how jobs end where a fifth of the caches were orphans.
 
     \b
     Example:

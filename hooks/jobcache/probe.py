@@ -23,7 +23,7 @@ from typing import Any, Callable, Optional
 import jobcache
 from jobcache import apply, asuser, cachedir, check, config, find, layout, reaper, slurm
 from jobcache.check import EXCLUDED, OBTAINED, Compiled, Facts, Interpreter, Log, Schedule, Scratch, Script, Wiring
-from jobcache.settings import FILE, LIB, OFF, Settings, SettingsError
+from jobcache.settings import FILE, LIB, OFF, POLICY, Settings, SettingsError
 from jobcache.settings import load as load_settings
 
 _PATIENCE = 10.0  # seconds that scratch has for all of it
@@ -80,11 +80,7 @@ def _compiled(config_file: str, lib: str) -> tuple[Compiled, Optional[Settings]]
     try:
         site = load_settings(f"{lib}/{FILE}")
     except SettingsError as error:
-        facts = replace(facts, settings_error=str(error))
-        try:
-            site = load_settings(f"{lib}/{FILE}", trusted=False)  # to look at the rest all the same
-        except SettingsError:
-            pass
+        facts = replace(facts, settings_error=str(error))  # and nothing that they name is run
     if site is not None:
         facts = replace(facts, version=str(site.compiled.get("version", "")), mode=site.tree["mode"])
     try:
@@ -94,7 +90,8 @@ def _compiled(config_file: str, lib: str) -> tuple[Compiled, Optional[Settings]]
         site = site or wanted
     except (config.ConfigError, apply.ApplyError) as error:
         facts = replace(facts, problems=tuple(map(str, error.problems)))
-    insecure = [*apply.insecure(lib), *(words for name in (FILE, "policy.sh") if (words := _insecure(f"{lib}/{name}")))]
+    files = (config_file, f"{lib}/{FILE}", f"{lib}/{POLICY}")
+    insecure = [*apply.insecure(lib), *(words for file in files if (words := _insecure(file)))]
     return replace(facts, insecure=tuple(insecure)), site
 
 

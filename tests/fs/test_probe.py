@@ -180,6 +180,30 @@ def test_a_policy_that_others_may_write(site: Site) -> None:
     assert level(site, "private") == "problem"
 
 
+def test_a_configuration_that_others_may_write(site: Site) -> None:
+    """The next apply would compile what they wrote."""
+    (site.dir / "jobcache.yaml").chmod(0o666)
+    assert level(site, "private") == "problem"
+
+
+@needs_root
+def test_nothing_that_others_have_named_is_run(site: Site, home: Path) -> None:
+    """Settings that others may write name programs, which check, as root, leaves alone."""
+    program = site.dir / "evil"
+    program.write_text(f"#!/bin/sh\ntouch {site.dir}/ran\n")
+    program.chmod(0o755)
+    settings = site.hooks / "settings.json"
+    text = settings.read_text().replace(json.dumps(sys.executable), json.dumps(str(program)))
+    settings.write_text(text.replace('"scontrol": "scontrol"', f'"scontrol": "{program}"'))
+    settings.chmod(0o666)
+    status, found = findings(site)
+    assert status == 1 and found["compiled"][0]["level"] == "problem"
+    assert not (site.dir / "ran").exists()
+    settings.chmod(0o644)
+    findings(site)
+    assert (site.dir / "ran").exists()  # it would have been
+
+
 def test_switched_off(site: Site) -> None:
     """By the file, and by the mode."""
     (site.hooks / "off").touch()
