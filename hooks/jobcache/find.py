@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional, Union
 
-from jobcache import cachedir, layout
-from jobcache.plan import ASIDE, CACHE, NEW, TRASH, Found, Identity
+from jobcache import cachedir, holder, layout
+from jobcache.plan import ASIDE, CACHE, NEW, RUN, TRASH, Found, Identity
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOGROUP = 65534  # in place of root's group, which gives rights
@@ -201,8 +201,11 @@ def _named(parent_fd: int, matches: "layout.Matcher") -> Iterator[Optional[tuple
                     yield _KINDS[debris[0]], entry.name, debris[1], None
                 elif known:
                     job = layout.parse_job(known["job_id"])
+                    pid = layout.parse_run(known["job_id"])
                     if job:
                         yield CACHE, entry.name, *job
+                    elif pid:
+                        yield RUN, entry.name, pid, 0
     finally:
         os.close(list_fd)
 
@@ -214,7 +217,7 @@ def glance(parent_fd: int, name: str, plain: Found) -> Found:
 
 def look(parent_fd: int, name: str, plain: Found) -> Found:
     """Return `plain` with all that can be seen of it now; what cannot be looked at has an `error`."""
-    return _opened(parent_fd, name, plain, _seen)
+    return _opened(parent_fd, name, plain, lambda fd: _seen(fd, plain.kind == RUN))
 
 
 def _opened(parent_fd: int, name: str, plain: Found, see: "Callable[[int], dict[str, Any]]") -> Found:
@@ -231,7 +234,7 @@ def _opened(parent_fd: int, name: str, plain: Found, see: "Callable[[int], dict[
         return replace(plain, error=str(error) or type(error).__name__)
 
 
-def _seen(fd: int) -> "dict[str, Any]":
+def _seen(fd: int, without_job: bool) -> "dict[str, Any]":
     sign, nodes = cachedir.signs_of_life(fd)
     until = cachedir.read_record(fd).get("keep_until")
     return {
@@ -240,7 +243,8 @@ def _seen(fd: int) -> "dict[str, Any]":
         "keep_until": _seconds(until) if isinstance(until, str) else None,
         "kept": cachedir.is_kept(fd),
         "joinable": os.path.lexists(f"/proc/self/fd/{fd}/{layout.META}/{layout.NODES}"),
-        "nodes": tuple(nodes),
+        "nodes": tuple(sorted({layout.lease_node(lease) for lease in nodes})),
+        "holder": holder.state(fd) if without_job else "",
         "bare": all(name == layout.META for name in itertools.islice(_names(fd), 2)),
     }
 

@@ -17,6 +17,7 @@ KEEP = "keep"  # exists: the user said JOBCACHE=keep
 TRASH = ".jobcache-trash-"  # beside the cache: renamed away, deletion pending
 ASIDE = ".jobcache-aside-"  # beside the cache: moved by mistake and without a way back; nothing deletes it
 NEW = ".jobcache-new-"  # beside the cache: being made, not yet renamed into place
+RUN_NONCE = 8  # letters, and no digits: no template can take the end of it for a job's id
 
 PLACEHOLDERS = ("user", "uid", "cluster", "node", "job_id")
 ANY = "\0"  # in a component that `joined` made: whatever a placeholder without a value may stand for
@@ -53,6 +54,35 @@ def parse_job(text: str) -> "tuple[int, int] | None":
     job_id = number(head)
     run = number(tail) if dash else 0
     return None if job_id is None or run is None else (job_id, run)
+
+
+def format_run(pid: int, nonce: str) -> str:
+    """Return what stands for `{job_id}` where there is no job: `run-<pid>-<letters>`, of `jobcache run`."""
+    return f"run-{pid}-{nonce}"
+
+
+def parse_run(text: str) -> "int | None":
+    """Return the pid of what `format_run` wrote, else None. It is never what `parse_job` reads."""
+    word, _, rest = text.partition("-")
+    head, _, nonce = rest.partition("-")
+    pid = number(head)
+    is_nonce = len(nonce) == RUN_NONCE and nonce.isascii() and nonce.isalpha() and nonce.islower()
+    return pid if word == "run" and is_nonce else None
+
+
+def host_cluster(host: str) -> str:
+    """Return what stands for the cluster in the id of a cache that no job has: `@<host>`, which no ClusterName is."""
+    return f"@{host}"
+
+
+def format_lease(node: str, nonce: str) -> str:
+    """Return the name of one process's lease, where each process holds its own; a hook's is the node's name alone."""
+    return f"{node}+{nonce}"
+
+
+def lease_node(name: str) -> str:
+    """Return the node of a lease's name, of either kind."""
+    return name.partition("+")[0]
 
 
 def format_id(cluster: str, job_id: int, run: int, uid: int) -> str:
@@ -151,6 +181,10 @@ class Place:
         """Return a cache's absolute path."""
         return f"{self.parent}/{self.cache_name(job_id, run)}"
 
+    def run_cache(self, pid: int, nonce: str) -> str:
+        """Return the absolute path of a cache that `jobcache run` makes where there is no job."""
+        return f"{self.parent}/{self.prefix}{format_run(pid, nonce)}{self.suffix}"
+
     def parse(self, name: str) -> "tuple[int, int] | None":
         """Return (job_id, run) where `name`, a last component, is that of a cache here, else None."""
         if not name.startswith(self.prefix) or not name.endswith(self.suffix):
@@ -220,7 +254,8 @@ def matcher(parts: "Parts", values: "dict[str, str]") -> "Matcher":
     """
     import re  # too dear for the hot path, which never comes here
 
-    shapes = {"job_id": "[1-9][0-9]*(?:-r[1-9][0-9]*)?", "uid": "0|[1-9][0-9]*"}
+    job, run = "[1-9][0-9]*(?:-r[1-9][0-9]*)?", f"run-[1-9][0-9]*-[a-z]{{{RUN_NONCE}}}"
+    shapes = {"job_id": f"{job}|{run}", "uid": "0|[1-9][0-9]*"}
     pattern = ""
     for at, (variable, text) in enumerate(parts):
         if not variable or text in values:

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
+from jobcache import holder
 from jobcache.slurm import Listing
 
 CACHE, NEW, TRASH, ASIDE = "cache", "new", "trash", "aside"  # kinds: at a cache's path; half made; renamed away; never to go
+RUN = "run"  # a kind: at the path of a cache that `jobcache run` makes where there is no job
 REAP, KEEP, REPORT = "reap", "keep", "report"
 
 Identity = tuple[str, int, int, int]
@@ -22,7 +24,7 @@ class Found:
     not been read. keep_until: from the record. kept: the user said JOBCACHE=keep. joinable: its nodes/ is there. nodes:
     some that hold leases. bare: nothing is in it but what is ours. local: on a filesystem that is each node's own.
     running: its job has a step on this host. error: why it could not be looked at. pids: processes of this host that
-    have it open.
+    have it open. holder: of a cache without a job, what is known of its command, one of holder's words.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class Found:
     running: bool = False
     error: str = ""
     pids: tuple[int, ...] = ()
+    holder: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,38 @@ def plan(found: Iterable[Found], listings: Sequence[Listing], rules: Rules) -> l
 
 def is_candidate(one: Found, rules: Rules) -> bool:
     """Whether it depends on the live jobs what becomes of it: where nothing does, Slurm need not be asked."""
-    return not one.running and _settled(one, rules) is None
+    return not has_no_job(one) and not one.running and _settled(one, rules) is None
+
+
+def has_no_job(one: Found) -> bool:
+    """Whether this is of `jobcache run` where there was no job: Slurm cannot tell whether it is alive."""
+    return one.kind == RUN or (one.kind != CACHE and one.identity is not None and one.identity[0].startswith("@"))
+
+
+def _decide_without_job(one: Found, rules: Rules) -> Decision:
+    """The same for what no job has: its holder tells. What is half made or renamed away needs none, but its time."""
+    untouchable = _untouchable(one, rules)
+    if untouchable:
+        return untouchable
+    if one.identity is None:
+        return Decision(one, REPORT, "unrecorded")
+    if one.identity[1] != one.job_id or one.identity[3] != one.uid or not one.identity[0].startswith("@"):
+        return Decision(one, KEEP, "foreign")
+    if one.kind == RUN and one.holder not in (holder.GONE, holder.RELEASED, holder.SILENT):
+        return Decision(one, KEEP, {holder.ALIVE: "alive", holder.ELSEWHERE: "other_host"}.get(one.holder, "unconfirmed"))
+    least = max(rules.grace, holder.SILENCE) if one.holder == holder.SILENT or one.kind == NEW else rules.grace
+    if one.now is None or one.now - one.sign < least:
+        return Decision(one, KEEP, "young")
+    if one.now < _keep_until(one, rules):
+        return Decision(one, KEEP, "user_keep" if one.kept else "job_failed")
+    if one.pids:
+        return Decision(one, KEEP, "in_use")
+    return Decision(one, REAP, {NEW: "half_made", TRASH: "trash"}.get(one.kind, "orphan"))
 
 
 def _decide(one: Found, listings: Sequence[Listing], rules: Rules, confirmed: bool) -> Decision:
+    if has_no_job(one):
+        return _decide_without_job(one, rules)
     settled = _settled(one, rules)
     if settled:
         return settled
@@ -109,16 +140,20 @@ def _decide(one: Found, listings: Sequence[Listing], rules: Rules, confirmed: bo
     return Decision(one, REAP, "unrecorded" if one.identity is None else "orphan")
 
 
-def _settled(one: Found, rules: Rules) -> Optional[Decision]:
-    """What becomes of that which is not ours to reap, whatever jobs there are; None for what may be."""
+def _untouchable(one: Found, rules: Rules) -> Optional[Decision]:
+    """What becomes of that which nobody reaps, whatever it is; None for all else."""
     if one.error:
         return Decision(one, REPORT, "unreadable")
     if one.kind == ASIDE:
         return Decision(one, REPORT, "aside")
-    if one.uid == 0 or one.uid < rules.min_uid:
-        return Decision(one, KEEP, "min_uid")
-    if one.identity is None:
-        return None
+    return Decision(one, KEEP, "min_uid") if one.uid == 0 or one.uid < rules.min_uid else None
+
+
+def _settled(one: Found, rules: Rules) -> Optional[Decision]:
+    """What becomes of that which is not ours to reap, whatever jobs there are; None for what may be."""
+    untouchable = _untouchable(one, rules)
+    if untouchable or one.identity is None:
+        return untouchable
     cluster, job_id, run, uid = one.identity
     if not cluster:
         return Decision(one, REPORT, "unreadable")  # a crash tore its id, or it is forged: nobody will ever reap it

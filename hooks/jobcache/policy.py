@@ -4,6 +4,7 @@ Every value stands in single quotes: nothing that a configuration file holds can
 the settings; `apply` writes it down.
 """
 
+from jobcache import layout
 from jobcache.layout import Template
 from jobcache.settings import Settings
 
@@ -159,6 +160,8 @@ def _in_one(at: int, template: Template) -> "list[str]":
     job = template.name.index((True, "job_id"))
     before, after = _glob(template.name[:job]), _glob(template.name[job + 1 :])
     lines.append("    jc_found=${jc_rest%%/*}")
+    letters = "[a-z]" * layout.RUN_NONCE
+    lines.append(f"    case $jc_found in {before}'run-'[1-9]*-{letters}{after}) return 0 ;; esac")  # of `jobcache run`: no job's
     lines.append(f"    case $jc_found in {before}[1-9]*{after}) jc_found=${{jc_found%%{after}}} ;; *) return 1 ;; esac")
     cut = f"    jc_found=${{jc_found##{before}}}"
     run = '    case $jc_found in *-r0) ;; *-r*) if jc_is_number "${jc_found##*-r}"; then jc_found=${jc_found%-r*}; fi ;; esac'

@@ -16,7 +16,7 @@ import psutil
 
 from jobcache import asuser, cachedir, find, processes, reaper
 from jobcache.layout import Template
-from jobcache.plan import CACHE, REAP, Decision, Found, Rules, is_candidate, plan
+from jobcache.plan import CACHE, REAP, RUN, Decision, Found, Rules, has_no_job, is_candidate, plan
 from jobcache.settings import Settings
 from jobcache.slurm import Listing, Slurm, Unknown
 from jobcache.survey import AT_ONCE, PATIENCE, Hung, starter, survey, with_rights_of
@@ -98,7 +98,8 @@ def run(site: Settings, options: Options, say: Say = silent, on_reaped: Callable
     except Unknown as unknown:
         result.unknown = unknown
         listings, dead = [], []
-    fresh = {one.path: one for one in dead}
+    runs = list(_look_again([one for one in found if has_no_job(one)], hung_of(site), result.trouble, say))
+    fresh = {one.path: one for one in [*dead, *with_pids(plan(runs, [], rules), hung_of(site))]}
     result.decisions = plan((fresh.get(one.path, one) for one in found), listings, rules)
     if not options.dry:
         todo = [decision for decision in result.decisions if decision.action == REAP]
@@ -398,7 +399,7 @@ class _Reaping:
                 if replace(find.look(parent_fd, name, one), now=one.now, pids=one.pids) != one:
                     raise reaper.Kept("changed", "it has changed since it was decided upon")
                 reaper.refuse_mount(parent_fd, fd)
-                if one.kind == CACHE:
+                if one.kind in (CACHE, RUN):
                     if one.joinable and not cachedir.seize(fd):
                         raise reaper.Kept("changed", "somebody else is reaping it")
                     name = reaper.retire(parent_fd, name, fd, one.uid, one.job_id)
