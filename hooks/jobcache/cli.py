@@ -8,11 +8,10 @@ from typing import Any, NoReturn
 import click
 
 from jobcache import __version__
-
-DEFAULT_CONFIG = "/etc/jobcache/jobcache.yaml"
+from jobcache.settings import CONFIG
 
 _config_option = click.option(
-    "--config", "config_file", metavar="FILE", default=DEFAULT_CONFIG, show_default=True, help="The site's configuration."
+    "--config", "config_file", metavar="FILE", default=CONFIG, show_default=True, help="The site's configuration."
 )
 
 
@@ -195,6 +194,7 @@ def hooks_path() -> None:
 @main.command()
 @_config_option
 @click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
+@click.option("--path", metavar="TEMPLATE", help="One's own caches that `jobcache run --path TEMPLATE` has made.")
 @click.option("--dry-run", is_flag=True, help="Print what a run would do, and do nothing.")
 @click.option("--user", metavar="NAME", help="Only this user's; without root, always one's own.")
 @click.option("--node-local", is_flag=True, help="This node's own scratch, in place of the shared one.")
@@ -204,8 +204,8 @@ def hooks_path() -> None:
 def sweep(**options: "Any") -> None:
     """Reap what crashes left behind: caches of jobs that are no more.
 
-    Asks Slurm twice, `sweep.confirm` apart, which jobs are alive; where that is not known for certain, nothing is
-    reaped, and the exit status is 1.
+    Asks Slurm twice, `sweep.confirm` apart, which jobs are alive; where that is not known for certain, nothing of any
+    job's is reaped, and the exit status is 1. What `jobcache run` made outside of jobs needs no Slurm.
 
     \b
     Example:
@@ -219,6 +219,7 @@ def sweep(**options: "Any") -> None:
 @main.command("list")
 @_config_option
 @click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
+@click.option("--path", metavar="TEMPLATE", help="One's own caches that `jobcache run --path TEMPLATE` has made.")
 @click.option("--user", metavar="NAME", help="Only this user's; without root, always one's own.")
 @click.option(
     "--state",
@@ -257,6 +258,31 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(main, {}, "jobcache", "_JOBCACHE_COMPLETE").source())
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--config", "config_file", metavar="FILE", help=f"A configuration.  [default: {CONFIG}, if it is there]")
+@click.option("--path", metavar="TEMPLATE", help="Where the cache is to be, such as '/scratch/{user}/hf-datasets-{job_id}'.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(config_file: "str | None", path: "str | None", command: "tuple[str, ...]") -> None:
+    """Run COMMAND with a private datasets cache, which is gone when it ends.
+
+    For clusters without the hooks, and for machines without Slurm. Signals and the exit status are COMMAND's. Within a
+    job, all that runs so shares the job's cache. Where there is a private cache already, nothing changes.
+
+    \b
+    Example:
+      jobcache run -- python train.py
+    """
+    from jobcache import config, layout
+    from jobcache import run as running
+
+    try:
+        sys.exit(running.run(command, config_file, path))
+    except config.ConfigError as error:
+        _give_up(error.problems)
+    except layout.TemplateError as error:
+        raise click.BadParameter(str(error), param_hint="--path") from None
 
 
 def _give_up(problems: "Iterable[object]") -> "NoReturn":

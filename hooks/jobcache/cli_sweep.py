@@ -13,13 +13,14 @@ from typing import Any, Optional
 
 import click
 
-from jobcache import apply, comments, config, events, metrics, settings, sweep
-from jobcache.plan import KEEP, REAP, REPORT, Decision
+from jobcache import apply, comments, config, events, layout, metrics, run, settings, sweep
+from jobcache.plan import KEEP, REAP, REPORT, Decision, Found, has_no_job
 
 
 def sweep_command(
     config_file: str,
     hooks: Optional[str],
+    path: Optional[str],
     dry_run: bool,
     user: Optional[str],
     node_local: bool,
@@ -28,7 +29,7 @@ def sweep_command(
     as_json: bool,
 ) -> int:
     """Sweep once, and say what came of it; return the exit status."""
-    site, lib = load(config_file, hooks)
+    site, lib = load(config_file, hooks, path)
     if os.path.lexists(f"{lib}/{settings.OFF}"):
         click.echo(f"nothing is done: {lib}/{settings.OFF} is there", err=True)
         return 0
@@ -55,18 +56,25 @@ def sweep_command(
     return 1 if result.unknown or result.trouble else 0
 
 
-def load(config_file: str, hooks: Optional[str]) -> tuple[settings.Settings, str]:
+def load(config_file: str, hooks: Optional[str], path: Optional[str] = None) -> tuple[settings.Settings, str]:
     """Return the compiled settings, of `hooks` or of the installed package, and the directory they are in.
 
-    Where nothing is compiled yet, the configuration file itself will do.
+    Where nothing is compiled yet, the configuration file itself will do; where there is none either, as for `path`, a
+    user has what `jobcache run` goes by.
     """
     lib = os.path.abspath(hooks) if hooks else settings.LIB
     try:
+        if path:
+            return run.own_settings(None if config_file == settings.CONFIG else config_file, path), lib
         if hooks or os.path.exists(f"{lib}/{settings.FILE}"):
             return settings.load(f"{lib}/{settings.FILE}"), lib
+        if os.geteuid() != 0 and config_file == settings.CONFIG and not os.path.exists(config_file):
+            return run.own_settings(None, None), lib
         return apply.compile_settings(config_file, lib), lib
     except settings.SettingsError as error:
         raise click.ClickException(str(error)) from None
+    except layout.TemplateError as error:
+        raise click.BadParameter(str(error), param_hint="--path") from None
     except (config.ConfigError, apply.ApplyError) as error:
         raise click.ClickException("\n".join(map(str, error.problems))) from None
 
@@ -124,9 +132,14 @@ def _tell_reaped(log: events.Log, reaped: sweep.Reaped) -> None:
     one = reaped.decision.found
     log.emit(
         "cache.orphan_reaped",
-        job_id=one.job_id, run=one.run, uid=one.uid, path=one.path, outcome="reaped" if reaped.done else "trashed",
+        **_job(one), uid=one.uid, path=one.path, outcome="reaped" if reaped.done else "trashed",
         reason=reaped.decision.reason, bytes=reaped.bytes, files=reaped.files, **dict[str, Any](reaped.usage),
     )  # fmt: skip
+
+
+def _job(one: Found) -> dict[str, Any]:
+    """Which job and run it is of: none, where `jobcache run` was not in one."""
+    return {"job_id": None, "run": None} if has_no_job(one) else {"job_id": one.job_id, "run": one.run}
 
 
 def _tell_finished(log: events.Log, result: sweep.Result, began: float) -> None:
@@ -154,7 +167,7 @@ def _tell_kept(log: events.Log, decision: Decision, terminated: tuple[int, ...])
     one = decision.found
     log.emit(
         "cache.kept", "debug" if decision.action == REPORT else "info",
-        job_id=one.job_id, run=one.run, uid=one.uid, path=one.path, outcome="kept", reason=decision.reason,
+        **_job(one), uid=one.uid, path=one.path, outcome="kept", reason=decision.reason,
         pids=list(one.pids) or None, terminated=list(terminated) or None, error=one.error or None,
     )  # fmt: skip
 
@@ -203,6 +216,7 @@ def _plain(text: str) -> str:
 def list_command(
     config_file: str,
     hooks: Optional[str],
+    path: Optional[str],
     user: Optional[str],
     state: Optional[str],
     sort: str,
@@ -211,7 +225,7 @@ def list_command(
     as_json: bool,
 ) -> int:
     """Print the caches there are; return the exit status."""
-    site, _ = load(config_file, hooks)
+    site, _ = load(config_file, hooks, path)
     options = sweep.Options(
         user=wanted_user(user), local=node_local, node=node or socket.gethostname().partition(".")[0], dry=True
     )
@@ -237,8 +251,7 @@ def list_command(
 def _row(decision: Decision, sizes: Optional[tuple[int, int]]) -> dict[str, Any]:
     one = decision.found
     return {
-        "job_id": one.job_id,
-        "run": one.run,
+        **_job(one),
         "user": user_name(one.uid),
         "uid": one.uid,
         "state": state_of(decision),
@@ -288,7 +301,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
         table.add_column(name, justify="right")
     table.add_column("path", overflow="fold")
     for row in rows:
-        job = f"{row['job_id']}-r{row['run']}" if row["run"] else str(row["job_id"])
+        job = f"{row['job_id']}-r{row['run']}" if row["run"] else str(row["job_id"] or "–")
         age = "" if row["age_s"] is None else _age(row["age_s"])
         size = "" if row["bytes"] is None else decimal(row["bytes"])
         cells = (

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SCHEMA = 1
+CONFIG = "/etc/jobcache/jobcache.yaml"  # where an admin writes it
 LIB = "/var/lib/jobcache"  # where an installed package keeps the compiled pair
 FILE = "settings.json"
 POLICY = "policy.sh"

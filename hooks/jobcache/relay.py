@@ -1,0 +1,136 @@
+"""Run a command as if we were not there: its signals, its terminal, its exit status.
+
+The command stays in our process group: it is the terminal's foreground with us, Ctrl-Z stops both, and what Slurm signals
+or kills by process group it signals or kills. So many signals reach it without us. Those that a process sends are handed
+on where we alone got them; a third process of the group, the witness, tells: one that got the signal as well shows that
+it went to all.
+"""
+
+import os
+import select
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PASSED = frozenset((signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
+_SI_KERNEL = 0x80  # si_code of a signal that comes from a terminal, and so reaches its whole foreground group
+_TOGETHER = 0.1  # seconds within which a signal to several processes has reached all of them
+_NOT_FOUND, _NOT_RUN = 127, 126  # as shells have it
+
+# Each signal that the witness gets becomes a byte in the pipe 1; at the end of what is on 0, which is ours, it ends.
+# A program of its own, so that no `pkill jobcache` hits it along with us.
+_WITNESS = """
+import _signal, os, sys
+for number in map(int, sys.argv[1:]):
+    _signal.signal(number, lambda *_: None)
+os.set_blocking(1, False)
+_signal.set_wakeup_fd(1, warn_on_full_buffer=False)
+_signal.pthread_sigmask(_signal.SIG_UNBLOCK, map(int, sys.argv[1:]))
+os.read(0, 1)
+"""
+
+
+def replace(command: "Sequence[str]", env: "dict[str, str]") -> "int":
+    """Become the command. Return, having said why, only where that fails: the exit status that a shell would give."""
+    try:
+        os.execvpe(command[0], list(command), env)
+    except OSError as error:
+        os.write(2, f"jobcache run: {command[0]}: {error.strerror}\n".encode("utf-8", "backslashreplace"))
+        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUN
+
+
+def run(command: "Sequence[str]", env: "dict[str, str]", tick: "Callable[[], None]", every: float) -> int:
+    """Run the command to its end; return its exit status as a shell tells it, 128+n where signal n killed it.
+
+    tick: called each `every` seconds meanwhile. From now on the signals in PASSED are blocked in this process, so that
+    what is to be done at the end is done; ask `told`. Raise OSError where there is no process to be had.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED | {signal.SIGCHLD})
+    witness = _Witness()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and a command does not expect to be
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os._exit(replace(command, env))
+        return _exit_status(_attend(pid, witness, tick, every))
+    finally:
+        witness.dismiss()
+
+
+def told(*numbers: int) -> bool:
+    """Whether one of these signals has come since `run` blocked them and nobody took it."""
+    return signal.sigtimedwait(numbers, 0) is not None
+
+
+def _attend(pid: int, witness: "_Witness", tick: "Callable[[], None]", every: float) -> int:
+    """Wait for the command, hand on its signals; return its wait status."""
+    due = time.monotonic() + every
+    while True:
+        came = signal.sigtimedwait(PASSED | {signal.SIGCHLD}, max(0.0, due - time.monotonic()))
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        if came is not None and came.si_signo != signal.SIGCHLD:
+            seen = witness.saw(came.si_signo)
+            if came.si_code != _SI_KERNEL and not seen:
+                os.kill(pid, came.si_signo)
+        if time.monotonic() >= due:
+            tick()
+            due = time.monotonic() + every
+
+
+def _exit_status(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+class _Witness:
+    """The third process of the group. Where there is none to be had, every signal that a process sends is handed on."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._seen = b""
+        self._words, says = os.pipe()
+        listens, self._lifeline = os.pipe()
+        try:
+            self._pid = os.posix_spawn(
+                sys.executable,
+                ["signal-witness", "-I", "-S", "-c", _WITNESS, *(str(int(number)) for number in PASSED)],
+                {},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, listens, 0),
+                    (os.POSIX_SPAWN_DUP2, says, 1),
+                    (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+                ],
+            )
+        except OSError:
+            pass
+        os.close(says)
+        os.close(listens)
+
+    def saw(self, number: int) -> bool:
+        """Whether the witness gets this signal as well."""
+        until = time.monotonic() + _TOGETHER
+        while self._pid and number not in self._seen:
+            if not select.select([self._words], [], [], max(0.0, until - time.monotonic()))[0]:
+                return False
+            words = os.read(self._words, 4096)
+            if not words:
+                return False  # it is no more
+            self._seen += words
+        at = self._seen.find(bytes((number,)))
+        self._seen = self._seen[:at] + self._seen[at + 1 :] if at >= 0 else self._seen
+        return at >= 0
+
+    def dismiss(self) -> None:
+        """Let it end."""
+        os.close(self._lifeline)
+        os.close(self._words)
+        if self._pid:
+            os.waitpid(self._pid, 0)

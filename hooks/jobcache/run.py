@@ -1,0 +1,305 @@
+"""A private cache for one command: `jobcache run`, for clusters without the hooks, and for machines without Slurm.
+
+Made, leased, released and reaped by the same protocol as a job's, as the user who types it. In a job it is the job's
+cache, which all of the job's commands share; each process holds a lease of its own there. Where there is no job, each
+command has one to itself, under a name that no job's has, and a flock that it inherits shows that it is alive.
+"""
+
+import fnmatch
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from jobcache import cachedir, config, holder, layout, prepare, reaper, relay, settings, slurm
+from jobcache.job import component, natural, number
+
+_PATIENCE = 5.0  # seconds for an earlier cache at our path to be gone
+_STRIDE = 0.2  # seconds of deletion between two looks for a signal
+_TRUE = ("1", "true", "yes", "on")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The job that this process is a task of. run: how often it had been requeued."""
+
+    cluster: str
+    job_id: int
+    run: int
+    node: str
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the configuration comes to here. why_not: why there is to be no cache, in words; "" where there is.
+
+    exports: value by name, with `{cache}` in it. keep_max, keep_failed: seconds. syslog: a socket. cluster: as
+    configured. "" is none.
+    """
+
+    template: layout.Template
+    scope: str = "job"
+    exports: "dict[str, str]" = field(default_factory=dict)
+    keep_max: float = 0.0
+    keep_failed: float = 0.0
+    syslog: str = ""
+    cluster: str = ""
+    why_not: str = ""
+
+
+def run(command: Sequence[str], config_file: Optional[str], path: Optional[str]) -> int:
+    """Run the command with a private cache; return its exit status, 128+n where signal n killed it.
+
+    Without a cache, where there is to be none or none can be made, we become the command. config_file None: the
+    site's, if there is one. Raise config.ConfigError or layout.TemplateError for what the user gave and cannot serve.
+    """
+    env = dict(os.environ)
+    try:
+        tree = own_tree(config_file, path)
+    except config.ConfigError as error:
+        if config_file:
+            raise
+        return _without(command, env, str(error.problems[0]))  # the site's: no fault of this user's
+    job = job_of(env, tree["cluster"])
+    if env.get("JOBCACHE") == "off" or has_cache(env, job):
+        return relay.replace(command, env)
+    wish = wish_of(env, tree)
+    why_not = wish.why_not or ("nothing is ever deleted as root, so nothing is made" if os.geteuid() == 0 else "")
+    if os.path.lexists(f"{settings.LIB}/{settings.OFF}"):
+        why_not = f"{settings.LIB}/{settings.OFF} is there"
+    if why_not:
+        return _without(command, env, why_not)
+    began = time.monotonic()
+    try:
+        claim = _claim(env, wish, job)
+        made = cachedir.enter(claim, began + _PATIENCE)
+        parent_fd, name, fd = _opened(claim.path)
+        lock = holder.hold(fd, claim.node)
+    except (cachedir.Refused, layout.BadName, OSError) as error:
+        return _without(command, env, str(error))
+    if made != "joined":
+        _say(wish, job, claim, "cache.created", made, "", began)
+    cache = _scoped(claim.path, wish.scope, env, job)
+    env.update((name, value.replace("{cache}", cache)) for name, value in wish.exports.items())
+    env["JOBCACHE_DIR"] = claim.path
+    status = relay.run(command, env, lambda: holder.beat(lock), holder.BEAT)
+    os.close(lock)
+    _end(parent_fd, name, fd, claim, wish, job, status)
+    return status
+
+
+def _without(command: Sequence[str], env: "dict[str, str]", why: str) -> int:
+    print(f"jobcache run: no private cache: {why}", file=sys.stderr, flush=True)
+    return relay.replace(command, env)
+
+
+# --------------------------------------------------------------------------------------------- what is asked for, where
+
+
+def own_tree(config_file: Optional[str], path: Optional[str]) -> "dict[str, Any]":
+    """Return the configuration that holds for a user's own command: of a file, the site's, or the defaults.
+
+    path: replaces the file's. Without either, caches lie below XDG_CACHE_HOME, ~/.cache by default. Raise
+    config.ConfigError.
+    """
+    file = config_file or (settings.CONFIG if os.path.exists(settings.CONFIG) else None)
+    tree = config.load(file).tree if file else config.defaults()
+    if path or not file:
+        tree = {**tree, "rules": [{k: v for k, v in rule.items() if k != "path"} for rule in tree["rules"]]}
+        tree["path"] = path or default_path()
+    if not file:
+        tree["log"] = {**tree["log"], "file": None, "syslog": False}
+        tree["min_uid"] = 1
+    return tree
+
+
+def default_path() -> str:
+    """Return the template of a user's own caches, in a job as elsewhere: so that a later sweep finds them."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not base.startswith("/"):  # as the XDG specification has it
+        base = os.path.expanduser("~/.cache")
+    return f"{base.rstrip('/')}/jobcache/{{uid}}/hf-datasets-{{job_id}}"
+
+
+def own_settings(config_file: Optional[str], path: Optional[str]) -> settings.Settings:
+    """Return the same as compiled settings, for `sweep` and `list` of one's own caches. Raise config.ConfigError.
+
+    Without Slurm there is no cluster of that name, and no job's cache is judged.
+    """
+    tree = own_tree(config_file, path)
+    ask = tree["slurm"]
+    try:
+        cluster = tree["cluster"] or slurm.Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"]).cluster_name()
+    except slurm.Unknown:
+        cluster = layout.host_cluster("")
+    compiled: dict[str, Any] = {
+        "config": config_file or "",
+        "cluster": cluster,
+        "python": sys.executable,
+        "package": "",
+        "hash": "",
+        "former": [],
+    }
+    return settings.Settings(tree, compiled)
+
+
+def job_of(env: "dict[str, str]", cluster: Optional[str]) -> Optional[Job]:
+    """Return the job that this process is a task of, None where it is none's.
+
+    A shell that salloc starts on a login node has a job's id, but is no task: it can outlive the job.
+    """
+    cluster = cluster or env.get("SLURM_CLUSTER_NAME", "")
+    job_id, node = number(env.get("SLURM_JOB_ID", "")), env.get("SLURMD_NODENAME", "")
+    if job_id is None or not component(node) or node.startswith(".") or not component(cluster) or cluster.startswith("@"):
+        return None
+    if " " in cluster or env.get("SLURM_JOB_UID", str(os.getuid())) != str(os.getuid()):
+        return None
+    return Job(cluster, job_id, natural(env.get("SLURM_RESTART_COUNT", "0")) or 0, node)
+
+
+def has_cache(env: "dict[str, str]", job: Optional[Job]) -> bool:
+    """Whether we have a private cache already: from the hooks, or from a `jobcache run` that started us."""
+    path = env.get("JOBCACHE_DIR", "")
+    try:
+        fd = cachedir.open_directory(path) if path.startswith("/") else -1
+    except OSError:
+        return False
+    if fd < 0:
+        return False
+    try:
+        identity = cachedir.identity(fd)
+        if identity is None or identity[3] != os.getuid():
+            return False
+        if identity[0].startswith("@"):
+            return holder.state(fd) == holder.ALIVE
+        return job is not None and identity[:3] == (job.cluster, job.job_id, job.run)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def wish_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Wish:
+    """Return what the configuration, its first rule that matches, and the user's variables come to. A pure function."""
+    facts = {key: env.get(f"SLURM_JOB_{key.upper()}", "") for key in ("partition", "account", "qos", "user")}
+    rule: dict[str, Any] = next((rule for rule in tree["rules"] if _matches(rule["match"], facts)), {})
+    chosen = {key: rule.get(key, tree[key]) for key in ("path", "scope", "exports", "offline")}
+    asked = env.get("JOBCACHE_SCOPE", "")
+    why_not = "a rule of the site's" if rule.get("cache") == "off" else ""
+    offline = any(env.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
+    if offline and chosen["offline"] == "skip":
+        why_not = (
+            "offline, the datasets that are in the shared one already are needed (`offline: isolate` makes one all the same)"
+        )
+    syslog = tree["log"]["syslog"]
+    return Wish(
+        template=layout.Template(str(chosen["path"])),
+        scope=asked if asked in ("job", "node", "task") else str(chosen["scope"]),
+        exports=dict(chosen["exports"]),
+        keep_max=tree["keep_max"],
+        keep_failed=tree["keep_failed"],
+        cluster=tree["cluster"] or "",
+        syslog="/dev/log" if syslog is True else syslog or "",
+        why_not=why_not,
+    )
+
+
+def _matches(match: "dict[str, list[str]]", facts: "dict[str, str]") -> bool:
+    return all(any(fnmatch.fnmatchcase(facts[key], one) for one in patterns) for key, patterns in match.items())
+
+
+def _opened(path: str) -> "tuple[int, str, int]":
+    """Return a directory open at its parent, its name there, and itself open. Raise OSError."""
+    parent, _, name = path.rpartition("/")
+    parent_fd = cachedir.open_directory(parent)
+    return parent_fd, name, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+
+
+def _claim(env: "dict[str, str]", wish: Wish, job: Optional[Job]) -> cachedir.Claim:
+    """Return what we ask for. Its node is a lease of this process's own: several of a node share a job's cache.
+
+    Raise layout.BadName, as where {cluster} is in the path, and there is neither a job nor `cluster` in the configuration.
+    """
+    uid, pid = os.getuid(), os.getpid()
+    node = job.node if job else holder.host()
+    place = wish.template.bind(user=_user_name(uid), uid=uid, cluster=job.cluster if job else wish.cluster, node=node)
+    lease = layout.format_lease(node, cachedir.nonce())
+    if job:
+        claim = cachedir.Claim(place.cache(job.job_id, job.run), job.cluster, job.job_id, job.run, uid, lease)
+    else:
+        letters = "".join(chr(ord("a") + byte % 26) for byte in os.urandom(layout.RUN_NONCE))
+        claim = cachedir.Claim(place.run_cache(pid, letters), layout.host_cluster(node), pid, 0, uid, lease)
+    claim.keep = env.get("JOBCACHE") == "keep"
+    claim.record = {"user": cachedir.quote(_user_name(uid)), "node": cachedir.quote(node)}
+    claim.record.update(pid=str(pid), started=str(holder.started(pid) or 0))
+    return claim
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _scoped(cache: str, scope: str, env: "dict[str, str]", job: Optional[Job]) -> str:
+    """Return the directory for this process, inside the cache; the same as the TaskProlog's. Without a job there is one."""
+    if job is None or scope == "job":
+        return cache
+    if scope == "node":
+        return f"{cache}/node-{job.node}"
+    step, rank = natural(env.get("SLURM_STEP_ID", "")), natural(env.get("SLURM_PROCID", ""))
+    return f"{cache}/batch" if step is None or rank is None or step > 2**32 - 10 else f"{cache}/step-{step}-task-{rank}"
+
+
+# ------------------------------------------------------------------------------------------------------------- its end
+
+
+def _end(parent_fd: int, name: str, fd: int, claim: cachedir.Claim, wish: Wish, job: Optional[Job], status: int) -> None:
+    """Give up our lease, and reap the cache where it was the last one. What is left of it, a sweep finds."""
+    began = time.monotonic()
+    try:
+        outcome = cachedir.release(fd, claim.node, cachedir.now()[0], float("inf"))
+        if outcome != "last":
+            return
+        keep = ("user_keep", wish.keep_max) if cachedir.is_kept(fd) else ("job_failed", wish.keep_failed if status else 0.0)
+        if keep[1]:
+            until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + keep[1]))
+            cachedir.write_record(fd, {**cachedir.read_record(fd), "keep_until": until})
+            _say(wish, job, claim, "cache.kept", "kept", keep[0], began, keep_until=cachedir.quote(until))
+            return
+        tally = _reap(parent_fd, name, fd, claim)
+        facts = {"bytes": str(tally.bytes), "files": str(tally.files)}
+        _say(
+            wish, job, claim, "cache.reaped", "reaped" if tally.done else "trashed", "left" if tally.left else "", began, **facts
+        )
+        if tally.error:
+            print(f"jobcache run: not all of {claim.path} could be deleted: {tally.error}", file=sys.stderr)
+    except (OSError, reaper.Kept) as error:
+        print(f"jobcache run: {claim.path} is left to `jobcache sweep`: {error}", file=sys.stderr)
+
+
+def _reap(parent_fd: int, name: str, fd: int, claim: cachedir.Claim) -> reaper.Tally:
+    """Delete to the end; whoever has no time for that sends one more signal."""
+    trash = reaper.retire(parent_fd, name, fd, claim.uid, claim.job_id)
+    total = reaper.Tally()
+    while True:
+        tally = reaper.delete(parent_fd, trash, fd, time.monotonic() + _STRIDE)
+        total.bytes, total.files = total.bytes + tally.bytes, total.files + tally.files
+        total.left, total.error, total.done = tally.left, tally.error, tally.done
+        if tally.done or tally.left or relay.told(*relay.PASSED):
+            return total
+
+
+def _say(
+    wish: Wish, job: Optional[Job], claim: cachedir.Claim, event: str, outcome: str, reason: str, began: float, **more: str
+) -> None:
+    """Send one event to the system's log, where the site wants that. more: JSON text by key."""
+    facts = {"uid": str(claim.uid), "path": cachedir.quote(claim.path), "node": cachedir.quote(layout.lease_node(claim.node))}
+    if job:
+        facts.update(cluster=cachedir.quote(job.cluster), job_id=str(job.job_id), run=str(job.run))
+    prepare.say(wish.syslog, "info", event, {**facts, **more}, outcome, reason, began)
