@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 
 PASSED = frozenset((signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
 _SI_KERNEL = 0x80  # si_code of a signal that comes from a terminal, and so reaches its whole foreground group
-_TOGETHER = 0.1  # seconds within which a signal to several processes has reached all of them
+_TOGETHER = 0.25  # seconds within which a signal to several processes has reached all of them
+_BEGINNING = 5.0  # seconds that the witness has to begin
 _NOT_FOUND, _NOT_RUN = 127, 126  # as shells have it
 
-# Each signal that the witness gets becomes a byte in the pipe 1; at the end of what is on 0, which is ours, it ends.
+# Each signal that the witness gets becomes a byte in the pipe 1, after a 0 that says that it has begun; at the end of
+# what is on 0, which is ours, it ends.
 # A program of its own, so that no `pkill jobcache` hits it along with us.
 _WITNESS = """
 import _signal, os, sys
 for number in map(int, sys.argv[1:]):
     _signal.signal(number, lambda *_: None)
 os.set_blocking(1, False)
+os.write(1, bytes(1))
 _signal.set_wakeup_fd(1, warn_on_full_buffer=False)
 _signal.pthread_sigmask(_signal.SIG_UNBLOCK, map(int, sys.argv[1:]))
 os.read(0, 1)
@@ -95,6 +98,7 @@ class _Witness:
 
     def __init__(self) -> None:
         self._pid = 0
+        self._begun = False
         self._seen = b""
         self._words, says = os.pipe()
         listens, self._lifeline = os.pipe()
@@ -116,14 +120,16 @@ class _Witness:
 
     def saw(self, number: int) -> bool:
         """Whether the witness gets this signal as well."""
-        until = time.monotonic() + _TOGETHER
+        until = time.monotonic() + (_TOGETHER if self._begun else _BEGINNING)
         while self._pid and number not in self._seen:
             if not select.select([self._words], [], [], max(0.0, until - time.monotonic()))[0]:
                 return False
             words = os.read(self._words, 4096)
             if not words:
                 return False  # it is no more
-            self._seen += words
+            if not self._begun:
+                self._begun, until = True, time.monotonic() + _TOGETHER
+            self._seen += words.replace(b"\0", b"")
         at = self._seen.find(bytes((number,)))
         self._seen = self._seen[:at] + self._seen[at + 1 :] if at >= 0 else self._seen
         return at >= 0

@@ -1,0 +1,88 @@
+"""`jobcache run` in jobs of a cluster whose admin has not installed the hooks, and of one whose admin has."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+import pytest
+
+from conftest import Wired
+from site_dir import ALICE
+
+SHOW = 'echo "$HF_DATASETS_CACHE"'
+
+
+class Bare(Wired):
+    """The cluster with its hooks doing nothing, and the configuration file that a user can name."""
+
+    def __init__(self, wired: Wired) -> None:
+        super().__init__(wired.site, wired.cluster)
+        site = self.site
+        site.configure(mode="off", sweep={"grace": "0s", "confirm": "0s"}, slurm={"conf": str(self.cluster.conf_file)})
+        self.config = site.dir / "user.yaml"
+        self.config.write_text((site.dir / "jobcache.yaml").read_text())
+
+    def command(self, script: str) -> str:
+        """A line for a batch script: `jobcache run`, of this checkout, with a shell script as its command."""
+        env = f"PYTHONPATH={os.pathsep.join(sys.path)}"
+        argv = [sys.executable, "-m", "jobcache.cli", "run", "--config", str(self.config), "--", "sh", "-c", script]
+        return f"env {shlex.quote(env)} {shlex.join(argv)}"
+
+    def left(self) -> list[str]:
+        parent = self.site.scratch / ALICE / ".cache"
+        return sorted(path.name for path in parent.iterdir()) if parent.exists() else []
+
+
+@pytest.fixture
+def bare(wired: Wired) -> Bare:
+    return Bare(wired)
+
+
+def test_ranks_share_the_jobs_cache(bare: Bare) -> None:
+    """Four ranks on two nodes, which end one after the other: one cache, gone after the last of them."""
+    script = f"{SHOW}; touch $JOBCACHE_DIR/$SLURM_PROCID; sleep 0.$SLURM_PROCID; ls -d $JOBCACHE_DIR"
+    job = bare.batch(f"srun -N2 -n4 {bare.command(script)}", "-N2", "-n4")
+    assert bare.wait(job) == "COMPLETED"
+    assert bare.output(job) == [str(bare.cache(job))] * 8
+    assert bare.left() == []
+
+
+def test_scancel(bare: Bare) -> None:
+    """A cancelled step gets its signal, and what it had is reaped within KillWait."""
+    job = bare.batch(f"srun {bare.command('touch $JOBCACHE_DIR/there; exec sleep 60')}")
+    bare.wait_for(bare.cache(job) / "there")
+    bare.cluster.run("scancel", str(job))
+    bare.wait(job)
+    assert bare.left() == []
+
+
+def test_killed_and_swept(bare: Bare) -> None:
+    """What a kill -9 leaves is kept while Slurm knows the job to be alive, and reaped by the user's sweep after that."""
+    home = bare.site.dir / "home"
+    home.mkdir()
+    home.chmod(0o777)
+    script = bare.command("touch $JOBCACHE_DIR/there; exec sleep 60")
+    job = bare.batch(f"srun {script}\ntouch {home}/step-is-over\nexec sleep 60")
+    bare.wait_for(bare.cache(job) / "there")
+    bare.cluster.run("scancel", "--signal=KILL", f"{job}.0")
+    bare.wait_for(home / "step-is-over")
+    sweep = [sys.executable, "-m", "jobcache.cli", "sweep", "--hooks", str(bare.site.hooks)]
+    env = {"PYTHONPATH": os.pathsep.join(sys.path), "XDG_RUNTIME_DIR": str(home)}
+    bare.cluster.run(*sweep, user=ALICE, env=env)
+    assert bare.left() == [bare.cache(job).name]
+    bare.cluster.run("scancel", str(job))
+    bare.wait(job)
+    bare.cluster.run(*sweep, user=ALICE, env=env)
+    assert bare.left() == []
+
+
+def test_with_hooks_it_changes_nothing(wired: Wired) -> None:
+    """The hooks' cache, and the Epilog reaps it."""
+    bare = Bare(wired)
+    wired.site.configure(mode="on")
+    job = wired.batch(f"{SHOW}\n{bare.command(SHOW)}\nls -d $JOBCACHE_DIR")
+    assert wired.wait(job) == "COMPLETED"
+    assert wired.output(job) == [str(wired.cache(job))] * 3
+    wired.assert_reaped(job)
