@@ -285,6 +285,29 @@ def run(config_file: "str | None", path: "str | None", command: "tuple[str, ...]
         raise click.BadParameter(str(error), param_hint="--path") from None
 
 
+@main.command("to-parquet")
+@click.option("--field", "fields", metavar="NAME", multiple=True, help="The records are in this field. Several: a split each.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("sources", nargs=-1, required=True, metavar="[SPLIT=]FILE…")
+@click.argument("destination", metavar="DEST")
+def to_parquet(fields: "tuple[str, ...]", as_json: bool, sources: "tuple[str, ...]", destination: str) -> None:
+    """Convert JSON (records, arrays, a field), JSON lines and CSV to Parquet: DEST/SPLIT.parquet.
+
+    The rows are those that load_dataset gives for the FILEs. A FILE is of the split that its name says (train.json), else
+    of train. Nothing is overwritten, and nothing is left where it fails. DEST's filesystem needs room for an uncompressed
+    copy meanwhile.
+
+    \b
+    Examples:
+      jobcache to-parquet data.jsonl out/
+      jobcache to-parquet data.json --field train --field test out/
+      jobcache to-parquet train=a.csv train=b.csv test=c.csv out/
+    """
+    from jobcache import cli_parquet
+
+    sys.exit(cli_parquet.command(sources, fields, destination, as_json))
+
+
 def _give_up(problems: "Iterable[object]") -> "NoReturn":
     for problem in problems:
         click.echo(str(problem), err=True)

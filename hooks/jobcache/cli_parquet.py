@@ -1,0 +1,30 @@
+"""The command `to-parquet`: its progress, and what it says in the end."""
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import click
+
+from jobcache import cli_sweep, toparquet
+
+
+def command(words: Sequence[str], fields: Sequence[str], destination: str, as_json: bool) -> int:
+    """Convert, and say how to use it; return the exit status."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what is under way is cleaned up
+    try:
+        sources = toparquet.parse_sources(words, fields)
+        with cli_sweep.progress(as_json) as say:
+            written = toparquet.convert(sources, destination, say)
+    except toparquet.ParquetError as error:
+        click.echo(f"nothing was written: {error}", err=True)
+        return 1
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in written], indent=1))
+        return 0
+    for one in written:
+        click.echo(f"{one.path}: {one.rows:,} rows, {one.bytes:,} bytes (of {one.source_bytes:,})")
+    click.echo("\n" + toparquet.usage(written), nl=False)
+    return 0
