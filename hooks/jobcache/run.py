@@ -9,7 +9,7 @@ import fnmatch
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -63,7 +63,10 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
             raise
         return _without(command, env, str(error.problems[0]))  # the site's: no fault of this user's
     job = job_of(env, tree["cluster"])
-    if env.get("JOBCACHE") == "off" or has_cache(env, job):
+    ours = has_cache(env, job)
+    if not ours:
+        forget_another(env, tree["exports"])
+    if env.get("JOBCACHE") == "off" or ours:
         return relay.replace(command, env)
     wish = wish_of(env, tree)
     why_not = wish.why_not or ("nothing is ever deleted as root, so nothing is made" if os.geteuid() == 0 else "")
@@ -179,6 +182,14 @@ def has_cache(env: "dict[str, str]", job: Optional[Job]) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def forget_another(env: "dict[str, str]", names: Iterable[str]) -> None:
+    """Take out of `env` what `sbatch` or a shell handed on from another's private cache, which goes with that."""
+    another = env.pop("JOBCACHE_DIR", None)
+    for name in names:
+        if another and (env.get(name, "") + "/").startswith(another + "/"):
+            del env[name]
 
 
 def wish_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Wish:

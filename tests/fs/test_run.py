@@ -290,7 +290,37 @@ def test_trash_of_them(user: User) -> None:
     assert user.left() == []
 
 
+def test_sweep_and_list_of_a_path(user: User) -> None:
+    """Caches elsewhere are found by the template that they were made by."""
+    template = f"{user.home}/{{user}}/hf-datasets-{{job_id}}"
+    process = user.start("run", "--path", template, "--", "sh", "-c", "echo $JOBCACHE_DIR; sleep 60", start_new_session=True)
+    assert process.stdout
+    cache = process.stdout.readline().strip()
+    assert cache.startswith(f"{user.home}/{ALICE}/hf-datasets-run-")
+    (row,) = json.loads(user.jobcache("list", "--path", template, "--config", user.config, "--json").stdout)
+    assert (row["path"], row["state"], row["job_id"]) == (cache, "live", None)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = user.jobcache("sweep", "--path", template, "--config", user.config)
+    assert (done.returncode, done.stderr, Path(cache).exists()) == (0, "", False)
+
+
 # ---------------------------------------------------------------------------------------------------------- in a job
+
+
+def test_the_readmes_example(user: User) -> None:
+    """The shortest example runs as it stands there, and prints what it is said to print."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    example, output = re.findall(r"```\w*\n(.*?)```", text.partition("## Without a cluster")[2], re.DOTALL)[:2]
+    line = example.splitlines()[1].replace("jobcache run", f"{sys.executable} -m jobcache.cli run")
+    env = {"HOME": str(user.home), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], env=env, cwd="/", user=WHO.pw_uid, group=WHO.pw_gid, extra_groups=[],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    shape = re.compile(r"/\.cache/jobcache/\d+/hf-datasets-run-\d+-[a-z]{8}\n$")
+    assert shape.search(done.stdout) and shape.search(output)
 
 
 def job(**more: str) -> dict[str, str]:
@@ -336,6 +366,13 @@ def test_a_parent_jobs_variables_are_not_a_cache(user: User) -> None:
     """sbatch from inside a job hands them on: the child's command gets its own cache."""
     exports = user.site.task_prolog(4241).exports
     assert user.run(SHOW, env=job(**exports)).stdout.split()[0] == str(user.site.cache(4242))
+
+
+def test_nor_are_they_left_where_there_is_to_be_none(user: User) -> None:
+    """Another's cache is gone with it: without one of its own, the command has no such variable; the user's own stays."""
+    exports = user.site.task_prolog(4241).exports
+    assert user.run(SHOW, env=job(**exports, JOBCACHE="off")).stdout == "\n\n"
+    assert user.run(SHOW, env=job(**{**exports, "HF_DATASETS_CACHE": "/mine"}, JOBCACHE="off")).stdout == "/mine\n\n"
 
 
 def test_sbatch_within_run(user: User) -> None:

@@ -49,7 +49,7 @@ def work(kind: str, file: str, truth: tuple[int, int, int]) -> dict[str, object]
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is what is counted
         while error.__cause__ is not None:
             error = error.__cause__  # type: ignore[assignment]
-        return {"outcome": "failed", "error": f"{type(error).__name__}: {error}"[:300]}
+        return {"outcome": "failed", "error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
     times = {"load": loaded - began, "first_batch": first - began, "map": done - before}
     if found != truth or found_mapped != (truth[0], 2 * truth[1], truth[2]):
         return {"outcome": "wrong", "error": f"{found}, mapped {found_mapped}, written were {truth}", **times}
