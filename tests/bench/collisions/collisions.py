@@ -82,8 +82,7 @@ class Bench:
         subprocess.run(
             ["cc", "-O2", "-Wall", "-shared", "-fPIC", "-o", str(self.library), str(HERE / "noflock.c"), "-ldl"], check=True
         )
-        for name in ("load.py",):  # users cannot read every checkout
-            shutil.copy(HERE / name, self.dir)
+        shutil.copy(HERE / "load.py", self.dir)  # not every checkout can be read by users
         self.cluster = Cluster(
             cpus=max(8, options.jobs), conf=[f"TaskProlog={self.site.hooks}/task-prolog", f"Epilog={self.site.hooks}/epilog"]
         )
@@ -182,9 +181,9 @@ class Bench:
             time.sleep(0.05)
         self.cluster.run("scancel", "--signal=KILL", *map(str, jobs), check=False)
         sizes = [self.take(cell, result) for result in results]
-        cell.bytes += max(sizes, default=0) if chosen else sum(sizes)
         for job in jobs:
             self.cluster.wait(job, timeout=60)
+        cell.bytes += allocated(shared) if chosen else sum(sizes)
         if not self.options.keep:
             shutil.rmtree(place)
 
@@ -232,6 +231,11 @@ class Bench:
             if time.monotonic() > until:
                 raise SystemExit(words)
             time.sleep(0.05)
+
+
+def allocated(directory: Path) -> int:
+    """Bytes on disk below a directory."""
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if not path.is_dir())
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
