@@ -194,3 +194,29 @@ def test_templates_are_values() -> None:
     assert Template(DEFAULT) == Template(DEFAULT) != Template(DEFAULT + "x")
     assert len({Template(DEFAULT), Template(DEFAULT)}) == 1
     assert repr(Template(DEFAULT)) == f"Template({DEFAULT!r})"
+
+
+@given(JOB_IDS, st.from_regex(f"[a-z]{{{layout.RUN_NONCE}}}", fullmatch=True), LITERALS, LITERALS, st.booleans())
+def test_what_no_job_has_is_never_taken_for_a_jobs(pid: int, nonce: str, before: str, after: str, node: bool) -> None:
+    """A cache that `jobcache run` makes outside of jobs: read back, by whatever template, and never as a job's."""
+    template = Template(f"/s/{{user}}/x{before}{'{node}' if node else ''}{{job_id}}{after}")
+    place = template.bind(user="u", uid=1, cluster="c", node="n")
+    name = place.run_cache(pid, nonce).rpartition("/")[2]
+    known = layout.matcher(template.name, {})(name)
+    assert known is not None and layout.parse_run(known["job_id"]) == pid and layout.parse_job(known["job_id"]) is None
+    assert place.parse(name) is None and layout.parse_debris(name) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "run", "run-", "run-1", "run-1-", "run-1-abcdefg", "run-1-abcdefgH", "run-01-abcdefgh", "run-0-abcdefgh",
+             "Run-1-abcdefgh", "run-1-abcdefg1", "run-1-abcdefgé", "run-1-abcdefgh-x", "1", "1-r2"],
+)  # fmt: skip
+def test_what_is_no_runs_name(text: str) -> None:
+    """Only what format_run writes."""
+    assert layout.parse_run(text) is None
+
+
+@given(NODES, st.from_regex("[0-9a-f]{16}", fullmatch=True))
+def test_leases_tell_their_node(node: str, nonce: str) -> None:
+    """A hook's by its name, a process's by what is before the +."""
+    assert layout.lease_node(node) == layout.lease_node(layout.format_lease(node, nonce)) == node
