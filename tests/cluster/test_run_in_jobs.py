@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -76,6 +77,24 @@ def test_killed_and_swept(bare: Bare) -> None:
     bare.wait(job)
     bare.cluster.run(*sweep, user=ALICE, env=env)
     assert bare.left() == []
+
+
+def test_without_any_configuration(bare: Bare) -> None:
+    """A user with a path and nothing else: the job's cluster is the one that the sweep asks, and the cache is kept."""
+    template = f"{bare.site.scratch}/{{user}}/mine/hf-datasets-{{job_id}}"
+    line = bare.command("touch $JOBCACHE_DIR/there; exec sleep 60").replace(
+        f"--config {bare.config}", f"--path {shlex.quote(template)}"
+    )
+    job = bare.batch(f"srun {line}")
+    cache = bare.site.scratch / ALICE / "mine" / f"hf-datasets-{job}"
+    bare.wait_for(cache / "there")
+    sweep = [sys.executable, "-m", "jobcache.cli", "sweep", "--path", template, "--dry-run", "--json"]
+    env = {"PYTHONPATH": os.pathsep.join(sys.path), "XDG_RUNTIME_DIR": str(bare.site.scratch)}
+    (row,) = map(json.loads, bare.cluster.run(*sweep, user=ALICE, env=env).stdout.splitlines())
+    assert (row["path"], row["action"], row["reason"]) == (str(cache), "keep", "alive")
+    bare.cluster.run("scancel", str(job))
+    bare.wait(job)
+    assert not cache.exists()
 
 
 def test_with_hooks_it_changes_nothing(wired: Wired) -> None:
