@@ -19,6 +19,7 @@ import os
 import pwd
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -327,6 +328,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # nothing is left then, either
     began = time.monotonic()
     with Bench(options) as bench:
         bench.check_library()
