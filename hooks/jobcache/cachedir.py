@@ -14,10 +14,15 @@ import time
 
 from jobcache import layout
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _LONGEST = 65536  # bytes read of a file that the user may have forged
 _MOST_NAMED = 64  # nodes; a user can forge any number of leases
 _NOBODYS = ("", 0, 0, -1)
 _MOST_LINKS = 40  # as the kernel has it
+_SEEDED_LEVELS = 6  # of directories in a seeded cache
 _PAUSE = 0.02  # seconds between two looks at a cache that is being reaped
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SEARCH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # a directory need not be readable to be passed through
@@ -36,10 +41,12 @@ class Claim:
     """What a task asks for: the cache at `path` for one run of one job on one node.
 
     first: this task is the first of its run. again: the job has had this path from us already. keep: until the user
-    says otherwise. record: what job.json says beside the identity, JSON text by key.
+    says otherwise. record: what job.json says beside the identity, JSON text by key. below: the directory in the cache
+    that will be HF_DATASETS_CACHE, "" for the cache itself. seed: is called with the cache held open while nobody else
+    knows of it, and links symlinks into directories of its own there, and nothing else; may add to the record.
     """
 
-    __slots__ = ("path", "cluster", "job_id", "run", "uid", "node", "first", "again", "keep", "record")
+    __slots__ = ("path", "cluster", "job_id", "run", "uid", "node", "first", "again", "keep", "record", "below", "seed")
 
     def __init__(self, path: str, cluster: str, job_id: int, run: int, uid: int, node: str) -> None:
         self.path = path
@@ -52,6 +59,8 @@ class Claim:
         self.again = False
         self.keep = False
         self.record: "dict[str, str]" = {}
+        self.below = ""
+        self.seed: "Callable[[int], None] | None" = None
 
     @property
     def identity(self) -> "tuple[str, int, int, int]":
@@ -129,7 +138,7 @@ def _has_entries(path: str) -> bool:
 
 def _make(parent_fd: int, name: str, claim: Claim) -> "str | None":
     """Build a cache beside `name` and rename it there. rename(2) takes the place of an empty directory, and only of that."""
-    new = _build(parent_fd, claim)
+    new = _build(parent_fd, claim, claim.seed)
     try:
         os.rename(new, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
     except OSError as error:
@@ -206,7 +215,7 @@ def _discard_earlier_life(parent_fd: int, name: str, fd: int, claim: Claim) -> b
     return True
 
 
-def _build(parent_fd: int, claim: Claim) -> str:
+def _build(parent_fd: int, claim: Claim, seed: "Callable[[int], None] | None" = None) -> str:
     """Build a complete cache under a temporary name; return the name. On failure, leave nothing."""
     new = layout.new_name(claim.job_id, nonce())
     os.mkdir(new, 0o700, dir_fd=parent_fd)
@@ -217,6 +226,10 @@ def _build(parent_fd: int, claim: Claim) -> str:
             meta_fd = os.open(layout.META, _DIRECTORY, dir_fd=new_fd)
             try:
                 _write(meta_fd, layout.ID, layout.format_id(*claim.identity).encode("ascii") + b"\n")
+                if seed:
+                    if claim.below:
+                        os.mkdir(claim.below, 0o700, dir_fd=new_fd)
+                    seed(new_fd)
                 _write(meta_fd, layout.RECORD, record_text(claim).encode("ascii"))
                 if claim.keep:
                     _write(meta_fd, layout.KEEP, b"")
@@ -236,12 +249,31 @@ def _unbuild(parent_fd: int, new: str, claim: Claim) -> None:
     """Remove what `_build` made, file by file: by name, and nothing that it did not make."""
     meta = f"{new}/{layout.META}"
     try:
+        if claim.seed:
+            _unseed(parent_fd, new, 0)
         for file in (f"{layout.NODES}/{claim.node}", layout.ID, layout.RECORD, layout.KEEP):
             _unlink_if_there(parent_fd, f"{meta}/{file}")
         for directory in (f"{meta}/{layout.NODES}", meta, new):
             _rmdir_if_there(parent_fd, directory)
     except OSError:
         pass  # what stays is debris, with a name that the sweep knows
+
+
+def _unseed(dir_fd: int, path: str, level: int) -> None:
+    """Remove the links and directories that seeding made below `path`: symlinks and what is empty then, and nothing else."""
+    with os.scandir(f"/proc/self/fd/{dir_fd}/{path}") as entries:
+        found = [(entry.name, entry.is_symlink(), entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_link, is_directory in found:
+        if is_link:
+            _unlink_if_there(dir_fd, f"{path}/{name}")
+        elif is_directory and level < _SEEDED_LEVELS and (level or name != layout.META):
+            _unseed(dir_fd, f"{path}/{name}", level + 1)
+            os.rmdir(f"{path}/{name}", dir_fd=dir_fd)
+    if level == 0:
+        seeds = f"{path}/{layout.META}/{layout.SEEDS}"
+        if os.path.lexists(f"/proc/self/fd/{dir_fd}/{seeds}"):
+            _unseed(dir_fd, seeds, 1)
+            os.rmdir(seeds, dir_fd=dir_fd)
 
 
 def _rmdir_if_there(dir_fd: int, path: str) -> None:
@@ -330,12 +362,21 @@ def _drop_lease(meta_fd: int, node: str, boot: str, uptime: float) -> str:
             return "unreadable"
         if dated[0] == boot and not dated[1] < uptime:
             return "live"
+        if len(os.listdir(nodes_fd)) > 1:
+            _mark_shared(meta_fd)
         os.unlink(node, dir_fd=nodes_fd)
     except FileNotFoundError:
         return "none"  # a second Epilog of this job was faster
     finally:
         os.close(nodes_fd)
     return "dropped"
+
+
+def _mark_shared(meta_fd: int) -> None:
+    try:
+        _write(meta_fd, layout.SHARED, b"")
+    except OSError:
+        pass  # a full disk: Slurm tells the number of nodes as well
 
 
 def parse_lease(text: str) -> "tuple[str, float] | None":
@@ -474,6 +515,22 @@ def is_kept(cache_fd: int) -> bool:
         os.lstat(f"/proc/self/fd/{cache_fd}/{layout.META}/{layout.KEEP}")
     except OSError:
         return False
+    return True
+
+
+def is_shared(cache_fd: int, node: str, record: "dict[str, object]") -> bool:
+    """Whether another node than `node`, which has released the last lease, has used the cache. Doubt means that it has.
+
+    Where `node` made the cache, its lease was there all the time, and every other node has seen it when it went.
+    """
+    if record.get("node") != node:
+        return True
+    try:
+        os.lstat(f"/proc/self/fd/{cache_fd}/{layout.META}/{layout.SHARED}")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
     return True
 
 

@@ -157,6 +157,7 @@ class Work:
         self.uptime = uptime
 
     def __call__(self, report: "Report") -> None:
+        self.report = report
         self.boot = cachedir.now()[0]
         self.report = report
         user = _user_name(self.job)
@@ -269,8 +270,11 @@ class Work:
     def _reap(self, parent_fd: int, name: str, path: str, run: int, fd: int, record: "Fact") -> "Fact":
         job = self.job
         self.report(_fact("cache.reaped", "debug", path, run, _REAPING, None))
+        until = time.monotonic() + self.compiled.epilog_budget
+        if record and self.compiled.store_user:
+            self._publish(path, run, fd, record, until - self.compiled.epilog_budget / 2)
         trash = reaper.retire(parent_fd, name, fd, job.uid, job.job_id)
-        tally = reaper.delete(parent_fd, trash, fd, time.monotonic() + self.compiled.epilog_budget)
+        tally = reaper.delete(parent_fd, trash, fd, until)
         outcome, reason = ("reaped", None) if tally.done else ("trashed", "left" if tally.left else "budget")
         if tally.mounted:
             reason = "mount"
@@ -279,6 +283,39 @@ class Work:
         if not tally.done:
             fact["trash"] = os.path.dirname(path) + "/" + trash
         return {**fact, **_told(record), **_usage(parent_fd)}
+
+    def _publish(self, path: str, run: int, fd: int, record: "Fact", until: float) -> None:
+        """Move the cache's whole builds into the user's store, where the user asked for it, and date those it has used.
+
+        The label is the record's, which is the user's to forge, as is the store: it is done as that user, to that user.
+        """
+        from jobcache import store
+
+        job = self.job
+        began = time.monotonic()
+        try:
+            place = layout.store_path(
+                str(self.compiled.store_user), user=_user_name(job), uid=job.uid, cluster=self.compiled.cluster
+            )
+            store.mark_used(fd, place, until)
+            label = record.get("label")
+            if not isinstance(label, str) or not layout.is_label(label):
+                return
+            if job.nodes not in (1, None) or cachedir.is_shared(fd, job.node, record):
+                return
+            facts = {"cluster": self.compiled.cluster, "job_id": job.job_id}
+            done = store.publish(fd, store.Publisher(place, label, facts=facts), until)
+        except (OSError, cachedir.Refused, layout.BadName) as error:
+            reason = error.reason if isinstance(error, cachedir.Refused) else _reason(error)
+            self.report(_fact("store.published", "warning", path, run, "refused", reason, error=str(error)))
+            return
+        if done.builds or done.broken or done.late:
+            level = "warning" if done.broken else "info"
+            why = "damaged" if done.broken else "budget" if done.late else None
+            fact = _fact("store.published", level, path, run, "published" if done.builds else "skipped", why, label=label)
+            fact.update(builds=done.builds, files=done.files, bytes=done.bytes, store=place)
+            fact.update(error=next((f"{key}: {what}" for key, what in done.broken.items()), None))
+            self.report({**fact, "duration_ms": round((time.monotonic() - began) * 1000)})
 
 
 def _fact(event: str, level: str, path: str, run: "int | None", outcome: str, reason: "str | None", **more: "Any") -> "Fact":

@@ -5,7 +5,7 @@ the settings; `apply` writes it down.
 """
 
 from jobcache import layout
-from jobcache.layout import Template
+from jobcache.layout import Template, cut
 from jobcache.settings import Settings
 
 TYPE_CHECKING = False
@@ -101,6 +101,8 @@ def _seconds(value: float) -> str:
 def _decide(settings: Settings) -> "list[str]":
     """jc_decide: what holds for the job that jc_user, jc_partition, jc_account and jc_qos describe."""
     lines = ["jc_decide() {", "    jc_cache=on jc_rule=''", *_assign(settings.base, 0)]
+    for name, template in (("store", settings.store_user), ("site", settings.store_site)):
+        lines.append(f"    jc_{name}={_word(cut(template)) if template else quote('')}")
     word = "if"
     for at, rule in enumerate(settings.rules):
         lines += [f"    {word} jc_match_{at}; then", f"        jc_rule={at + 1} jc_cache={quote(rule.get('cache', 'on'))}"]

@@ -10,7 +10,7 @@ import time
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from jobcache import cachedir, devlog  # noqa: E402
+from jobcache import cachedir, devlog, layout, seed  # noqa: E402
 from jobcache.job import natural  # noqa: E402
 
 EXPORT = 5  # the cache is there. Not 0, with which a file that a crash has emptied ends as well
@@ -27,9 +27,11 @@ def main(argv: "list[str]") -> int:
     if words["do"] == "skip":
         say(words["syslog"], "info", "cache.skipped", facts, "skipped", words["reason"], began)
         return EXPORT
+    claim = _claim(words)
+    seeds = Seeds(words, claim)
     try:
         # A cache that is being reaped is waited for, but not so long that the hook's own clock ends us without a word.
-        outcome = cachedir.enter(_claim(words), began + float(words["deadline"]) / 2)
+        outcome = cachedir.enter(claim, began + float(words["deadline"]) / 2)
     except cachedir.Refused as refusal:
         say(words["syslog"], "warning", "cache.skipped", facts, "refused", refusal.reason, began)
         return DECLINE
@@ -39,6 +41,9 @@ def main(argv: "list[str]") -> int:
         return DECLINE
     if outcome != "joined":
         say(words["syslog"], "info", "cache.created", facts, outcome, "", began)
+    elif claim.below:
+        seeds.late(words["path"])
+    seeds.tell(words["syslog"], facts)
     return EXPORT
 
 
@@ -50,7 +55,72 @@ def _claim(words: "dict[str, str]") -> cachedir.Claim:
     claim.again = words["again"] == "yes"
     claim.keep = words["keep"] == "yes"
     claim.record = {"user": cachedir.quote(words["user"]), "policy": cachedir.quote(words["policy"])}
+    claim.below = words["below"]
     return claim
+
+
+class Seeds:
+    """The builds that the cache of `claim` begins with, out of the stores that the words name."""
+
+    def __init__(self, words: "dict[str, str]", claim: cachedir.Claim) -> None:
+        self.claim = claim
+        self.result: "seed.Seeded | None" = None
+        self.began = 0.0
+        self.sources = []
+        label = words["label"]
+        self.refused: "list[tuple[str, str]]" = []
+        if label and not layout.is_label(label):
+            self.refused.append(("bad_name", "JOBCACHE_STORE is no label: A-Z a-z 0-9 . _ -, 64 at most, no dot in front"))
+            label = ""
+        if words["store"]:
+            self.sources.append(seed.Source(words["store"], [label, ""] if label else [""], claim.uid))
+            if label:
+                claim.record["label"] = cachedir.quote(label)
+        if words["site"]:
+            self.sources.append(seed.Source(words["site"], [label, ""] if label else [""], None))
+        if self.sources:
+            claim.seed = self
+        self.budget = min(seed.BUDGET, float(words["deadline"]) / 4)
+
+    def __call__(self, cache_fd: int) -> None:
+        self._seed(cache_fd, self.claim.below, f"{layout.META}/{layout.SEEDS}")
+        result = self.result
+        if result and result.builds:
+            counts = {"builds": result.builds, "files": result.files, "bytes": result.bytes}
+            self.claim.record["seeded"] = "{" + ", ".join(f'"{key}": {count}' for key, count in counts.items()) + "}"
+
+    def _seed(self, cache_fd: int, below: str, place: str) -> None:
+        self.began = time.monotonic()
+        self.result = seed.seed(cache_fd, below, place, self.sources, self.budget)
+
+    def late(self, path: str) -> None:
+        """Seed a directory in a cache that is in use: made aside, and put in place where there is none yet."""
+        if not self.sources or os.path.lexists(f"{path}/{self.claim.below}"):
+            return
+        aside = f"{layout.META}/{layout.SEEDS}-{cachedir.nonce()}"
+        try:
+            cache_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.mkdir(aside, 0o700, dir_fd=cache_fd)
+                os.mkdir(f"{aside}/whole", 0o700, dir_fd=cache_fd)
+                self._seed(cache_fd, f"{aside}/whole", f"{aside}/place")
+                os.rename(f"{aside}/whole", self.claim.below, src_dir_fd=cache_fd, dst_dir_fd=cache_fd)
+            finally:
+                os.close(cache_fd)
+        except OSError:
+            pass  # another task has made it; what is aside goes with the cache
+
+    def tell(self, address: str, facts: "dict[str, str]") -> None:
+        """Say what was linked, and which store could not be used."""
+        result = self.result
+        if result is None:
+            return
+        for reason, what in self.refused + result.refused:
+            more = {**facts, "error": cachedir.quote(what)}
+            say(address, "warning", "store.seeded", more, "refused", reason, self.began)
+        if result.builds or result.cut:
+            counts = {"builds": str(result.builds), "files": str(result.files), "bytes": str(result.bytes)}
+            say(address, "info", "store.seeded", {**facts, **counts}, "seeded", "budget" if result.cut else "", self.began)
 
 
 def say(address: str, level: str, event: str, facts: "dict[str, str]", outcome: str, reason: str, began: float) -> None:

@@ -74,13 +74,23 @@ def retire(parent_fd: int, name: str, fd: int, uid: int, job_id: int) -> str:
     That is `name` itself where the filesystem cannot rename it (EXDEV: a lower overlay layer). Raise Kept for one that
     is another user's, a mount point, or no longer what is held open; OSError where the rename fails.
     """
+    return _to_trash(parent_fd, name, fd, uid, layout.trash_name(job_id, os.urandom(8).hex()))
+
+
+def retire_stored(section_fd: int, name: str, fd: int) -> str:
+    """The same for what lies in a section of a store: a build, or what is left of one. Raise Kept also for another name."""
+    if layout.parse_build(name) is None and layout.parse_store_debris(name) is None:
+        raise Kept("bad_name", "it has no name of ours")
+    return _to_trash(section_fd, name, fd, os.geteuid(), layout.BUILD_TRASH + os.urandom(8).hex())
+
+
+def _to_trash(parent_fd: int, name: str, fd: int, uid: int, trash: str) -> str:
     held = os.fstat(fd)
     if held.st_uid != uid:
         raise Kept("foreign", f"it belongs to uid {held.st_uid}, not {uid}")
     if not _is_ours(fd):
         raise Kept("foreign", "nothing is deleted as root, nor as another than its owner")
     refuse_mount(parent_fd, fd)
-    trash = layout.trash_name(job_id, os.urandom(8).hex())
     try:
         os.rename(name, trash, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
     except OSError as error:

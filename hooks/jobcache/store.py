@@ -1,0 +1,558 @@
+"""A store of built datasets: publish, verify, retire, prune. The half that links them into caches is `seed`.
+
+    <store>/v1/<section>/<digest of the key>.<generation>/    its mtime: the last use
+        contents, manifest.json, files/…                      and `retired`, once it is
+
+A build comes into a store whole, by one rename, and the first one wins; from then on it is never changed. It leaves in
+two steps: retired, it is linked into no new cache; when every job that lived then has ended, nobody can hold a link to
+it, and it is deleted. All of this is done by the store's owner.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import time
+
+from jobcache import arrow, builds, cachedir, layout, reaper, seed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_SCHEMA = 1
+_LONGEST = 1 << 24  # bytes of a manifest
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+_CLOCK_SKEW = 300.0  # seconds by which a filesystem's clock and the controller's may differ
+_DEBRIS_AGE = 86400.0  # seconds without a change, and whoever made it is gone
+_CLEARING = 0.2  # seconds for what could not be published
+_STRIDE = 5.0  # seconds of deletion at a time
+
+
+class Publisher:
+    """Where builds go and what their manifests say. path: the store's. label: "" for the default section.
+
+    replace: a build of the same key takes the place of the one that is there. facts: further fields of the manifest.
+    shared: readable by others, as the site's store is.
+    """
+
+    def __init__(
+        self, path: str, label: str, *, replace: bool = False, shared: bool = False, facts: "dict[str, Any] | None" = None
+    ) -> None:
+        self.path = path
+        self.label = label
+        self.replace = replace
+        self.shared = shared
+        self.facts = facts or {}
+
+
+class Published:
+    """What came of publishing. bytes: allocated to the files that are in the store now, and gone from the cache.
+
+    there: builds that the store has already. used: of those it had, how many were used. late: time was up before the rest
+    was looked at. broken: why others were not published, by key.
+    """
+
+    def __init__(self) -> None:
+        self.builds = 0
+        self.files = 0
+        self.bytes = 0
+        self.there = 0
+        self.used = 0
+        self.late = False
+        self.broken: "dict[str, str]" = {}
+        self.keys: "list[str]" = []
+
+
+# --------------------------------------------------------------------------------------------------------- publishing
+
+
+def publish(cache_fd: int, to: Publisher, until: float, sync: bool = False) -> Published:
+    """Move the whole builds of a cache that nobody uses any more into a store, by renames.
+
+    sync: see to it that what is published survives a crash of the host, which takes as long as it takes.
+    Raise cachedir.Refused where the store cannot be used, OSError.
+    """
+    done = Published()
+    section_fd = -1
+    try:
+        for below, key in builds.find(cache_fd, until):
+            if time.monotonic() >= until:
+                done.late = True
+                break
+            build_fd = builds.open_build(cache_fd, below, key)
+            if build_fd is None:
+                continue
+            try:
+                if builds.link_of(build_fd) is not None:
+                    continue  # linked from a store
+                if section_fd < 0:
+                    section_fd = open_section(to)
+                _publish_one(cache_fd, section_fd, build_fd, key, to, until, done, sync)
+            except builds.NotWhole as reason:
+                done.broken[key] = str(reason)
+            except arrow.Late:
+                done.late = True
+                break
+            finally:
+                os.close(build_fd)
+    finally:
+        if section_fd >= 0:
+            os.close(section_fd)
+    done.late = done.late or time.monotonic() >= until
+    return done
+
+
+def digest(key: str) -> str:
+    """Return what stands for a build's key in its name."""
+    return hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
+
+
+def open_section(to: Publisher) -> int:
+    """Open the section, made where it is not there. Raise cachedir.Refused, OSError."""
+    mode = 0o755 if to.shared else 0o700
+    os.makedirs(os.path.dirname(to.path), mode, exist_ok=True)
+    _mkdir(to.path, mode)
+    fd, _ = seed.open_store(to.path, os.geteuid())
+    try:
+        for path in (layout.VERSION, f"{layout.VERSION}/{layout.section(to.label)}"):
+            _mkdir(path, mode, dir_fd=fd)
+        return seed.open_below(fd, path, os.geteuid())
+    finally:
+        os.close(fd)
+
+
+def _mkdir(path: str, mode: int, dir_fd: "int | None" = None) -> None:
+    try:
+        os.mkdir(path, mode, dir_fd=dir_fd)
+    except FileExistsError:
+        return
+    if mode & 0o077:
+        os.chmod(path, mode, dir_fd=dir_fd)  # whatever the umask
+
+
+def _publish_one(
+    cache_fd: int, section_fd: int, build_fd: int, key: str, to: Publisher, until: float, done: Published, sync: bool
+) -> None:
+    """Publish one build, where the store has none of its key. Raise builds.NotWhole, arrow.Late, OSError."""
+    before = _generations(section_fd, digest(key))
+    current = [name for name in before if not _is_retired(section_fd, name)]
+    if current and not to.replace:
+        done.there += 1
+        return
+    build = builds.check(build_fd, until, with_maps=bool(to.label))
+    staged = layout.BUILD_NEW + cachedir.nonce()
+    os.mkdir(staged, 0o700, dir_fd=section_fd)
+    staged_fd = os.open(staged, _DIRECTORY, dir_fd=section_fd)
+    try:
+        _fill(staged_fd, build_fd, key, build, to, sync)
+    except (OSError, builds.NotWhole) as error:
+        drop(section_fd, staged, time.monotonic() + _CLEARING)
+        if isinstance(error, OSError) and error.errno == errno.EXDEV:
+            raise cachedir.Refused("other_filesystem", "it is on another filesystem than the cache") from None
+        if isinstance(error, PermissionError):
+            raise builds.NotWhole(str(error)) from None
+        raise
+    finally:
+        os.close(staged_fd)
+    newest = max((parsed[1] for parsed in map(layout.parse_build, before) if parsed), default=0)
+    name = layout.build_name(digest(key), newest + 1)
+    try:
+        os.rename(staged, name, src_dir_fd=section_fd, dst_dir_fd=section_fd)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        # Another was first. Ours goes back into the cache, and with it.
+        os.rename(staged, f"lost-{cachedir.nonce()}", src_dir_fd=section_fd, dst_dir_fd=cache_fd)
+        done.there += 1
+        return
+    for old in current:
+        retire(section_fd, old)
+    done.builds += 1
+    done.files += len(build.files)
+    done.bytes += build.bytes
+    done.keys.append(key)
+
+
+def _generations(section_fd: int, of: str) -> "list[str]":
+    with os.scandir(section_fd) as entries:
+        return [entry.name for entry in entries if entry.name.startswith(of + ".") and layout.parse_build(entry.name)]
+
+
+def _fill(staged_fd: int, build_fd: int, key: str, build: builds.Build, to: Publisher, sync: bool) -> None:
+    """Move the files of a build into a new directory of the store, read-only. Raise builds.NotWhole, OSError."""
+    os.mkdir(layout.FILES, 0o700, dir_fd=staged_fd)
+    files_fd = os.open(layout.FILES, _DIRECTORY, dir_fd=staged_fd)
+    try:
+        for name, as_checked in build.files.items():
+            fd = os.open(name, _FILE, dir_fd=build_fd)
+            try:
+                os.fchmod(fd, 0o444)
+                if sync:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(name, name, src_dir_fd=build_fd, dst_dir_fd=files_fd)
+            found = os.stat(name, dir_fd=files_fd, follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode) or (found.st_size, found.st_mtime_ns) != as_checked:
+                raise builds.NotWhole(f"{name} was changed while it was published")
+        os.utime(files_fd, ns=(build.mtime, build.mtime))
+        os.fchmod(files_fd, 0o555 if to.shared else 0o500)
+        _write(staged_fd, layout.MANIFEST, json.dumps(_manifest(key, build, to), indent=1) + "\n", sync)
+        contents = layout.Contents(key, build.files, seed.checksum(files_fd))
+        _write(staged_fd, layout.CONTENTS, layout.format_contents(contents), sync)
+        if sync:
+            os.fsync(files_fd)
+        os.fchmod(staged_fd, 0o755 if to.shared else 0o700)
+    finally:
+        os.close(files_fd)
+
+
+def _manifest(key: str, build: builds.Build, to: Publisher) -> "dict[str, Any]":
+    return {
+        "schema": _SCHEMA,
+        "key": key,
+        "label": to.label or None,
+        "published_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "rows": build.rows,
+        "files": len(build.files),
+        "maps": build.maps,
+        "bytes": build.bytes,
+        **to.facts,
+    }
+
+
+def _write(dir_fd: int, name: str, text: str, sync: bool = False) -> None:
+    """Write a new file, readable by whoever may enter the store. Raise OSError."""
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    try:
+        data = os.fsencode(text)
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        os.fchmod(fd, 0o444)
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# -------------------------------------------------------------------------------------------------------------- use
+
+
+def mark_used(cache_fd: int, path: str, until: float) -> int:
+    """Date the builds of the store at `path` that a job has used, out of those linked into its cache; return how many.
+
+    `datasets` leaves a lock, named after the build's path, where it has opened one. Raise OSError.
+    """
+    locks: "dict[str, list[str]]" = {}
+    marked = 0
+    for below, key in builds.find(cache_fd, until):
+        build_fd = builds.open_build(cache_fd, below, key)
+        if build_fd is None:
+            continue
+        try:
+            link = builds.link_of(build_fd)
+        finally:
+            os.close(build_fd)
+        if link is None or time.monotonic() >= until:
+            continue
+        if below not in locks:
+            locks[below] = [name for name in os.listdir(f"/proc/self/fd/{cache_fd}/{below}") if name.endswith(".lock")]
+        lock = f"_{key}.lock".replace("/", "_")
+        if any(name.endswith(lock) for name in locks[below]):
+            marked += _touch(path, link)
+    return marked
+
+
+def _touch(path: str, link: str) -> bool:
+    """Date the build that a link leads to, where that is one of the store at `path` and ours. A link is the user's to forge."""
+    if not link.startswith(f"{path}/{layout.VERSION}/"):
+        return False
+    parts = link[len(path) + 1 :].split("/")
+    if len(parts) != 5 or layout.parse_section(parts[1]) is None or layout.parse_build(parts[2]) is None:
+        return False
+    try:
+        store_fd, owner = seed.open_store(path, os.geteuid())
+        try:
+            fd = seed.open_below(store_fd, "/".join(parts[:3]), owner)
+        finally:
+            os.close(store_fd)
+        try:
+            os.utime(fd)
+        finally:
+            os.close(fd)
+    except (OSError, cachedir.Refused):
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------- looking
+
+
+class Stored:
+    """A build in a store, or what is left of one.
+
+    kind: "build", "new", "trash" or "staging". used, retired: seconds since the epoch by the filesystem's clock; retired None:
+    it is not. bytes: allocated. problem: why it is not whole, as far as a look tells.
+    """
+
+    def __init__(self, kind: str, label: str, name: str, **seen: "Any") -> None:
+        self.kind = kind
+        self.label = label
+        self.name = name
+        self.key: str = seen.get("key", "")
+        self.used: float = seen.get("used", 0.0)
+        self.retired: "float | None" = seen.get("retired")
+        self.bytes: int = seen.get("bytes", 0)
+        self.files: int = seen.get("files", 0)
+        self.manifest: "dict[str, Any]" = seen.get("manifest", {})
+        self.problem: str = seen.get("problem", "")
+
+    @property
+    def path(self) -> str:
+        """Its path in the store."""
+        return f"{layout.VERSION}/{layout.section(self.label)}/{self.name}"
+
+
+def look(path: str, owner: "int | None", deep: bool = False, going: "Callable[[], None]" = lambda: None) -> "Iterator[Stored]":
+    """Yield what is in the store at `path`. owner: as of seed.Source. deep: read every file's framing, not its end alone.
+    going: is called before each build.
+
+    Raise cachedir.Refused, OSError; nothing where there is no store.
+    """
+    try:
+        store_fd, owner = seed.open_store(path, owner)
+    except FileNotFoundError:
+        return
+    try:
+        try:
+            version_fd = seed.open_below(store_fd, layout.VERSION, owner)
+        except FileNotFoundError:
+            return
+        try:
+            labels = map(layout.parse_section, os.listdir(version_fd))
+            for label in sorted(label for label in labels if label is not None):
+                section_fd = seed.open_below(version_fd, layout.section(label), owner)
+                try:
+                    for name in sorted(os.listdir(section_fd)):
+                        one = _stored(section_fd, label, name)
+                        if one is not None:
+                            going()
+                            _see(section_fd, one, owner, deep)
+                            yield one
+                finally:
+                    os.close(section_fd)
+        finally:
+            os.close(version_fd)
+    finally:
+        os.close(store_fd)
+
+
+def _stored(section_fd: int, label: str, name: str) -> "Stored | None":
+    debris = layout.parse_store_debris(name)
+    if debris:
+        kinds = {layout.BUILD_NEW: "new", layout.BUILD_TRASH: "trash", layout.STAGING: "staging"}
+        return Stored(kinds[debris], label, name)
+    return Stored("build", label, name) if layout.parse_build(name) else None
+
+
+def _see(section_fd: int, one: Stored, owner: int, deep: bool) -> None:
+    try:
+        fd = seed.open_below(section_fd, one.name, owner)
+    except (OSError, cachedir.Refused) as error:
+        one.problem = str(error)
+        return
+    try:
+        one.used = os.fstat(fd).st_mtime
+        if one.kind != "build":
+            one.used, one.bytes, one.files = _measure(fd)
+            return
+        one.retired = _retired(fd)
+        _, one.bytes, one.files = _measure(fd)
+        try:
+            contents = seed.read_contents(fd)
+            one.key = contents.key
+            one.manifest = _read_manifest(fd)
+            _verify(fd, one, contents, owner, deep)
+        except (OSError, cachedir.Refused, builds.NotWhole) as error:
+            one.problem = str(error)
+    finally:
+        os.close(fd)
+
+
+def _verify(build_fd: int, one: Stored, contents: layout.Contents, owner: int, deep: bool) -> None:
+    """Raise where a build is not whole, or its manifest says what is not so."""
+    if one.name.partition(".")[0] != digest(one.key):
+        raise cachedir.Refused("damaged", "its name is not that of its key")
+    files_fd = seed.open_below(build_fd, layout.FILES, owner)
+    try:
+        seed.check_files(files_fd, contents)
+        if not deep:
+            return
+        build = builds.check(files_fd, time.monotonic() + 3600, with_maps=True)
+        if set(build.files) != set(contents.files):
+            raise cachedir.Refused("damaged", "a file in it is not whole, or belongs to no split")
+        said = {key: one.manifest.get(key) for key in ("key", "rows", "files")}
+        if said != {"key": one.key, "rows": build.rows, "files": len(contents.files)}:
+            raise cachedir.Refused("damaged", "its manifest says what is not so")
+    finally:
+        os.close(files_fd)
+
+
+def _read_manifest(build_fd: int) -> "dict[str, Any]":
+    try:
+        fd = os.open(layout.MANIFEST, _FILE, dir_fd=build_fd)
+        try:
+            found = json.loads(os.read(fd, _LONGEST))
+        finally:
+            os.close(fd)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _measure(fd: int) -> "tuple[float, int, int]":
+    """Return (its newest change, bytes allocated, files) of a tree."""
+    newest, total, files = os.fstat(fd).st_mtime, 0, 0
+    for _, _, names, at in os.fwalk(".", dir_fd=fd, onerror=None):
+        newest = max(newest, os.fstat(at).st_mtime)
+        for name in names:
+            try:
+                found = os.stat(name, dir_fd=at, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            newest = max(newest, min(found.st_ctime, time.time()))
+            total += found.st_blocks * 512
+            files += 1
+    return newest, total, files
+
+
+def _retired(build_fd: int) -> "float | None":
+    try:
+        return os.stat(layout.RETIRED, dir_fd=build_fd, follow_symlinks=False).st_ctime
+    except FileNotFoundError:
+        return None
+
+
+def _is_retired(section_fd: int, name: str) -> bool:
+    try:
+        os.stat(f"{name}/{layout.RETIRED}", dir_fd=section_fd, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------- pruning
+
+
+def retire(section_fd: int, name: str) -> None:
+    """From now on, link a build into no cache. Raise OSError."""
+    try:
+        _write(section_fd, f"{name}/{layout.RETIRED}", "")
+    except FileExistsError:
+        pass
+
+
+class Verdict:
+    """What is to become of what is in a store. action: "retire", "delete" or "keep"; reason: a word."""
+
+    __slots__ = ("stored", "action", "reason")
+
+    def __init__(self, stored: Stored, action: str, reason: str) -> None:
+        self.stored = stored
+        self.action = action
+        self.reason = reason
+
+
+def to_retire(
+    found: "Iterable[Stored]", now: float, max_size: int, max_age: float, oldest: "float | None", others: int = 0
+) -> "list[Verdict]":
+    """Return a verdict for each build that is not retired: a pure function. Times are seconds since the epoch.
+
+    Damaged ones go, those of which there is a newer generation, those unused for `max_age`, and then the longest unused
+    until the rest has at most `max_size` bytes. What was used since `oldest`, the start of the oldest live job (None:
+    there is none), stays, unless it is damaged or superseded: those who have linked it keep it in either case.
+    """
+    standing = sorted((one for one in found if one.kind == "build" and one.retired is None), key=lambda one: one.used)
+    newest: "dict[tuple[str, str], int]" = {}
+    for one in standing:
+        of, generation = layout.parse_build(one.name) or ("", 0)
+        newest[one.label, of] = max(generation, newest.get((one.label, of), 0))
+    needed = [oldest is not None and one.used >= oldest - _CLOCK_SKEW for one in standing]
+    reasons = []
+    for one, is_needed in zip(standing, needed):
+        of, generation = layout.parse_build(one.name) or ("", 0)
+        aged = now - one.used > max_age and not is_needed
+        superseded = generation < newest[one.label, of]
+        reasons.append("damaged" if one.problem else "superseded" if superseded else "age" if aged else "")
+    total = others + sum(one.bytes for one, reason in zip(standing, reasons) if not reason)
+    verdicts = []
+    for one, reason, is_needed in zip(standing, reasons, needed):
+        if not reason and not is_needed and total > max_size:
+            reason = "size"
+            total -= one.bytes
+        verdicts.append(Verdict(one, "retire" if reason else "keep", reason or ("used" if is_needed else "")))
+    return verdicts
+
+
+def to_delete(found: "Iterable[Stored]", now: float, oldest: "float | None") -> "list[Verdict]":
+    """Return a verdict for each retired build, and for what was left half done: a pure function."""
+    verdicts = []
+    for one in found:
+        if one.kind == "trash":
+            verdicts.append(Verdict(one, "delete", "trash"))
+        elif one.kind in ("new", "staging"):
+            old = now - one.used > _DEBRIS_AGE
+            verdicts.append(Verdict(one, "delete" if old else "keep", "half_made" if old else "young"))
+        elif one.retired is not None:
+            free = oldest is None or one.retired < oldest - _CLOCK_SKEW
+            verdicts.append(Verdict(one, "delete" if free else "keep", "retired" if free else "linked"))
+    return verdicts
+
+
+def act(path: str, owner: "int | None", verdicts: "Iterable[Verdict]", until: float) -> "Iterator[tuple[Verdict, int, int]]":
+    """Carry out verdicts, as the store's owner; yield (verdict, bytes, files) of what was deleted, or retired with 0, 0.
+
+    Raise cachedir.Refused, OSError.
+    """
+    todo = [verdict for verdict in verdicts if verdict.action != "keep"]
+    if not todo:
+        return
+    store_fd, owner = seed.open_store(path, owner)
+    try:
+        for verdict in todo:
+            one = verdict.stored
+            if time.monotonic() >= until:
+                return
+            section_fd = seed.open_below(store_fd, f"{layout.VERSION}/{layout.section(one.label)}", owner)
+            try:
+                if verdict.action == "retire":
+                    retire(section_fd, one.name)
+                    yield verdict, 0, 0
+                else:
+                    yield (verdict, *drop(section_fd, one.name, until))
+            except FileNotFoundError:
+                continue  # another pruning was faster
+            finally:
+                os.close(section_fd)
+    finally:
+        os.close(store_fd)
+
+
+def drop(section_fd: int, name: str, until: float) -> "tuple[int, int]":
+    """Delete what no job links to; return (bytes, files). Raise OSError, reaper.Kept."""
+    fd = os.open(name, _DIRECTORY, dir_fd=section_fd)
+    try:
+        trash = reaper.retire_stored(section_fd, name, fd)
+        freed = files = 0
+        while True:
+            tally = reaper.delete(section_fd, trash, fd, min(until, time.monotonic() + _STRIDE))
+            freed, files = freed + tally.bytes, files + tally.files
+            if tally.done or not tally.files or time.monotonic() >= until:
+                return freed, files
+    finally:
+        os.close(fd)
