@@ -308,6 +308,92 @@ def to_parquet(fields: "tuple[str, ...]", as_json: bool, sources: "tuple[str, ..
     sys.exit(cli_parquet.command(sources, fields, destination, as_json))
 
 
+@main.group("store")
+def store_group() -> None:
+    """Built datasets that new caches begin with: build, verify, list, prune."""
+
+
+def _store_options(command: "Any") -> "Any":
+    """The options of every `store` command."""
+    for option in (
+        click.option("--site", "sites", is_flag=True, help="The site's store, not one's own."),
+        click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold."),
+        _config_option,
+    ):
+        command = option(command)
+    return command
+
+
+@store_group.command("build")
+@_store_options
+@click.option("--label", metavar="LABEL", default="", help="For jobs with JOBCACHE_STORE=LABEL; without, for every job.")
+@click.option("--rebuild", is_flag=True, help="Begin with nothing, and replace what the store has of the same.")
+@click.argument("command", nargs=-1, required=True)
+def store_build(**options: "Any") -> None:
+    """Run COMMAND, and put the datasets that it loads into the store.
+
+    Nothing is published where COMMAND fails, and of what it built only what is whole.
+
+    \b
+    Example:
+      jobcache store build --label exp-1 -- python prepare.py
+    """
+    from jobcache import cli_store
+
+    sys.exit(cli_store.build_command(**options))
+
+
+@store_group.command("list")
+@_store_options
+@click.option("--user", metavar="NAME", help="This user's; without root, always one's own.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def store_list(**options: "Any") -> None:
+    """List what is in the store.
+
+    \b
+    Example:
+      jobcache store list
+    """
+    from jobcache import cli_store
+
+    sys.exit(cli_store.list_command(**options, deep=False))
+
+
+@store_group.command("verify")
+@_store_options
+@click.option("--user", metavar="NAME", help="This user's; without root, always one's own.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def store_verify(**options: "Any") -> None:
+    """Read every build in the store, and say which are not whole; these are linked into no cache.
+
+    \b
+    Example:
+      jobcache store verify --site
+    """
+    from jobcache import cli_store
+
+    sys.exit(cli_store.list_command(**options, deep=True))
+
+
+@store_group.command("prune")
+@_store_options
+@click.option("--user", metavar="NAME", help="Only this user's; without root, always one's own.")
+@click.option("--dry-run", is_flag=True, help="Print what a run would do, and do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print each decision as a line of JSON.")
+def store_prune(**options: "Any") -> None:
+    """Delete what is unused for longer than store.max_age, or beyond store.max_size.
+
+    First it is linked into no new cache; it is deleted when every job that lived then has ended.
+
+    \b
+    Example:
+      jobcache store prune --dry-run
+    """
+    from jobcache import cli_store
+
+    sys.exit(cli_store.prune_command(**options))
+
+
 def _give_up(problems: "Iterable[object]") -> "NoReturn":
     for problem in problems:
         click.echo(str(problem), err=True)

@@ -10,7 +10,7 @@ from typing import Optional
 import click
 
 from jobcache import check, probe
-from jobcache.cli_sweep import _plain as plain
+from jobcache.cli_sweep import plain
 
 _MARKS = {check.OK: "ok", check.WARNING: "warning", check.PROBLEM: "PROBLEM"}
 _STYLES = {check.OK: "green", check.WARNING: "yellow", check.PROBLEM: "bold red"}

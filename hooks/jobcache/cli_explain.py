@@ -16,8 +16,7 @@ from typing import IO, Optional, Union
 import click
 
 from jobcache import eventlog, evidence, explain
-from jobcache.cli_sweep import _plain as plain
-from jobcache.cli_sweep import load
+from jobcache.cli_sweep import load, plain
 from jobcache.settings import Settings
 
 _SYSTEM_LOGS = ("/var/log/syslog", "/var/log/messages")

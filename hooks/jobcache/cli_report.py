@@ -12,8 +12,7 @@ import click
 
 from jobcache import cachedir, eventlog, report
 from jobcache.cli_explain import sources
-from jobcache.cli_sweep import _plain as plain
-from jobcache.cli_sweep import load
+from jobcache.cli_sweep import load, plain
 from jobcache.config import parse_duration
 from jobcache.explain import duration
 

@@ -46,7 +46,7 @@ def sweep_command(
         with sweep.Lock(_lock_path(site, options)), progress(as_json) as say:
             result = sweep.run(site, options, say, lambda reaped: _tell_reaped(log, reaped))
     except sweep.Busy as busy:
-        click.echo(_plain(str(busy)), err=True)
+        click.echo(plain(str(busy)), err=True)
         return 1
     if not dry_run:
         _tell_finished(log, result, began)
@@ -180,15 +180,15 @@ def _print(result: sweep.Result, dry_run: bool, as_json: bool) -> None:
     elif dry_run or sys.stdout.isatty():
         for decision in result.decisions:
             if decision.action != KEEP:
-                click.echo(f"{'would ' if dry_run else ''}{decision.action} {_plain(decision.found.path)} ({decision.reason})")
+                click.echo(f"{'would ' if dry_run else ''}{decision.action} {plain(decision.found.path)} ({decision.reason})")
         for path, pids in result.terminated.items():
             if pids:
-                click.echo(f"{'would ' if dry_run else ''}terminate {', '.join(map(str, pids))} in {_plain(path)}")
+                click.echo(f"{'would ' if dry_run else ''}terminate {', '.join(map(str, pids))} in {plain(path)}")
         click.echo(_summary(result, dry_run))
     if result.unknown:
-        click.echo(_plain(f"nothing is reaped: {result.unknown} ({result.unknown.reason})"), err=True)
+        click.echo(plain(f"nothing is reaped: {result.unknown} ({result.unknown.reason})"), err=True)
     for words in result.trouble:
-        click.echo(_plain(words), err=True)
+        click.echo(plain(words), err=True)
 
 
 def _summary(result: sweep.Result, dry_run: bool) -> str:
@@ -201,7 +201,7 @@ def _summary(result: sweep.Result, dry_run: bool) -> str:
     return words if dry_run else f"{words}; freed {freed} bytes"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A path as one line of a terminal, whatever its user put into it."""
     return (
         os.fsencode(text).decode("utf-8", "backslashreplace").encode("unicode_escape").decode("ascii")
@@ -244,7 +244,7 @@ def list_command(
     else:
         _table(rows)
     for words in listed.trouble:
-        click.echo(_plain(words), err=True)
+        click.echo(plain(words), err=True)
     return 1 if listed.trouble else 0
 
 
@@ -313,7 +313,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
             size,
             "" if row["files"] is None else str(row["files"]),
         )
-        table.add_row(*map(_plain, cells), _plain(row["path"]))
+        table.add_row(*map(plain, cells), plain(row["path"]))
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False, emoji=False).print(table)
 
 

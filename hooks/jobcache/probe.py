@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any, Callable, Optional
 
 import jobcache
-from jobcache import apply, asuser, cachedir, check, config, find, layout, reaper, slurm
+from jobcache import apply, asuser, cachedir, check, config, layout, reaper, slurm, sweep
 from jobcache.check import EXCLUDED, OBTAINED, Compiled, Facts, Interpreter, Log, Schedule, Scratch, Script, Wiring
 from jobcache.settings import FILE, LIB, OFF, POLICY, Settings, SettingsError
 from jobcache.settings import load as load_settings
@@ -38,7 +38,7 @@ _LIB_OF = re.compile(r"^jc_lib=(?:'([^'\n]*)'|(\S+))$", re.MULTILINE)
 # What each hook needs of its Python.
 _NEEDS = {
     "task-prolog": (("-I", "-S"), "from jobcache import prepare"),
-    "epilog": (("-I",), "from jobcache import epilog, events; import psutil"),
+    "epilog": (("-I",), "from jobcache import epilog, events"),
 }
 
 
@@ -120,14 +120,7 @@ def _ordinary_user(site: Settings, name: Optional[str]) -> Optional[pwd.struct_p
     if os.geteuid() != 0:
         return pwd.getpwuid(os.geteuid())
 
-    def work(report: Callable[[dict[str, Any]], None]) -> None:
-        for template in site.templates:
-            for home in find.homes(template, site.cluster):
-                if home.uid >= site.min_uid:
-                    report({"uid": home.uid})
-
-    child = asuser.start(work, uid=None, gid=None, user=None, places=[])
-    for uid in sorted({fact["uid"] for fact in child.facts(time.monotonic() + _PATIENCE)}):
+    for uid in sorted({home.uid for home in sweep.homes(site, site.templates, []) if home.uid >= site.min_uid}):
         try:
             return pwd.getpwuid(uid)
         except KeyError:

@@ -4,6 +4,7 @@ Asked with an environment of our own (SQUEUE_* and SLURM_* filter even under --a
 checks that the answer is whole, ours, and not blinded. An answer that is anything less deletes nothing.
 """
 
+import calendar
 import os
 import re
 import shutil
@@ -132,12 +133,29 @@ class Slurm:
                 jobs.setdefault(leader, set()).add(uid)
         return Listing(at, jobs)
 
+    def starts(self, cluster: str, *, only_own: bool = False) -> "dict[int, float]":
+        """Return when each user's (uid's) oldest live job began, in seconds since the epoch by the controller's clock.
+
+        Who has none is not in it. 0.0 where that is not told. A pending job has not begun. Raise Unknown as `listing` does.
+        """
+        alive = self.listing(cluster, only_own=only_own).jobs
+        lines = self._ask(self._squeue, *_SQUEUE[:-1], _SQUEUE[-1] + "|%S").splitlines()
+        if alive and not lines:
+            raise Unknown("slurm_empty", "squeue listed jobs, and a moment later none")
+        oldest: dict[int, float] = {}
+        for line in lines:
+            row, _, start = line.rpartition("|")
+            _, _, state, uid = _parse_line(row)
+            if state in ALIVE and state != "PENDING":
+                oldest[uid] = min(_moment(start), oldest.get(uid, float("inf")))
+        return oldest
+
     def _ask(self, name: str, *options: str, **variables: str) -> str:
         """Return what a command prints, with these variables in its environment. Raise Unknown."""
         program = name if "/" in name else shutil.which(name, path=PATH)
         if program is None:
             raise Unknown("slurm_missing", f"there is no {name} in {PATH}")
-        env = {"PATH": PATH, "LC_ALL": "C", **variables}
+        env = {"PATH": PATH, "LC_ALL": "C", "TZ": "UTC0", **variables}
         if self._conf:
             env["SLURM_CONF"] = self._conf
         try:
@@ -160,6 +178,13 @@ def parse(text: str) -> "list[tuple[int, int, str, int]]":
     if text and not text.endswith("\n"):
         raise Unknown("slurm_malformed", "squeue's answer ends in the middle of a line")
     return [_parse_line(line) for line in text.splitlines()]
+
+
+def _moment(text: str) -> float:
+    try:
+        return float(calendar.timegm(time.strptime(text.strip(), "%Y-%m-%dT%H:%M:%S")))
+    except ValueError:
+        return 0.0
 
 
 def _parse_line(line: str) -> "tuple[int, int, str, int]":

@@ -162,7 +162,8 @@ def _all(site: Settings, options: Options, trouble: list[str], say: Say) -> list
 
 def look_for(site: Settings, options: Options, trouble: list[str], say: Say = silent) -> Iterator[Found]:
     """Yield what there is on scratch, each at a glance, as its owner. Directories that hang or are closed: `trouble`."""
-    users = [home for home in _homes(site, options, trouble) if _wanted(home.uid, options)]
+    templates = [template for template in site.templates if is_local(site, template) == options.local]
+    users = [home for home in homes(site, templates, trouble) if _wanted(home.uid, options)]
     random.shuffle(users)
 
     def look(home: find.Home) -> Iterator[dict[str, Any]]:
@@ -210,9 +211,9 @@ def _wanted(uid: int, options: Options) -> bool:
     return (options.user is None or uid == options.user) and uid % options.shard[1] == options.shard[0] - 1
 
 
-def _homes(site: Settings, options: Options, trouble: list[str]) -> list[find.Home]:
-    """Return the users' directories. Each step down to them is taken in children: what is above them can hang as well."""
-    aboves = [find.Above(template.text) for template in site.templates if is_local(site, template) == options.local]
+def homes(site: Settings, templates: Sequence[Template], trouble: list[str]) -> list[find.Home]:
+    """Return the users' directories by these templates. Each step down to them is taken in children: any of them can hang."""
+    aboves = [find.Above(template.text) for template in templates]
     named: list[find.Named] = []
 
     def below(above: find.Above) -> Iterator[dict[str, Any]]:
