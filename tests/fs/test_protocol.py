@@ -489,7 +489,7 @@ def ending(node: str, run: int = 0, *, nodes: int = 2, since: float | None = Non
         job = Job(JOB, os.geteuid(), node)
         job.nodes = nodes
         job.user = "u"
-        compiled = SimpleNamespace(cluster="test", keep_failed=0, keep_max=0, epilog_budget=1.0)
+        compiled = SimpleNamespace(cluster="test", keep_failed=0, keep_max=0, store_user=None, epilog_budget=1.0)
         template = layout.Template(f"{os.path.dirname(world.top)}/{{user}}/hf-{{job_id}}")
         epilog.Work(job, compiled, [template], uptime)(me_told(world, me))  # type: ignore[arg-type]
 

@@ -269,6 +269,7 @@ def test_nothing_of_the_environment_arrives(fake: Fake, monkeypatch: pytest.Monk
     assert {name: told[name] for name in set(told) - of_the_shell} == {
         "PATH": slurm.PATH,
         "LC_ALL": "C",
+        "TZ": "UTC0",
         **({"SLURM_CONF": conf} if conf else {}),
     }
 

@@ -1,0 +1,60 @@
+"""A store on a real cluster: what one job built, the ranks of the next one have, each node or task in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+from test_jobs import step
+
+from conftest import Wired
+from site_dir import ALICE
+
+LABEL = "exp-1"
+SHOW = 'echo "$SLURMD_NODENAME $SLURM_PROCID $HF_DATASETS_CACHE"'
+
+
+@pytest.mark.parametrize("scope", ["node", "task"])
+def test_each_node_or_task_has_its_own(wired: Wired, scope: str) -> None:
+    """Four ranks on two nodes: as many directories as the scope says, all in the job's one cache, reaped as one."""
+    script = f"{step(f'{SHOW}; mkdir -p $HF_DATASETS_CACHE; echo x >$HF_DATASETS_CACHE/$SLURM_PROCID', '-N2', '-n4')}"
+    job = wired.batch(script, "-N2", "-n4", JOBCACHE_SCOPE=scope)
+    assert wired.wait(job) == "COMPLETED"
+    rows = [line.split() for line in wired.output(job)]
+    assert {row[0] for row in rows} == {"n1", "n2"} and len(rows) == 4
+    own = {"node": lambda node, rank: f"node-{node}", "task": lambda node, rank: f"step-0-task-{rank}"}[scope]
+    assert {row[2] for row in rows} == {f"{wired.cache(job)}/{own(node, rank)}" for node, rank, _ in rows}
+    wired.assert_reaped(job, files=4)
+
+
+def test_ranks_on_two_nodes_load_what_another_job_built(wired: Wired) -> None:
+    """With real `datasets`: nothing is built anew, the rows are right, and a job of two nodes publishes nothing."""
+    site = wired.site
+    site.configure(store={"user": f"{site.scratch}/{{user}}/.cache/hf-store"})
+    home = site.dir / "home"
+    home.mkdir()
+    shutil.chown(home, ALICE)
+    data = home / "data.jsonl"
+    data.write_text("".join(json.dumps({"id": id}) + "\n" for id in range(1000)))
+    program = home / "load.py"
+    program.write_text(
+        "import glob, os, datasets\n"
+        f"ds = datasets.load_dataset('json', data_files={{'train': {str(data)!r}}})['train']\n"
+        "files = glob.glob(os.environ['HF_DATASETS_CACHE'] + '/json/*/*/*/*')\n"
+        "print('loaded', sum(ds['id']), all(map(os.path.islink, files)), flush=True)\n"
+    )
+    program.chmod(0o644)
+    load = f"HOME={home} HF_HOME={home}/hf exec {sys.executable} {program} 2>/dev/null"
+    first = wired.batch(load, "-N1", JOBCACHE_STORE=LABEL)
+    assert wired.wait(first) == "COMPLETED"
+    total = sum(range(1000))
+    assert wired.output(first)[-1] == f"loaded {total} False"
+    (published,) = wired.events(first, "store.published")
+    assert (published["outcome"], published["builds"], published["label"]) == ("published", 1, LABEL)
+    job = wired.batch(step(load, "-N2", "-n2"), "-N2", "-n2", JOBCACHE_STORE=LABEL, JOBCACHE_SCOPE="node")
+    assert wired.wait(job) == "COMPLETED"
+    assert [line for line in wired.output(job) if line.startswith("loaded")] == [f"loaded {total} True"] * 2
+    wired.assert_reaped(job)
+    assert wired.events(job, "store.published") == []

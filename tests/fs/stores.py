@@ -1,0 +1,133 @@
+"""Jobs with a store: each gets its cache from the TaskProlog, uses it, and ends with its Epilog."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hf
+from home import fingerprint
+from site_dir import ALICE, Site
+
+KEY = "json/default-*/0.0.0/*"
+
+
+class Template:
+    """One real build of `datasets`, made once: two splits, one of them in two shards, and a map's result.
+
+    cache: the cache it is in. data: the files it was made from. key: of the build. rows: by split.
+    """
+
+    def __init__(self) -> None:
+        self.dir = Path(tempfile.mkdtemp(prefix="jobcache-template-"))
+        self.dir.chmod(0o755)
+        shutil.chown(self.dir, ALICE)
+        parts = [write_rows(self.dir / f"{name}.jsonl", range(rows)) for name, rows in (("one", 200), ("two", 100))]
+        self.data = [str(part) for part in parts]
+        self.cache = self.dir / "cache"
+        python = hf.Python(hf.PYTHONS[0])
+        python.run(
+            f"ds = load_dataset('json', data_files={{'train': {self.data!r}, 'test': {self.data[:1]!r}}}, num_proc=2)\n"
+            "ds['test'].map(lambda row: {'half': row['id'] / 2})\n",
+            self.dir, HF_DATASETS_CACHE=str(self.cache),
+        )  # fmt: skip
+        python.close()
+        subprocess.run(["chmod", "-R", "a+rX", str(self.cache)], check=True)
+        (build,) = (path.parent for path in self.cache.glob(f"{KEY}/dataset_info.json"))
+        self.key = str(build.relative_to(self.cache))
+        self.rows = {name: split["num_examples"] for name, split in info(build)["splits"].items()}
+
+    def put(self, cache: Path, key: str = "") -> Path:
+        """Copy the build into a cache, owned as that is; return its directory there."""
+        to = cache / (key or self.key)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(self.cache / self.key, to)
+        own(cache, cache / (key or self.key))
+        return to
+
+    def close(self) -> None:
+        shutil.rmtree(self.dir)
+
+
+def own(cache: Path, to: Path) -> None:
+    """Give what is on the way from `cache` to `to`, and all below, to the cache's owner."""
+    owner = cache.stat()
+    for path in [to, *to.relative_to(cache).parents, *to.rglob("*")]:
+        os.lchown(cache / path, owner.st_uid, owner.st_gid)
+
+
+def write_rows(path: Path, ids: Any) -> Path:
+    path.write_text("".join(json.dumps({"id": id, "text": f"row {id} " * 4, "tags": ["a"] * (id % 3)}) + "\n" for id in ids))
+    path.chmod(0o644)
+    return path
+
+
+def info(build: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((build / "dataset_info.json").read_text())
+    return found
+
+
+class Jobs:
+    """A site whose users have a store, and jobs on it. home: Alice's own directory, in which jobs find their data."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.number = 100
+        self.path = site.scratch / ALICE / ".cache" / "hf-store"
+        site.configure(store={"user": f"{site.scratch}/{{user}}/.cache/hf-store"})
+        self.home = site.dir / "home"
+        self.home.mkdir(exist_ok=True)
+        shutil.chown(self.home, ALICE)
+
+    def begin(self, label: str = "", **env: str) -> Path:
+        """Begin a job with this label; return its cache."""
+        self.number += 1
+        said = self.site.task_prolog(self.number, **({"JOBCACHE_STORE": label} if label else {}), **env)
+        assert said.cache, said.output
+        return Path(said.cache)
+
+    def end(self, **env: Any) -> list[dict[str, Any]]:
+        """End the job; return what the Epilog says of the store."""
+        self.site.epilog(self.number, **env)
+        return [event for event in self.site.events("store.published") if event["job_id"] == self.number]
+
+    def job(self, python: hf.Python, code: str, label: str = "", **env: str) -> Any:
+        """A whole job that runs `code`; return its result."""
+        cache = self.begin(label)
+        try:
+            return python.run(code, self.home, HF_DATASETS_CACHE=str(cache), **env)
+        finally:
+            self.end()
+
+    def seeded(self) -> list[dict[str, Any]]:
+        """What the present job's TaskProlog said of the store."""
+        return [event for event in self.site.syslog.events("store.seeded") if event["job_id"] == self.number]
+
+    def stored(self, label: str = "") -> list[Path]:
+        """The builds in a section of the store, whatever state they are in."""
+        section = self.path / "v1" / (f"label-{label}" if label else "default")
+        return sorted(path for path in section.iterdir() if path.name[0] != ".") if section.exists() else []
+
+    def left(self) -> list[Path]:
+        """What is half made in the store."""
+        return sorted(self.path.glob("v1/*/.*"))
+
+    def print(self) -> dict[str, tuple[object, ...]]:
+        """All that can be seen of the store."""
+        return fingerprint(self.path)
+
+
+def links(build: Path) -> tuple[int, int]:
+    """Return how many of a build's files are symlinks, and how many are files."""
+    found = [path.is_symlink() for path in build.iterdir()]
+    return sum(found), len(found) - sum(found)
+
+
+def jobs_of(site: Site) -> Iterator[Jobs]:
+    yield Jobs(site)

@@ -1,0 +1,323 @@
+"""`jobcache store`: built once by a command, verified, listed, and pruned when nobody can hold a link any more."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_store import DAMAGE, LABEL, template  # noqa: F401 - a fixture
+
+from home import acting_as
+from jobcache import layout, prune, settings, store
+from site_dir import ALICE, BOB, Site
+from stores import Jobs, Template, jobs_of, links
+
+UID = pwd.getpwnam(ALICE).pw_uid
+DAY = 86400
+
+
+@pytest.fixture
+def jobs(site: Site) -> Iterator[Jobs]:
+    bin = site.dir / "slurm"
+    bin.mkdir()
+    (bin / "squeue").write_text(
+        f'#!/bin/sh\n[ -e {bin}/down ] && exit 1\ncase "$*" in *%S*) cat {bin}/queue ;; *) cut -d"|" -f1-4 {bin}/queue ;; esac\n'
+    )
+    (bin / "scontrol").write_text(
+        '#!/bin/sh\ncase "$*" in *config) echo "ClusterName = test" ;; *) echo "No jobs in the system" ;; esac\n'
+    )
+    for program in bin.iterdir():
+        program.chmod(0o755)
+    site.configure(slurm={"squeue": f"{bin}/squeue", "scontrol": f"{bin}/scontrol", "timeout": "5s"})
+    for one in jobs_of(site):
+        queue(one)
+        yield one
+
+
+def queue(jobs: Jobs, *lines: str) -> None:
+    (jobs.site.dir / "slurm/queue").write_text("".join(f"{line}\n" for line in lines))
+
+
+def running(since: float, job: int = 7, user: str = ALICE) -> str:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since))
+    return f"{job}|{job}|RUNNING|{pwd.getpwnam(user).pw_uid}|{stamp}"
+
+
+def command(jobs: Jobs, *words: str, user: str = ALICE, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `jobcache store` as a user; words behind `--` are COMMAND."""
+    who = pwd.getpwnam(user)
+    at = words.index("--") if "--" in words else len(words)
+    argv = [sys.executable, "-m", "jobcache.cli", "store", *words[:at], "--hooks", str(jobs.site.hooks), *words[at:]]
+    package = str(Path(layout.__file__).parents[1])
+    return subprocess.run(
+        argv, env={"PATH": "/usr/bin:/bin", "HOME": str(jobs.home), "PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1", **env},
+        user=who.pw_uid, group=who.pw_gid, extra_groups=[], cwd="/", capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def copying(template: Template) -> list[str]:  # noqa: F811
+    """A command that leaves the template's build in its cache, as load_dataset would: nothing where there is one already."""
+    text = f'mkdir -p "$HF_DATASETS_CACHE/{os.path.dirname(template.key)}" && cd "$HF_DATASETS_CACHE" && '
+    text += f"[ -e {template.key} ] || cp -a {template.cache}/{template.key} {template.key}; "
+    text += f"touch _x_{template.key.replace('/', '_')}.lock"
+    return ["sh", "-c", text]
+
+
+def filled(jobs: Jobs, template: Template, label: str = LABEL) -> Path:  # noqa: F811
+    done = command(jobs, "build", *(["--label", label] if label else []), "--", *copying(template))
+    assert done.returncode == 0, done.stderr
+    return jobs.stored(label)[-1]
+
+
+# ------------------------------------------------------------------------------------------------------- build, verify
+
+
+def test_built_once_by_a_real_program(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """A program that calls load_dataset fills the store; every job is then given what it built."""
+    program = jobs.home / "prepare.py"
+    program.write_text(
+        "import datasets\n"
+        f"ds = datasets.load_dataset('json', data_files={{'train': {template.data!r}, 'test': {template.data[:1]!r}}})\n"
+        "ds['test'].map(lambda row: {'half': row['id'] / 2})\n"
+    )
+    done = command(jobs, "build", "--", sys.executable, str(program))
+    assert done.returncode == 0, done.stderr
+    (stored,) = jobs.stored()
+    key = json.loads((stored / "manifest.json").read_text())["key"]
+    size = sum(path.stat().st_blocks for path in (stored / "files").iterdir()) * 512
+    assert done.stdout.splitlines() == [f"published {key}", f"{jobs.path}: 1 new, 0 as they were, {size} bytes more"]
+    assert not list((stored / "files").glob("cache-*")), "results of map have no place in a store without a label"
+    assert links(jobs.begin() / key) == (3, 0)
+    assert jobs.left() == []
+    mtime = stored.stat().st_mtime_ns
+    again = command(jobs, "build", "--", sys.executable, str(program))
+    assert again.returncode == 0 and again.stdout.splitlines()[-1] == f"{jobs.path}: 0 new, 1 as they were, 0 bytes more"
+    assert jobs.stored() == [stored] and stored.stat().st_mtime_ns > mtime and jobs.left() == []
+
+
+def test_what_fails_publishes_nothing(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """A command that fails, is not there, or leaves nothing; a label that is none; root."""
+    fails = [*copying(template)[:2], copying(template)[2] + "; exit 3"]
+    for words, said in (
+        (["build", "--", *fails], "status 3"),
+        (["build", "--", "/nonexistent"], "No such file"),
+        (["build", "--", "true"], "cache_dir="),
+        (["build", "--label", "../x", "--", *copying(template)], "label"),
+        (["build", "--site", "--", *copying(template)], "store: {site"),
+    ):
+        done = command(jobs, *words)
+        assert done.returncode != 0 and said in done.stderr, done.stderr
+        assert jobs.stored() == [] and jobs.left() == [] and not (jobs.path.parent / "x").exists()
+    done = command(jobs, "build", "--", *copying(template), user="root")
+    assert done.returncode == 1 and "never filled as root" in done.stderr
+
+
+@pytest.mark.parametrize("damage", DAMAGE[:10:3])
+def test_only_what_is_whole_is_published(jobs: Jobs, template: Template, damage: Callable[[Path], None]) -> None:  # noqa: F811
+    """The command ended well, and what it left is damaged: said, with status 1."""
+    mine = jobs.home / "mine"
+    template.put(jobs.home, "mine")
+    damage(mine)
+    shutil.chown(mine, ALICE)
+    text = f'mkdir -p "$HF_DATASETS_CACHE/json/a/b" && cp -a {mine} "$HF_DATASETS_CACHE/json/a/b/c"'
+    done = command(jobs, "build", "--", "sh", "-c", text)
+    assert (done.returncode, "not published: json/a/b/c: " in done.stderr) == (1, True), done.stderr
+    assert jobs.stored() == [] and jobs.left() == []
+
+
+def test_replaced_when_the_data_changes(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """A new build of the same key takes the place of the old one, which live jobs keep until they have ended."""
+    old = filled(jobs, template)
+    live = jobs.begin(LABEL)
+    queue(jobs, running(time.time(), jobs.number))
+    done = command(jobs, "build", "--label", LABEL, "--rebuild", "--", *copying(template))
+    assert done.returncode == 0, done.stderr
+    new = next(path for path in jobs.stored(LABEL) if path != old)
+    assert os.readlink(live / template.key / "dataset_info.json") == str(old / "files/dataset_info.json")
+    assert command(jobs, "prune").returncode == 0
+    assert (live / template.key / "dataset_info.json").exists(), "the live job's links lead somewhere"
+    jobs.end()
+    assert os.readlink(jobs.begin(LABEL) / template.key / "dataset_info.json") == str(new / "files/dataset_info.json")
+    queue(jobs, running(time.time() + 600, jobs.number))
+    assert command(jobs, "prune").returncode == 0
+    assert jobs.stored(LABEL) == [new]
+
+
+def test_verify_and_list(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """Whole, then damaged: verify says which, and why, with status 1; list shows it."""
+    stored = filled(jobs, template)
+    done = command(jobs, "verify")
+    assert (done.returncode, done.stdout) == (0, f"{jobs.path}: 1 of 1 builds are whole\n"), done.stderr
+    (row,) = json.loads(command(jobs, "list", "--json").stdout)
+    assert (row["key"], row["label"], row["rows"], row["state"]) == (template.key, LABEL, template.rows, "live")
+    shown = command(jobs, "list").stdout
+    assert LABEL in shown and "live" in shown and str(sum(template.rows.values())) in shown
+    manifest = stored / "manifest.json"
+    manifest.chmod(0o600)
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "rows": {"train": 7}}))
+    done = command(jobs, "verify")
+    assert done.returncode == 1 and "its manifest says what is not so" in done.stderr
+    DAMAGE[0](stored / "files")
+    done = command(jobs, "verify")
+    assert done.returncode == 1 and str(stored) in done.stderr
+    assert json.loads(command(jobs, "list", "--json").stdout)[0]["state"] == "damaged"
+
+
+# ------------------------------------------------------------------------------------------------------------- pruning
+
+
+def used(build: Path, days: float) -> None:
+    os.utime(build, (time.time() - days * DAY, time.time() - days * DAY))
+
+
+def test_pruned_by_age_when_nobody_can_hold_a_link(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """Without live jobs at once; with one that is older than the decision, only when that has ended."""
+    stored = filled(jobs, template)
+    assert command(jobs, "prune").returncode == 0 and stored.exists()
+    used(stored, 31)
+    queue(jobs, running(time.time() - 40 * DAY))
+    assert command(jobs, "prune").returncode == 0
+    assert stored.exists() and not (stored / "retired").exists(), "used since the oldest live job began"
+    queue(jobs, running(time.time() - 3600))
+    dry = command(jobs, "prune", "--dry-run")
+    assert dry.stdout == f"would retire {template.key} (age)\n" and not (stored / "retired").exists()
+    assert command(jobs, "prune").returncode == 0
+    assert (stored / "retired").exists() and (stored / "files/dataset_info.json").exists()
+    assert not (jobs.begin(LABEL) / template.key).exists(), "no new cache has it"
+    queue(jobs, running(time.time() + 3600, user=ALICE), running(time.time() - DAY, 8, BOB))
+    size = sum(path.stat().st_blocks * 512 for path in stored.rglob("*") if path.is_file())
+    assert command(jobs, "prune", user="root").returncode == 0
+    assert jobs.stored(LABEL) == [] and jobs.left() == []
+    (event,) = jobs.site.events("store.pruned")
+    assert (event["builds"], event["bytes"], event["uid"], event["store"]) == (1, size, UID, str(jobs.path))
+
+
+def test_pruned_by_size_the_longest_unused_first(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """Until the rest fits."""
+    for at in range(3):
+        template.put(jobs.begin(LABEL), f"json/many-{at}/0.0.0/x")
+        jobs.end()
+    by_key = {json.loads((path / "manifest.json").read_text())["key"]: path for path in jobs.stored(LABEL)}
+    for at in range(3):
+        used(by_key[f"json/many-{at}/0.0.0/x"], 1 + at)
+    one = sum(path.stat().st_blocks * 512 for path in jobs.stored(LABEL)[0].rglob("*") if path.is_file())
+    jobs.site.configure(store={**jobs.site.keys["store"], "max_size": f"{2 * one + 100}B"})
+    assert command(jobs, "prune").returncode == 0
+    left = {json.loads((path / "manifest.json").read_text())["key"] for path in jobs.stored(LABEL)}
+    assert left == {"json/many-0/0.0.0/x", "json/many-1/0.0.0/x"}
+
+
+def test_where_slurm_is_silent_nothing_is_pruned(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """Status 1, with the reason."""
+    stored = filled(jobs, template)
+    used(stored, 100)
+    (jobs.site.dir / "slurm/down").touch()
+    done = command(jobs, "prune")
+    assert done.returncode == 1 and "nothing is pruned" in done.stderr
+    assert not (stored / "retired").exists()
+
+
+def test_pruning_stays_in_the_store(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """What has no name of ours stays, as do links, other users' things, and what a link leads to; debris goes when it is old."""
+    stored = filled(jobs, template)
+    section = stored.parent
+    outside = jobs.site.dir / "outside"
+    shutil.copytree(stored, outside)
+    (section / f"{'a' * 32}.1").symlink_to(outside)
+    (section / "notes").mkdir()
+    (section / f"{'b' * 32}.1").mkdir()  # root's
+    for name, age in ((".jobcache-new-build-aa", 3), (".jobcache-staging-bb", 0), (".jobcache-trash-build-cc", 0)):
+        (section / name).mkdir()
+        (section / name / "x").write_text("x")
+        for path in (section / name / "x", section / name):
+            shutil.chown(path, ALICE)
+            used(path, age)
+    before = sorted(str(path) for path in outside.rglob("*"))
+    used(stored, 100)
+    command(jobs, "prune", user="root")
+    assert sorted(path.name for path in section.iterdir()) == sorted(
+        [f"{'a' * 32}.1", f"{'b' * 32}.1", "notes", ".jobcache-staging-bb", ".jobcache-new-build-aa"]
+    ), "what is half made is dated by its newest change, which nobody can set"
+    assert sorted(str(path) for path in outside.rglob("*")) == before
+
+
+def test_the_sites_store_has_an_owner_who_is_not_root(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """Filled by its owner, read by everybody, pruned by its owner or by root in their place; never by a user."""
+    place = jobs.site.dir / "site-store"
+    place.mkdir()
+    shutil.chown(place, BOB)
+    jobs.site.configure(store={**jobs.site.keys["store"], "site": str(place)})
+    build = ["build", "--site", "--", *copying(template)]
+    assert "belongs to uid" in command(jobs, *build).stderr
+    assert command(jobs, *build, user="root").returncode == 1
+    done = command(jobs, *build, user=BOB)
+    assert done.returncode == 0, done.stderr
+    (stored,) = (place / "v1/default").iterdir()
+    assert {path.stat().st_mode & 0o7777 for path in place.rglob("*")} == {0o755, 0o555, 0o444}
+    cache = jobs.begin()
+    assert os.readlink(cache / template.key / "dataset_info.json") == str(stored / "files/dataset_info.json")
+    with acting_as(ALICE), pytest.raises(PermissionError):
+        (stored / "files/x").write_text("x")
+    assert command(jobs, "verify", "--site").returncode == 0
+    used(stored, 100)
+    assert "belongs to" in command(jobs, "prune", "--site").stderr and stored.exists()
+    queue(jobs, running(time.time() + 3600))
+    assert command(jobs, "prune", "--site", user="root").returncode == 0
+    assert not stored.exists()
+    shutil.chown(place, "root")
+    assert "is not root" in command(jobs, "prune", "--site", user="root").stderr
+
+
+# ------------------------------------------------------------------------------------------------------------ decisions
+
+
+def stored_one(name: str, used: float, **more: Any) -> store.Stored:
+    return store.Stored("build", "", name, used=used, bytes=100, **more)
+
+
+def test_what_is_retired() -> None:
+    """Each reason, and what keeps a build."""
+    now, digests = 100 * DAY, [f"{at:032x}" for at in range(6)]
+    found = [
+        stored_one(f"{digests[0]}.1", now - 40 * DAY),
+        stored_one(f"{digests[1]}.1", now, problem="its end is gone"),
+        stored_one(f"{digests[2]}.1", now),
+        stored_one(f"{digests[2]}.2", now - 1),
+        stored_one(f"{digests[3]}.1", now - 2 * DAY),
+        stored_one(f"{digests[4]}.1", now - 1 * DAY),
+        stored_one(f"{digests[5]}.1", now - 50 * DAY, retired=now - DAY),
+    ]
+
+    def reasons(oldest: float | None, size: int = 1000) -> dict[str, str]:
+        verdicts = store.to_retire(found, now, size, 30 * DAY, oldest)
+        return {f"{int(v.stored.name[:32], 16)}.{v.stored.name[33:]}": v.reason for v in verdicts if v.action == "retire"}
+
+    assert reasons(None) == {"0.1": "age", "1.1": "damaged", "2.1": "superseded"}
+    assert reasons(None, 250) == {"0.1": "age", "3.1": "size", "1.1": "damaged", "2.1": "superseded"}
+    assert reasons(None, 150) == {"0.1": "age", "3.1": "size", "4.1": "size", "1.1": "damaged", "2.1": "superseded"}
+    assert reasons(now - 1.5 * DAY, 150) == {"0.1": "age", "3.1": "size", "1.1": "damaged", "2.1": "superseded"}
+    assert reasons(now - 60 * DAY, 0) == {"1.1": "damaged", "2.1": "superseded"}
+    assert [v.action for v in store.to_delete(found, now, now - 2 * DAY)] == ["keep"]
+    assert [v.action for v in store.to_delete(found, now, now - DAY + 200)] == ["keep"], "two clocks"
+    assert [v.action for v in store.to_delete(found, now, now - DAY + 400)] == ["delete"]
+    assert [v.action for v in store.to_delete(found, now, None)] == ["delete"]
+
+
+def test_where_stores_are(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """As root, every user's that there is."""
+    filled(jobs, template)
+    (jobs.site.scratch / BOB).mkdir()
+    shutil.chown(jobs.site.scratch / BOB, BOB)
+    compiled = settings.load(f"{jobs.site.hooks}/settings.json")
+    trouble: list[str] = []
+    found = {place.path: place.owner for place in prune.places(compiled, None, trouble)}
+    assert found[str(jobs.path)] == UID and trouble == []

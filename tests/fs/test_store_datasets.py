@@ -1,0 +1,184 @@
+"""What the real `datasets` makes of a seeded cache, and of what jobs hand on. In each version that there is a Python with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hf
+from site_dir import Site
+from stores import Jobs, info, jobs_of, links, own, write_rows
+
+LABEL = "exp-1"
+MAP = "def half(row):\n    return {'half': row['id'] / 2}\nmapped = ds['train'].map(half)\n"
+RESULT = "result = [len(ds['train']), sum(ds['train']['id'])]\n"
+
+
+@pytest.fixture(scope="module", params=hf.PYTHONS, ids=lambda path: Path(path).parent.parent.name)
+def python(request: pytest.FixtureRequest) -> Iterator[hf.Python]:
+    made = hf.Python(request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def jobs(site: Site) -> Iterator[Jobs]:
+    yield from jobs_of(site)
+
+
+def load(data: Path, more: str = "") -> str:
+    return f"ds = load_dataset('json', data_files={{'train': {str(data)!r}}}{more})\n"
+
+
+def build_in(cache: Path) -> Path:
+    (found,) = (path.parent for path in cache.glob("json/default-*/0.0.0/*/dataset_info.json"))
+    return found
+
+
+def total(rows: int) -> list[int]:
+    return [rows, rows * (rows - 1) // 2]
+
+
+def test_a_seeded_cache_behaves_as_a_private_one(jobs: Jobs, python: hf.Python) -> None:
+    """The second job loads and maps without building; new maps, cleaning and downloads by force leave the store untouched."""
+    data = write_rows(jobs.home / "data.jsonl", range(400))
+    assert jobs.job(python, load(data) + MAP + RESULT, LABEL) == total(400)
+    (stored,) = jobs.stored(LABEL)
+    before = jobs.print()
+    used = stored.stat().st_mtime_ns
+
+    cache = jobs.begin(LABEL)
+    env = {"HF_DATASETS_CACHE": str(cache)}
+    seeded = links(build_in(cache))
+    assert python.run(load(data) + MAP + RESULT, jobs.home, **env) == total(400)
+    assert links(build_in(cache)) == seeded == (3, 0), "loaded and mapped from the store, nothing built"
+    code = load(data) + "mapped = ds['train'].map(lambda row: {'twice': row['id'] * 2})\n" + "result = mapped['twice'][-1]"
+    assert python.run(code, jobs.home, **env) == 798
+    assert links(build_in(cache)) == (3, 1), "a new map is the job's own"
+    assert python.run(load(data) + "result = ds['train'].cleanup_cache_files()", jobs.home, **env) == 2
+    assert links(build_in(cache)) == (2, 0)
+    assert python.run(load(data, ", download_mode='force_redownload'") + RESULT, jobs.home, **env) == total(400)
+    assert links(build_in(cache)) == (0, 2), "built anew, in the job's cache"
+    assert jobs.print() == before, "byte for byte, mtime for mtime"
+    jobs.end()
+    assert jobs.print() == before and stored.stat().st_mtime_ns == used
+
+    jobs.job(python, load(data) + RESULT, LABEL)
+    assert stored.stat().st_mtime_ns > used, "a job that loads it dates its last use"
+    after = stored.stat().st_mtime_ns
+    jobs.job(python, "result = 0", LABEL)
+    assert stored.stat().st_mtime_ns == after, "one that is merely seeded does not"
+
+
+def test_a_store_that_goes_away_leads_to_a_rebuild(jobs: Jobs, python: hf.Python) -> None:
+    """As a whole, or in part, before the job loads: no failure, and the right rows."""
+    data = write_rows(jobs.home / "data.jsonl", range(400))
+    jobs.job(python, load(data) + MAP, LABEL)
+    (stored,) = jobs.stored(LABEL)
+    for part in ("files/dataset_info.json", ".", "files"):
+        cache = jobs.begin(LABEL)
+        assert links(build_in(cache)) == (3, 0)
+        aside = jobs.site.dir / "aside"
+        (stored / part).rename(aside)
+        try:
+            assert python.run(load(data) + MAP + RESULT, jobs.home, HF_DATASETS_CACHE=str(cache)) == total(400), part
+        finally:
+            if not (stored / part).exists():
+                aside.rename(stored / part)
+        jobs.site.configure()
+        jobs.site.epilog(jobs.number, SLURM_JOB_NUM_NODES="2")  # which publishes nothing
+
+
+def test_offline_the_newest_revision_is_found(jobs: Jobs, python: hf.Python) -> None:
+    """A dataset of the Hub is looked up in the cache by its directories' mtimes: these come with the links."""
+    if not python.run("import importlib.util as u\nresult = bool(u.find_spec('datasets.packaged_modules.cache'))", jobs.home):
+        pytest.skip("this version does not look there")
+    data = write_rows(jobs.home / "data.jsonl", range(10))
+    jobs.site.configure(offline="isolate")
+    for revision, rows, when in (("b" * 40, 20, 2_000), ("a" * 40, 30, 3_000), ("c" * 40, 10, 1_000)):
+        write_rows(data, range(rows))
+        cache = jobs.begin(LABEL)
+        python.run(load(data), jobs.home, HF_DATASETS_CACHE=str(cache))
+        built = build_in(cache)
+        hub = cache / "acme___toy/default/0.0.0" / revision
+        hub.parent.mkdir(parents=True, exist_ok=True)
+        built.rename(hub)
+        (hub / "json-train.arrow").rename(hub / "toy-train.arrow")
+        said = info(hub)
+        said["dataset_name"] = said["splits"]["train"]["dataset_name"] = "toy"
+        (hub / "dataset_info.json").write_text(json.dumps(said))
+        own(cache, hub)
+        os.utime(hub, (when, when))
+        (event,) = jobs.end()
+        assert event["outcome"] == "published"
+    cache = jobs.begin(LABEL, HF_HUB_OFFLINE="1")
+    assert len(list((cache / "acme___toy/default/0.0.0").iterdir())) == 3
+    code = "ds = load_dataset('acme/toy')\n" + RESULT
+    assert python.run(code, jobs.home, HF_DATASETS_CACHE=str(cache), HF_HUB_OFFLINE="1") == total(30)
+
+
+def test_a_label_keeps_apart_what_has_one_path_and_one_date(jobs: Jobs, python: hf.Python) -> None:
+    """Two containers with different data at the same path, of the same mtime: `datasets` takes them for one."""
+    data = jobs.home / "data.jsonl"
+
+    def container(first: int) -> None:
+        write_rows(data, range(first, first + 100))
+        os.utime(data, (1_000_000_000, 1_000_000_000))
+
+    def first_row(label: str) -> int:
+        found: int = jobs.job(python, load(data) + "result = ds['train'][0]['id']", label)
+        return found
+
+    container(0)
+    assert first_row("image-a") == 0
+    container(7000)
+    assert first_row("image-a") == 0, "without a label of its own, the second has the first one's data"
+    assert first_row("image-b") == 7000
+    container(0)
+    assert first_row("image-a") == 0 and first_row("image-b") == 7000, "and each keeps its own"
+
+
+def test_a_damaged_build_loads_without_an_error_where_nobody_looks(jobs: Jobs, python: hf.Python) -> None:
+    """Why builds are checked: one that has lost its tail gives fewer rows, or other ones, and no error."""
+    data = write_rows(jobs.home / "data.jsonl", range(5000))
+    jobs.job(python, load(data), LABEL)
+    (stored,) = jobs.stored(LABEL)
+    shard = stored / "files/json-train.arrow"
+    content = shard.read_bytes()
+    before = shard.stat()
+    shard.chmod(0o600)
+    shard.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    os.utime(shard, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    cache = jobs.begin(LABEL)
+    assert not list(cache.glob("json/*/*/*"))
+    env = {"HF_DATASETS_CACHE": str(cache)}
+    assert python.run(load(data) + RESULT, jobs.home, **env) == total(5000), "not linked, so built anew"
+    built = build_in(cache)
+    shutil.copyfile(shard, built / shard.name)
+    assert python.run(load(data) + RESULT, jobs.home, **env) != total(5000), "had it been linked"
+
+
+@pytest.mark.skipif(len(hf.PYTHONS) < 3, reason="needs two versions that use the same name for different builds, as 3.6 and 4.0")
+def test_a_label_keeps_two_versions_apart(jobs: Jobs) -> None:
+    """`List`, which 4.0 writes, is unknown to 3.6, and both give the build the same name."""
+    code = "result = datasets.__version__"
+    pythons = {}
+    for path in hf.PYTHONS:
+        one = hf.Python(path)
+        pythons[jobs.job(one, code)[:3]] = one
+    if not {"3.6", "4.0"} <= set(pythons):
+        pytest.skip("no Pythons with datasets 3.6 and 4.0 among JOBCACHE_DATASETS_PYTHONS")
+    data = write_rows(jobs.home / "data.jsonl", range(100))
+    assert jobs.job(pythons["4.0"], load(data) + RESULT, "mixed") == total(100)
+    with pytest.raises(hf.JobFailed, match="List"):
+        jobs.job(pythons["3.6"], load(data) + RESULT, "mixed")
+    assert jobs.job(pythons["4.0"], load(data) + RESULT, "v4") == total(100)
+    for _ in range(2):
+        assert jobs.job(pythons["3.6"], load(data) + RESULT, "v3") == total(100)
+    for one in pythons.values():
+        one.close()

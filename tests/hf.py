@@ -1,0 +1,88 @@
+"""Programs that use the real `datasets`, run as a user: a server imports numpy and Arrow once, and forks for each of them.
+
+`datasets` itself, which reads its variables when it is imported, is imported in each. JOBCACHE_DATASETS_PYTHONS names
+further Pythons, `:` between them, that have other versions of it: tests of what holds for every version run in these too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from site_dir import ALICE
+
+PYTHONS = [sys.executable, *filter(None, os.environ.get("JOBCACHE_DATASETS_PYTHONS", "").split(":"))]
+
+_SERVER = r"""
+import json, os, signal, sys, traceback
+if sys.argv[1:] == ["warm"]:
+    import dill, fsspec, multiprocess, numpy, pandas, pyarrow, pyarrow.dataset, pyarrow.parquet
+
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+for line in sys.stdin:
+    ask = json.loads(line)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        answer = {"error": "it said nothing"}
+        try:
+            os.setgroups([]); os.setgid(ask["gid"]); os.setuid(ask["uid"])
+            os.umask(0o077)
+            signal.alarm(60)
+            os.environ.update(ask["env"])
+            os.dup2(os.open(os.devnull, os.O_RDWR), 2)
+            names = {"__name__": "__main__"}
+            exec(compile("import datasets\nfrom datasets import *\n" + ask["code"], "<job>", "exec"), names)
+            answer = {"result": names.get("result")}
+        except BaseException:
+            answer = {"error": traceback.format_exc()}
+        finally:
+            with os.fdopen(write, "w") as pipe:
+                json.dump(answer, pipe)
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    print(text or '{"error": "it died"}', file=answers, flush=True)
+"""
+
+
+class JobFailed(Exception):
+    """The program raised; the words are its traceback."""
+
+
+class Python:
+    """A Python that has `datasets`."""
+
+    def __init__(self, executable: str) -> None:
+        env = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONWARNINGS": "ignore", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+        self._server = subprocess.Popen(
+            # Others' libraries may have threads that a fork is the end of.
+            [executable, "-c", _SERVER, *(["warm"] if executable == sys.executable else [])],
+            env=env, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+
+    def run(self, code: str, home: Path, *, user: str = ALICE, **env: str) -> Any:
+        """Run `code` after `from datasets import *`, and return what it leaves in `result`. Raise JobFailed.
+
+        home: HOME and HF_HOME, a directory of the user's own. env: the job's, such as HF_DATASETS_CACHE.
+        """
+        who = pwd.getpwnam(user)
+        ask = {"code": code, "uid": who.pw_uid, "gid": who.pw_gid, "env": {"HOME": str(home), "HF_HOME": f"{home}/hf", **env}}
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.write(json.dumps(ask) + "\n")
+        self._server.stdin.flush()
+        answer = json.loads(self._server.stdout.readline())
+        if "error" in answer:
+            raise JobFailed(answer["error"])
+        return answer["result"]
+
+    def close(self) -> None:
+        self._server.communicate(timeout=30)
