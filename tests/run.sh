@@ -4,12 +4,14 @@
 #   tests/run.sh [PYTEST ARGUMENT…]
 #
 # As root it installs the Debian packages that are missing, and runs the tests in a mount namespace of their own in
-# which all but a fresh /tmp is read-only: what is tested here deletes directories as root. JOBCACHE_PYTHON names another
-# Python than /usr/bin/python3.
+# which all but a fresh /tmp is read-only: what is tested here deletes directories as root. Before them, where no argument
+# picks tests, packages are built, and one lives its life in a clean Debian of its own: packaging/test-debian.
+# JOBCACHE_PYTHON names another Python than /usr/bin/python3.
 set -eu
 cd "$(dirname "$0")/.."
 
-PACKAGES='slurmctld slurmd slurm-client munge busybox shellcheck strace python3-venv systemd logrotate mandoc zsh fish'
+PACKAGES='slurmctld slurmd slurm-client munge busybox shellcheck strace python3-venv systemd logrotate mandoc zsh fish
+mmdebstrap debhelper dh-python lintian'
 python=${JOBCACHE_PYTHON:-/usr/bin/python3}
 
 say() { printf '\n== %s\n' "$*"; }
@@ -44,12 +46,19 @@ rm -rf build
 "$venv/bin/jobcache" --version
 
 say shellcheck
-shellcheck hooks/task-prolog hooks/epilog tests/run.sh .ci/run packaging/*.sh
+# shellcheck disable=SC2038  # names of ours
+find hooks packaging tests .ci -type f -exec awk 'FNR == 1 && /^#!\/bin\/sh/ { print FILENAME } { nextfile }' {} + |
+    xargs shellcheck
 say ruff
 "$venv/bin/ruff" check --no-cache .
 "$venv/bin/ruff" format --no-cache --check .
 say mypy
 "$venv/bin/mypy" --cache-dir=/dev/null
+
+if [ "$(id -u)" = 0 ] && [ "$#" = 0 ]; then
+    say "the package in a clean Debian"
+    packaging/test-debian
+fi
 
 say pytest
 export PYTHONDONTWRITEBYTECODE=1

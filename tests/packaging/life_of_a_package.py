@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""A package's life in a clean Debian, in which this runs as root: installed, wired, used, swept, upgraded, removed.
+
+life_of_a_package.py deb OLD.deb NEW.deb
+life_of_a_package.py tree SETUP.sh
+
+Started by packaging/test-debian in a tree of its own. Standard library only, and minicluster.py beside it. It changes
+/etc, /scratch and /var as an admin and a cluster's users would: nothing for a machine that is in use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from minicluster import Cluster
+
+CONFIG = Path("/etc/jobcache/jobcache.yaml")
+LOG = Path("/var/log/jobcache/events.jsonl")
+SCRATCH = Path("/scratch/gpfs")
+ALICE = "alice"
+LIBEXEC = "/usr/libexec/jobcache"
+STEPS = """\
+srun sh -c 'echo $SLURMD_NODENAME $HF_DATASETS_CACHE; mkdir -p $HF_DATASETS_CACHE/json; echo x >$HF_DATASETS_CACHE/json/$SLURMD_NODENAME'
+"""
+
+checks = 0
+
+
+def check(what: str, truth: object, why: object = "") -> None:
+    """Say that `what` was seen, or end with `why` it was not."""
+    global checks
+    if not truth:
+        sys.exit(f"FAILED: {what}\n{why}")
+    checks += 1
+    print(f"ok: {what}", flush=True)
+
+
+def run(*argv: str, status: int = 0, **env: str) -> str:
+    """Return what a command says, stdout and stderr; end where it exits with another status."""
+    clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(
+        argv,
+        env={**clean, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != status:
+        sys.exit(f"FAILED: {' '.join(argv)} exited {done.returncode}, not {status}:\n{done.stdout}")
+    return done.stdout
+
+
+def events(name: str = "") -> list[dict]:
+    lines = LOG.read_text().splitlines() if LOG.exists() else []
+    return [event for event in map(json.loads, lines) if name in ("", event["event"])]
+
+
+def cache(job: int) -> Path:
+    return SCRATCH / ALICE / ".cache" / f"hf-datasets-{job}"
+
+
+def leftovers() -> list[str]:
+    """Whatever there is of caches: whole, half-made or half-deleted."""
+    return sorted(str(path) for path in SCRATCH.glob("*/.cache/*"))
+
+
+def edit(old: str, new: str) -> None:
+    """Change the configuration as an admin's editor would."""
+    text = CONFIG.read_text()
+    check(f"the configuration that comes along has {old.strip()!r}", text.count(old) == 1, text)
+    CONFIG.write_text(text.replace(old, new))
+
+
+def seen(job: int, cluster: Cluster) -> set[str]:
+    """What its tasks have said so far, one line each."""
+    with suppress(FileNotFoundError):
+        return set(cluster.output(job).splitlines())
+    return set()
+
+
+def wanted(job: int) -> set[str]:
+    return {f"{node} {cache(job)}" for node in ("n1", "n2")}
+
+
+def use(cluster: Cluster, jobcache: str, off: Path) -> None:
+    """Jobs get caches, which go with them; a sweep reaps what an Epilog did not."""
+    job = cluster.sbatch(STEPS, "-N2", user=ALICE)
+    check("a two-node job ends well", cluster.wait(job) == "COMPLETED", cluster.output(job))
+    check("both its tasks had the job's own cache", seen(job, cluster) == wanted(job), cluster.output(job))
+    for node in cluster.nodes:
+        cluster.wait_node(node)
+    check("nothing is left of it", not leftovers(), leftovers())
+    (event,) = [event for event in events("cache.reaped") if event["job_id"] == job]
+    check("one event says so", (event["outcome"], event["user"]) == ("reaped", ALICE), event)
+
+    job = cluster.sbatch(f"{STEPS}sleep 1000", "-N2", user=ALICE)
+    until(lambda: len(seen(job, cluster)) == 2)
+    off.touch()
+    cluster.run("scancel", str(job))
+    cluster.wait(job)
+    for node in cluster.nodes:
+        cluster.wait_node(node)
+    check("while a file `off` is there, an Epilog does nothing", cache(job).is_dir(), leftovers())
+    off.unlink()
+    until(lambda: "orphan" in run(jobcache, "sweep", "--dry-run"))
+    run(jobcache, "sweep")
+    check("a sweep reaps what that left", not leftovers(), leftovers())
+    check("and says so", [event["job_id"] for event in events("cache.orphan_reaped")] == [job], events())
+
+
+def until(truth: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not truth():
+        if time.monotonic() > end:
+            sys.exit("FAILED: waited for a minute in vain")
+        time.sleep(0.1)
+
+
+def under_load(cluster: Cluster, what: Callable[[], None]) -> None:
+    """Do `what` while jobs run, start and end; none of them, and no node, may notice."""
+    go = SCRATCH / "go"
+    long = cluster.sbatch(f"until [ -e {go} ]; do {STEPS}done", "-N2", user=ALICE)
+    until(lambda: len(seen(long, cluster)) == 2)
+    short: list[int] = []
+    stop = threading.Event()
+
+    def submit() -> None:
+        while not stop.is_set():
+            short.append(cluster.sbatch(STEPS, "-N2", user=ALICE))
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    before = len(events())
+    try:
+        until(lambda: len(events("cache.reaped")) > before)  # jobs end already
+        what()
+        settled = len(short)
+        until(lambda: len(short) >= settled + 2)
+    finally:
+        stop.set()
+        thread.join()
+        go.touch()
+    states = {job: cluster.wait(job, timeout=120) for job in [long, *short]}
+    check(f"{len(states)} jobs end well", set(states.values()) == {"COMPLETED"}, states)
+    wrong = {job: cluster.output(job) for job in states if seen(job, cluster) != wanted(job)}
+    check("every task of theirs had its job's own cache", not wrong, wrong)
+    for node in cluster.nodes:
+        cluster.wait_node(node)
+    check("no node has a reason to be out of work", all("Reason" not in cluster.node(node) for node in cluster.nodes))
+    check("no hook failed", not events("hook.failed"), events("hook.failed"))
+    check("every cache is gone", not leftovers(), leftovers())
+    go.unlink()
+
+
+def files() -> set[str]:
+    """All there is that no package but ours can have brought: as paths, without what every installation changes."""
+    found = set()
+    for top in ("/etc", "/usr", "/var", "/run", "/opt"):
+        for directory, names, plain in os.walk(top):
+            found.update(os.path.join(directory, name) for name in [*names, *plain])
+    noise = (
+        "/var/cache/",
+        "/var/lib/apt/",
+        "/var/lib/dpkg/",
+        "/var/log/apt/",
+        "/usr/lib/python3/dist-packages/",
+        "/var/log/dpkg",
+    )
+    return {
+        path for path in found if not path.startswith(noise) and "__pycache__" not in path.replace("jobcache/__pycache__", "")
+    }
+
+
+def of_packages() -> set[str]:
+    """What the packages own that are installed."""
+    owned: set[str] = set()
+    for listing in Path("/var/lib/dpkg/info").glob("*.list"):
+        owned.update(listing.read_text().splitlines())
+    return owned
+
+
+def mentions(text: str, *words: str) -> bool:
+    return all(word in text for word in words)
+
+
+def two_lines(directory: str) -> list[str]:
+    return [f"TaskProlog={directory}/task-prolog", f"Epilog={directory}/epilog"]
+
+
+def status() -> str:
+    return run("dpkg-query", "-W", "-f", "${db:Status-Status}", "slurm-jobcache")
+
+
+def enabled() -> list[str]:
+    return [str(path) for path in Path("/etc/systemd").rglob("*jobcache*")]
+
+
+def prepare() -> None:
+    """The user, and a scratch as open as /tmp."""
+    run("useradd", "-m", ALICE)
+    SCRATCH.mkdir(parents=True)
+    SCRATCH.chmod(0o1777)
+
+
+def version_of(deb: str) -> str:
+    return run("dpkg-deb", "--field", deb, "Version").strip()
+
+
+def deb(old: str, new: str) -> None:
+    before = files()
+    said = run("apt-get", "-y", "--no-install-recommends", "install", old)
+    check("an installation without a cluster says what is missing", mentions(said, "cluster", "jobcache apply"), said)
+    check("it ends with the two lines and the doctor", mentions(said, *two_lines(LIBEXEC), "jobcache check"), said)
+    check("nothing is enabled that would sweep", not enabled(), enabled())
+    check("the version is the package's", run("jobcache", "--version").split()[-1] == version_of(old))
+    edit("  #grace: 1h", "  grace: 1s")
+    edit("  #confirm: 2m", "  confirm: 1s")
+    mine = CONFIG.read_text()
+    run("jobcache", "apply", status=1)
+    check("hooks without a policy do nothing", not run(f"{LIBEXEC}/task-prolog") and not run(f"{LIBEXEC}/epilog"))
+
+    with Cluster(name="life", root="/tmp") as cluster:
+        conf = Path("/etc/slurm/slurm.conf")
+        conf.parent.mkdir(exist_ok=True)
+        conf.symlink_to(cluster.conf_file)
+        said = run("jobcache", "apply")
+        check("apply asks Slurm for the cluster's name", "cluster life" in said, said)
+        check("apply names the two lines", mentions(said, *two_lines(LIBEXEC)), said)
+        cluster.reconfigure(two_lines(LIBEXEC))
+        use(cluster, "jobcache", Path("/var/lib/jobcache/off"))
+
+        def upgrade() -> None:
+            text = cluster.conf_file.read_text()
+            said = run("dpkg", "--install", new)
+            check("an upgrade compiles the policy", "policy" in said and "cluster life" in said, said)
+            check("it leaves slurm.conf alone", cluster.conf_file.read_text() == text)
+
+        under_load(cluster, upgrade)
+        check("the admin's configuration has survived", CONFIG.read_text() == mine)
+        check("the version is the new one", run("jobcache", "--version").split()[-1] == version_of(new))
+        compiled = json.loads(Path("/var/lib/jobcache/settings.json").read_text())["compiled"]["version"]
+        check("what the hooks obey is the new one's", compiled == version_of(new), compiled)
+        under_load(cluster, lambda: print(run("dpkg", "--install", old).splitlines()[-1]))
+        run("dpkg", "--install", new)
+
+        removals(cluster)
+        check("after an installation by force, too, nothing is enabled", not enabled(), enabled())
+        conf.unlink()
+
+    left = {path for path in files() - before - of_packages() if "jobcache" in path}
+    allowed = {"/var/log/jobcache", str(LOG)}
+    check("nothing is left but the log", left == allowed, left ^ allowed)
+    check("and what else it brought is others'", not (more := files() - before - of_packages() - left - EXPECTED), more)
+
+
+# An installation of dependencies, and a cluster, leave these.
+EXPECTED = {"/etc/slurm"}
+
+
+def removals(cluster: Cluster) -> None:
+    """The package does not go while Slurm runs its hooks; then it goes, and leaves a live cache alone."""
+    refused = run("dpkg", "--remove", "slurm-jobcache", status=1)
+    check(
+        "it is not removed while Slurm names its hooks", mentions(refused, f"{LIBEXEC}/epilog", "scontrol reconfigure"), refused
+    )
+    check("and is whole after that", status() == "installed")
+
+    text = cluster.conf_file.read_text()
+    cluster.conf_file.write_text("".join(line for line in text.splitlines(True) if "jobcache" not in line))
+    refused = run("dpkg", "--remove", "slurm-jobcache", status=1)
+    check("nor before Slurm has been told", "scontrol show config: " in refused, refused)
+
+    site = Path("/etc/slurm/epilog.d")
+    site.mkdir()
+    (site / "50-jobcache").symlink_to(f"{LIBEXEC}/epilog")
+    cluster.reconfigure([f"Epilog={site}/*"])
+    refused = run("dpkg", "--remove", "slurm-jobcache", status=1)
+    check("nor while a pattern leads to them", f"{site}/50-jobcache" in refused, refused)
+    (site / "50-jobcache").unlink()
+    (site / "task-prolog").write_text(f"#!/bin/sh\n{LIBEXEC}/task-prolog\n")
+    cluster.reconfigure([f"TaskProlog={site}/task-prolog"])
+    refused = run("dpkg", "--remove", "slurm-jobcache", status=1)
+    check("nor while a site's own script calls them", f"{site}/task-prolog" in refused, refused)
+    (site / "task-prolog").unlink()
+    site.rmdir()
+
+    cluster.reconfigure(two_lines(LIBEXEC))
+    job = cluster.sbatch(f"{STEPS}sleep 1000", "-N2", user=ALICE)
+    until(lambda: len(seen(job, cluster)) == 2)
+    cluster.reconfigure([])
+    run("jobcache", "sweep")
+    check("the last sweep leaves a running job its cache", cache(job).is_dir(), leftovers())
+    said = run("apt-get", "-y", "purge", "slurm-jobcache")
+    check("unwired, it goes, and says what stays", "caches of jobs that still run stay" in said, said)
+    check("a live cache is no package's to purge", sorted(p.name for p in cache(job).glob("json/*")) == ["n1", "n2"])
+    cluster.run("scancel", str(job))
+    cluster.wait(job)
+    for node in cluster.nodes:
+        cluster.wait_node(node)
+
+    new = sys.argv[3]
+    run("dpkg", "--install", new)
+    cluster.reconfigure(two_lines(LIBEXEC))
+    run("dpkg", "--remove", "slurm-jobcache", status=1)
+    said = run("dpkg", "--purge", "slurm-jobcache", JOBCACHE_FORCE_REMOVE="yes")
+    check("by force it goes all the same", "by force" in said and not Path(LIBEXEC).exists(), said)
+
+
+def tree(setup: str) -> None:
+    """The relocatable tree, unpacked, with the Python that is here."""
+    raise NotImplementedError(setup)
+
+
+def main(form: str, *arguments: str) -> None:
+    prepare()
+    {"deb": deb, "tree": tree}[form](*arguments)
+    print(f"{checks} passed, 0 failed")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
