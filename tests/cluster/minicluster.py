@@ -494,6 +494,8 @@ def _account_env(account: pwd.struct_passwd) -> dict[str, str]:
 def _cgroup_conf(slurm_version: str) -> str:
     """Given the answer of `slurmd -V`, return the cgroup.conf with which slurmd needs neither cgroups nor systemd."""
     major, minor = map(int, re.findall(r"\d+", slurm_version)[:2])
+    if (major, minor) < (21, 8):  # which does not know the key, and asks for nothing
+        return ""
     return f"CgroupPlugin={'disabled' if (major, minor) >= (24, 5) else 'cgroup/v1'}\n"
 
 

@@ -767,6 +767,18 @@ def test_nearly_all_tasks_run_no_python(site: Site) -> None:
     assert not (site.scratch / "ran").exists()
 
 
+@each_shell
+def test_descriptors_that_are_closed(site: Site, shell: str) -> None:
+    """Slurm 20.11 runs it with stdin and stderr closed: it has its cache all the same, and so does the chained one."""
+    closing = site.dir / "closing"
+    closing.write_text('#!/bin/sh\nexec "$@" <&- 2>&-\n')
+    closing.chmod(0o755)
+    assert task(site, shell=f"{closing} {shell}").exports.keys() == EXPORTED
+    chained(site, "#!/bin/sh\necho export SITE=1\necho said >&2\nexit 3\n")
+    told = task(site, shell=f"{closing} {shell}", step="0")
+    assert (told.status, told.exports.keys()) == (3, {*EXPORTED, "SITE"})
+
+
 # ------------------------------------------------------------------------------------------------------------ chaining
 
 

@@ -2,7 +2,7 @@
 """A package's life in a clean Debian, in which this runs as root: installed, wired, used, swept, upgraded, removed.
 
 life_of_a_package.py deb OLD.deb NEW.deb
-life_of_a_package.py tree SETUP.sh
+life_of_a_package.py tree OLD.tar.gz NEW.tar.gz
 
 Started by packaging/test-debian in a tree of its own. Standard library only, and minicluster.py beside it. It changes
 /etc, /scratch and /var as an admin and a cluster's users would: nothing for a machine that is in use.
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +28,8 @@ SCRATCH = Path("/scratch/gpfs")
 ALICE = "alice"
 LIBEXEC = "/usr/libexec/jobcache"
 STEPS = """\
-srun sh -c 'echo $SLURMD_NODENAME $HF_DATASETS_CACHE; mkdir -p $HF_DATASETS_CACHE/json; echo x >$HF_DATASETS_CACHE/json/$SLURMD_NODENAME'
+srun sh -c 'echo $SLURMD_NODENAME $HF_DATASETS_CACHE
+    mkdir -p $HF_DATASETS_CACHE/json; echo x >$HF_DATASETS_CACHE/json/$SLURMD_NODENAME'
 """
 
 checks = 0
@@ -84,7 +85,7 @@ def edit(old: str, new: str) -> None:
 def seen(job: int, cluster: Cluster) -> set[str]:
     """What its tasks have said so far, one line each."""
     with suppress(FileNotFoundError):
-        return set(cluster.output(job).splitlines())
+        return {line for line in cluster.output(job).splitlines() if not line.startswith("srun: ")}  # "step is delayed"
     return set()
 
 
@@ -92,8 +93,8 @@ def wanted(job: int) -> set[str]:
     return {f"{node} {cache(job)}" for node in ("n1", "n2")}
 
 
-def use(cluster: Cluster, jobcache: str, off: Path) -> None:
-    """Jobs get caches, which go with them; a sweep reaps what an Epilog did not."""
+def use(cluster: Cluster, sweep: Sequence[str], off: Path) -> None:
+    """Jobs get caches, which go with them; a sweep reaps what an Epilog did not. off: what stops all while it is there."""
     job = cluster.sbatch(STEPS, "-N2", user=ALICE)
     check("a two-node job ends well", cluster.wait(job) == "COMPLETED", cluster.output(job))
     check("both its tasks had the job's own cache", seen(job, cluster) == wanted(job), cluster.output(job))
@@ -112,8 +113,8 @@ def use(cluster: Cluster, jobcache: str, off: Path) -> None:
         cluster.wait_node(node)
     check("while a file `off` is there, an Epilog does nothing", cache(job).is_dir(), leftovers())
     off.unlink()
-    until(lambda: "orphan" in run(jobcache, "sweep", "--dry-run"))
-    run(jobcache, "sweep")
+    until(lambda: "orphan" in run(*sweep, "--dry-run"))
+    run(*sweep)
     check("a sweep reaps what that left", not leftovers(), leftovers())
     check("and says so", [event["job_id"] for event in events("cache.orphan_reaped")] == [job], events())
 
@@ -231,14 +232,12 @@ def deb(old: str, new: str) -> None:
     check("hooks without a policy do nothing", not run(f"{LIBEXEC}/task-prolog") and not run(f"{LIBEXEC}/epilog"))
 
     with Cluster(name="life", root="/tmp") as cluster:
-        conf = Path("/etc/slurm/slurm.conf")
-        conf.parent.mkdir(exist_ok=True)
-        conf.symlink_to(cluster.conf_file)
+        conf = found_by_default(cluster)
         said = run("jobcache", "apply")
         check("apply asks Slurm for the cluster's name", "cluster life" in said, said)
         check("apply names the two lines", mentions(said, *two_lines(LIBEXEC)), said)
         cluster.reconfigure(two_lines(LIBEXEC))
-        use(cluster, "jobcache", Path("/var/lib/jobcache/off"))
+        use(cluster, ["jobcache", "sweep"], Path("/var/lib/jobcache/off"))
 
         def upgrade() -> None:
             text = cluster.conf_file.read_text()
@@ -317,9 +316,62 @@ def removals(cluster: Cluster) -> None:
     check("by force it goes all the same", "by force" in said and not Path(LIBEXEC).exists(), said)
 
 
-def tree(setup: str) -> None:
-    """The relocatable tree, unpacked, with the Python that is here."""
-    raise NotImplementedError(setup)
+def found_by_default(cluster: Cluster) -> Path:
+    """Put the cluster's slurm.conf where commands without SLURM_CONF look; return that."""
+    conf = Path("/etc/slurm/slurm.conf")
+    conf.parent.mkdir(exist_ok=True)
+    conf.symlink_to(cluster.conf_file)
+    return conf
+
+
+def tree(old: str, new: str) -> None:
+    """The relocatable tree: unpacked, moved, given the Python that is here, its hooks in a directory that upgrades keep."""
+    old_tree, new_tree = map(unpacked, (old, new))
+    (moved := Path("/opt/elsewhere")).mkdir()
+    Path(old_tree).rename(moved / "tree")
+    old_tree = f"{moved}/tree"
+    said = run(f"{old_tree}/bin/jobcache", "--version", status=1)
+    check("before its setup it says what to run", f"{old_tree}/setup" in said, said)
+    for one in (old_tree, new_tree):
+        said = run(f"{one}/setup")
+        check("setup finds a Python, and says what comes next", mentions(said, "by /usr/bin/python3", "apply --config"), said)
+        check("in there, a user can run it", run("su", "-s", "/bin/sh", "-c", f"{one}/bin/jobcache --version", ALICE))
+    CONFIG.parent.mkdir()
+    CONFIG.write_text(run(f"{old_tree}/bin/jobcache", "show-config", "--example"))
+    edit("  #grace: 1h", "  grace: 1s")
+    edit("  #confirm: 2m", "  confirm: 1s")
+    LOG.parent.mkdir()
+    with Cluster(name="life", root="/tmp") as cluster:
+        conf = found_by_default(cluster)
+        said = run(f"{old_tree}/bin/jobcache", "apply")
+        check("the tree's own hooks are wired by two lines", mentions(said, *two_lines(f"{old_tree}/lib")), said)
+        cluster.reconfigure(two_lines(f"{old_tree}/lib"))
+        use(cluster, [f"{old_tree}/bin/jobcache", "sweep"], Path("/var/lib/jobcache/off"))
+
+        hooks = "/opt/jobcache/hooks"
+        said = run(f"{old_tree}/bin/jobcache", "apply", "--hooks", hooks)
+        check("and so is a set that stands by itself", mentions(said, *two_lines(hooks)), said)
+        cluster.reconfigure(two_lines(hooks))
+        LOG.unlink()
+        use(cluster, [f"{old_tree}/bin/jobcache", "sweep", "--hooks", hooks], Path(f"{hooks}/off"))
+        under_load(cluster, lambda: print(run(f"{new_tree}/bin/jobcache", "apply", "--hooks", hooks).splitlines()[0]))
+        compiled = json.loads(Path(f"{hooks}/settings.json").read_text())["compiled"]
+        check("the set is the new tree's", new_tree in compiled["package"] and new_tree in compiled["python"], compiled)
+        run("rm", "-r", str(moved))
+        use_after = cluster.sbatch(STEPS, "-N2", user=ALICE)
+        check("jobs run when the old tree is gone", cluster.wait(use_after) == "COMPLETED")
+        check("with caches", seen(use_after, cluster) == wanted(use_after), seen(use_after, cluster))
+        for node in cluster.nodes:
+            cluster.wait_node(node)
+        check("which are reaped", not leftovers(), leftovers())
+        conf.unlink()
+
+
+def unpacked(archive: str) -> str:
+    """Unpack a tree in /opt, and return its directory."""
+    name = run("tar", "--list", "-f", archive).splitlines()[0].rstrip("/")
+    run("tar", "--extract", "--no-same-owner", "-f", archive, "-C", "/opt")
+    return f"/opt/{name}"
 
 
 def main(form: str, *arguments: str) -> None:
