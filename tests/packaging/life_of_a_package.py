@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A package's life in a clean Debian, in which this runs as root: installed, wired, used, swept, upgraded, removed.
 
-life_of_a_package.py deb OLD.deb NEW.deb
+life_of_a_package.py deb|rpm|opt OLD NEW
 life_of_a_package.py tree OLD.tar.gz NEW.tar.gz
 
 Started by packaging/test-debian in a tree of its own. Standard library only, and minicluster.py beside it. It changes
@@ -26,7 +26,6 @@ CONFIG = Path("/etc/jobcache/jobcache.yaml")
 LOG = Path("/var/log/jobcache/events.jsonl")
 SCRATCH = Path("/scratch/gpfs")
 ALICE = "alice"
-LIBEXEC = "/usr/libexec/jobcache"
 STEPS = """\
 srun sh -c 'echo $SLURMD_NODENAME $HF_DATASETS_CACHE
     mkdir -p $HF_DATASETS_CACHE/json; echo x >$HF_DATASETS_CACHE/json/$SLURMD_NODENAME'
@@ -199,10 +198,6 @@ def two_lines(directory: str) -> list[str]:
     return [f"TaskProlog={directory}/task-prolog", f"Epilog={directory}/epilog"]
 
 
-def status() -> str:
-    return run("dpkg-query", "-W", "-f", "${db:Status-Status}", "slurm-jobcache")
-
-
 def enabled() -> list[str]:
     return [str(path) for path in Path("/etc/systemd").rglob("*jobcache*")]
 
@@ -214,46 +209,108 @@ def prepare() -> None:
     SCRATCH.chmod(0o1777)
 
 
-def version_of(deb: str) -> str:
-    return run("dpkg-deb", "--field", deb, "Version").strip()
+class Deb:
+    """What is asked of dpkg."""
+
+    libexec = "/usr/libexec/jobcache"
+
+    def __init__(self, old: str, new: str) -> None:
+        self.old = old
+        self.new = new
+
+    def install(self) -> str:
+        return run("apt-get", "-y", "--no-install-recommends", "install", self.old)
+
+    def change(self, package: str) -> str:
+        return run("dpkg", "--install", package)
+
+    def refused(self) -> str:
+        return run("dpkg", "--remove", "slurm-jobcache", status=1)
+
+    def purge(self, **env: str) -> str:
+        return run("dpkg", "--purge", "slurm-jobcache", **env)
+
+    def whole(self) -> bool:
+        return run("dpkg-query", "-W", "-f", "${db:Status-Status}", "slurm-jobcache") == "installed"
+
+    def version(self, package: str) -> str:
+        return run("dpkg-deb", "--field", package, "Version").strip()
 
 
-def deb(old: str, new: str) -> None:
+class Rpm(Deb):
+    """What is asked of rpm, which is not told of Debian's packages: it takes dependencies for granted."""
+
+    name = "slurm-jobcache"
+
+    def install(self) -> str:
+        return self.change(self.old)
+
+    def change(self, package: str) -> str:
+        return run("rpm", "--upgrade", "--oldpackage", "--replacepkgs", "--nodeps", package)
+
+    def refused(self) -> str:
+        return run("rpm", "--erase", self.name, status=1)
+
+    def purge(self, **env: str) -> str:
+        said = run("rpm", "--erase", self.name, **env)
+        CONFIG.with_suffix(".yaml.rpmsave").unlink(missing_ok=True)
+        with suppress(OSError):
+            CONFIG.parent.rmdir()
+        return said
+
+    def whole(self) -> bool:
+        # The configuration was edited; Python's bytecode and the log's directory are nobody's.
+        return {line.split()[-1] for line in run("sh", "-c", f"rpm --verify --nodeps {self.name} || :").splitlines()} <= {
+            str(CONFIG)
+        }
+
+    def version(self, package: str) -> str:
+        return run("rpm", "--query", "--queryformat", "%{VERSION}", "--package", package)
+
+
+class Opt(Rpm):
+    """The variant in /opt/jobcache."""
+
+    name = "slurm-jobcache-opt"
+    libexec = "/opt/jobcache/lib"
+
+
+def package(by: Deb) -> None:
     before = files()
-    said = run("apt-get", "-y", "--no-install-recommends", "install", old)
+    said = by.install()
     check("an installation without a cluster says what is missing", mentions(said, "cluster", "jobcache apply"), said)
-    check("it ends with the two lines and the doctor", mentions(said, *two_lines(LIBEXEC), "jobcache check"), said)
+    check("it ends with the two lines and the doctor", mentions(said, *two_lines(by.libexec), "jobcache check"), said)
     check("nothing is enabled that would sweep", not enabled(), enabled())
-    check("the version is the package's", run("jobcache", "--version").split()[-1] == version_of(old))
+    check("the version is the package's", run("jobcache", "--version").split()[-1] == by.version(by.old))
     edit("  #grace: 1h", "  grace: 1s")
     edit("  #confirm: 2m", "  confirm: 1s")
     mine = CONFIG.read_text()
     run("jobcache", "apply", status=1)
-    check("hooks without a policy do nothing", not run(f"{LIBEXEC}/task-prolog") and not run(f"{LIBEXEC}/epilog"))
+    check("hooks without a policy do nothing", not run(f"{by.libexec}/task-prolog") and not run(f"{by.libexec}/epilog"))
 
     with Cluster(name="life", root="/tmp") as cluster:
         conf = found_by_default(cluster)
         said = run("jobcache", "apply")
         check("apply asks Slurm for the cluster's name", "cluster life" in said, said)
-        check("apply names the two lines", mentions(said, *two_lines(LIBEXEC)), said)
-        cluster.reconfigure(two_lines(LIBEXEC))
+        check("apply names the two lines", mentions(said, *two_lines(by.libexec)), said)
+        cluster.reconfigure(two_lines(by.libexec))
         use(cluster, ["jobcache", "sweep"], Path("/var/lib/jobcache/off"))
 
         def upgrade() -> None:
             text = cluster.conf_file.read_text()
-            said = run("dpkg", "--install", new)
+            said = by.change(by.new)
             check("an upgrade compiles the policy", "policy" in said and "cluster life" in said, said)
             check("it leaves slurm.conf alone", cluster.conf_file.read_text() == text)
 
         under_load(cluster, upgrade)
         check("the admin's configuration has survived", CONFIG.read_text() == mine)
-        check("the version is the new one", run("jobcache", "--version").split()[-1] == version_of(new))
+        check("the version is the new one", run("jobcache", "--version").split()[-1] == by.version(by.new))
         compiled = json.loads(Path("/var/lib/jobcache/settings.json").read_text())["compiled"]["version"]
-        check("what the hooks obey is the new one's", compiled == version_of(new), compiled)
-        under_load(cluster, lambda: print(run("dpkg", "--install", old).splitlines()[-1]))
-        run("dpkg", "--install", new)
+        check("what the hooks obey is the new one's", compiled == by.version(by.new), compiled)
+        under_load(cluster, lambda: print(by.change(by.old).splitlines()[-1]))
+        by.change(by.new)
 
-        removals(cluster)
+        removals(by, cluster)
         check("after an installation by force, too, nothing is enabled", not enabled(), enabled())
         conf.unlink()
 
@@ -267,40 +324,42 @@ def deb(old: str, new: str) -> None:
 EXPECTED = {"/etc/slurm"}
 
 
-def removals(cluster: Cluster) -> None:
+def removals(by: Deb, cluster: Cluster) -> None:
     """The package does not go while Slurm runs its hooks; then it goes, and leaves a live cache alone."""
-    refused = run("dpkg", "--remove", "slurm-jobcache", status=1)
+    refused = by.refused()
     check(
-        "it is not removed while Slurm names its hooks", mentions(refused, f"{LIBEXEC}/epilog", "scontrol reconfigure"), refused
+        "it is not removed while Slurm names its hooks",
+        mentions(refused, f"{by.libexec}/epilog", "scontrol reconfigure"),
+        refused,
     )
-    check("and is whole after that", status() == "installed")
+    check("and is whole after that", by.whole())
 
     text = cluster.conf_file.read_text()
     cluster.conf_file.write_text("".join(line for line in text.splitlines(True) if "jobcache" not in line))
-    refused = run("dpkg", "--remove", "slurm-jobcache", status=1)
+    refused = by.refused()
     check("nor before Slurm has been told", "scontrol show config: " in refused, refused)
 
     site = Path("/etc/slurm/epilog.d")
     site.mkdir()
-    (site / "50-jobcache").symlink_to(f"{LIBEXEC}/epilog")
+    (site / "50-jobcache").symlink_to(f"{by.libexec}/epilog")
     cluster.reconfigure([f"Epilog={site}/*"])
-    refused = run("dpkg", "--remove", "slurm-jobcache", status=1)
+    refused = by.refused()
     check("nor while a pattern leads to them", f"{site}/50-jobcache" in refused, refused)
     (site / "50-jobcache").unlink()
-    (site / "task-prolog").write_text(f"#!/bin/sh\n{LIBEXEC}/task-prolog\n")
+    (site / "task-prolog").write_text(f"#!/bin/sh\n{by.libexec}/task-prolog\n")
     cluster.reconfigure([f"TaskProlog={site}/task-prolog"])
-    refused = run("dpkg", "--remove", "slurm-jobcache", status=1)
+    refused = by.refused()
     check("nor while a site's own script calls them", f"{site}/task-prolog" in refused, refused)
     (site / "task-prolog").unlink()
     site.rmdir()
 
-    cluster.reconfigure(two_lines(LIBEXEC))
+    cluster.reconfigure(two_lines(by.libexec))
     job = cluster.sbatch(f"{STEPS}sleep 1000", "-N2", user=ALICE)
     until(lambda: len(seen(job, cluster)) == 2)
     cluster.reconfigure([])
     run("jobcache", "sweep")
     check("the last sweep leaves a running job its cache", cache(job).is_dir(), leftovers())
-    said = run("apt-get", "-y", "purge", "slurm-jobcache")
+    said = by.purge()
     check("unwired, it goes, and says what stays", "caches of jobs that still run stay" in said, said)
     check("a live cache is no package's to purge", sorted(p.name for p in cache(job).glob("json/*")) == ["n1", "n2"])
     cluster.run("scancel", str(job))
@@ -308,12 +367,11 @@ def removals(cluster: Cluster) -> None:
     for node in cluster.nodes:
         cluster.wait_node(node)
 
-    new = sys.argv[3]
-    run("dpkg", "--install", new)
-    cluster.reconfigure(two_lines(LIBEXEC))
-    run("dpkg", "--remove", "slurm-jobcache", status=1)
-    said = run("dpkg", "--purge", "slurm-jobcache", JOBCACHE_FORCE_REMOVE="yes")
-    check("by force it goes all the same", "by force" in said and not Path(LIBEXEC).exists(), said)
+    by.change(by.new)
+    cluster.reconfigure(two_lines(by.libexec))
+    by.refused()
+    said = by.purge(JOBCACHE_FORCE_REMOVE="yes")
+    check("by force it goes all the same", "by force" in said and not Path(by.libexec).exists(), said)
 
 
 def found_by_default(cluster: Cluster) -> Path:
@@ -376,7 +434,10 @@ def unpacked(archive: str) -> str:
 
 def main(form: str, *arguments: str) -> None:
     prepare()
-    {"deb": deb, "tree": tree}[form](*arguments)
+    if form == "tree":
+        tree(*arguments)
+    else:
+        package({"deb": Deb, "rpm": Rpm, "opt": Opt}[form](*arguments))
     print(f"{checks} passed, 0 failed")
 
 

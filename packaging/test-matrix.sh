@@ -1,0 +1,26 @@
+#!/bin/sh
+# Every system on which packages are tried, one after the other: each in a clean tree of its own, with that system's own
+# Slurm and Python.
+#
+#   packaging/test-matrix.sh
+set -u
+cd "$(dirname "$0")/.."
+
+failed=0 passed=0
+trial() {
+    printf '\n=== %s\n' "$*"
+    if "$@"; then passed=$((passed + 1)); else
+        failed=$((failed + 1))
+        printf '=== FAILED: %s\n' "$*"
+    fi
+}
+
+trial packaging/test-debian bookworm deb  # Slurm 22.05, Python 3.11
+trial packaging/test-debian trixie deb    # Slurm 24.11, Python 3.13
+trial packaging/test-debian bullseye tree # Slurm 20.11, Python 3.9
+trial packaging/test-debian trixie tree
+trial packaging/test-debian bookworm rpm  # the rpm by Debian's rpm
+trial packaging/test-debian bookworm opt
+
+printf '\n%s passed, %s failed\n' "$passed" "$failed"
+[ "$failed" = 0 ]
