@@ -4,7 +4,7 @@
 #
 #   packaging/test-matrix.sh
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 failed=0 passed=0
 trial() {
