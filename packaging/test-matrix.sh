@@ -21,6 +21,7 @@ trial packaging/test-debian bullseye tree # Slurm 20.11, Python 3.9
 trial packaging/test-debian trixie tree
 trial packaging/test-debian bookworm rpm  # the rpm by Debian's rpm
 trial packaging/test-debian bookworm opt
+trial packaging/test-debian bookworm ansible
 
 printf '\n%s passed, %s failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A package's life in a clean Debian, in which this runs as root: installed, wired, used, swept, upgraded, removed.
 
-life_of_a_package.py deb|rpm|opt OLD NEW
+life_of_a_package.py deb|rpm|opt|ansible OLD NEW
 life_of_a_package.py tree OLD.tar.gz NEW.tar.gz
 
 Started by packaging/test-debian in a tree of its own. Standard library only, and minicluster.py beside it. It changes
@@ -92,8 +92,11 @@ def wanted(job: int) -> set[str]:
     return {f"{node} {cache(job)}" for node in ("n1", "n2")}
 
 
-def use(cluster: Cluster, sweep: Sequence[str], off: Path) -> None:
-    """Jobs get caches, which go with them; a sweep reaps what an Epilog did not. off: what stops all while it is there."""
+def use(cluster: Cluster, sweep: Sequence[str], off: Path, *, unwritable: bool = False) -> None:
+    """Jobs get caches, which go with them; a sweep reaps what an Epilog did not. off: what stops all while it is there.
+
+    unwritable: there is no place for that file, and no orphan to be made by it.
+    """
     job = cluster.sbatch(STEPS, "-N2", user=ALICE)
     check("a two-node job ends well", cluster.wait(job) == "COMPLETED", cluster.output(job))
     check("both its tasks had the job's own cache", seen(job, cluster) == wanted(job), cluster.output(job))
@@ -103,6 +106,9 @@ def use(cluster: Cluster, sweep: Sequence[str], off: Path) -> None:
     (event,) = [event for event in events("cache.reaped") if event["job_id"] == job]
     check("one event says so", (event["outcome"], event["user"]) == ("reaped", ALICE), event)
 
+    if unwritable:
+        run(*sweep)
+        return
     job = cluster.sbatch(f"{STEPS}sleep 1000", "-N2", user=ALICE)
     until(lambda: len(seen(job, cluster)) == 2)
     off.touch()
@@ -423,6 +429,75 @@ def tree(old: str, new: str) -> None:
             cluster.wait_node(node)
         check("which are reaped", not leftovers(), leftovers())
         conf.unlink()
+    configless(hooks, [f"{new_tree}/bin/jobcache", "sweep", "--hooks", hooks])
+
+
+class Configless(Cluster):
+    """Its slurmds have no slurm.conf: they ask the controller for it, by munge's own socket."""
+
+    def _launch(self, daemon: str, *arguments: str) -> None:
+        if not daemon.startswith("slurmd-"):
+            super()._launch(daemon, *arguments)
+            return
+        munge = Path("/run/munge/munge.socket.2")
+        if not munge.is_symlink():
+            munge.parent.mkdir()
+            munge.symlink_to(self.dir / "run/munge.socket")
+        env = self.env
+        self.env = {name: value for name, value in env.items() if name != "SLURM_CONF"}
+        super()._launch(daemon, *arguments, "--conf-server", f"127.0.0.1:{self._ports['slurmctld']}")
+        self.env = env
+
+
+def configless(hooks: str, sweep: Sequence[str]) -> None:
+    """Nodes without a slurm.conf, whose /opt and /usr are read-only, as those of a stateless image are."""
+    LOG.unlink()
+    with Configless(name="life", conf=["SlurmctldParameters=enable_configless", *two_lines(hooks)], root="/tmp") as cluster:
+        for top in ("/opt", "/usr"):
+            run("mount", "--bind", top, top)
+            run("mount", "-o", "remount,bind,ro", top)
+        check("a configless node keeps slurm.conf in its cache", "TaskProlog=" in Path("/run/slurm/conf/slurm.conf").read_text())
+        use(cluster, sweep, Path(f"{hooks}/off"), unwritable=True)
+
+
+def ansible(_old: str, deb: str) -> None:
+    """The role, with this host as all its hosts: installs, configures, wires; does nothing the second time."""
+    with Cluster(name="life", root="/tmp") as cluster:
+        found_by_default(cluster)
+        before = cluster.conf_file.read_text()
+        book = Path("/test/play.yaml")
+
+        def play(wired: bool, **keys: object) -> str:
+            config = {
+                "path": "/scratch/gpfs/{user}/.cache/hf-datasets-{job_id}",
+                "sweep": {"grace": "1s", "confirm": "1s"},
+                **keys,
+            }
+            values = {"jobcache_package": deb, "jobcache_config": config, "jobcache_sweep": "--node-local"}
+            values["jobcache_slurm_conf"] = str(cluster.conf_file) if wired else ""
+            plays = [{"hosts": "localhost", "connection": "local", "roles": [{"role": "jobcache", "vars": values}]}]
+            book.write_text(json.dumps(plays))
+            return run("ansible-playbook", str(book), ANSIBLE_ROLES_PATH="/test/roles", ANSIBLE_NOCOLOR="1")
+
+        said = play(wired=False)
+        check("the role installs, and leaves slurm.conf alone", cluster.conf_file.read_text() == before, said)
+        said = play(wired=True)
+        check("it adds the two lines to slurm.conf, and no other", wires(before, cluster.conf_file.read_text()), said)
+        until(lambda: all("got reconfigure request" in cluster.log(f"slurmd-{node}") for node in cluster.nodes))
+        use(cluster, ["jobcache", "sweep"], Path("/var/lib/jobcache/off"))
+        said = play(wired=True)
+        check("the second time it changes nothing", "changed=0 " in said, said)
+        said = play(wired=True, keep_max="24h")
+        check(
+            "a changed configuration is compiled",
+            '"keep_max": 86400' in Path("/var/lib/jobcache/settings.json").read_text(),
+            said,
+        )
+        check("cron sweeps as it was told", Path("/etc/default/jobcache").read_text() == "JOBCACHE_SWEEP=--node-local\n")
+
+
+def wires(before: str, after: str) -> bool:
+    return sorted(after.splitlines()) == sorted([*before.splitlines(), *two_lines(Deb.libexec)])
 
 
 def unpacked(archive: str) -> str:
@@ -434,8 +509,8 @@ def unpacked(archive: str) -> str:
 
 def main(form: str, *arguments: str) -> None:
     prepare()
-    if form == "tree":
-        tree(*arguments)
+    if form in ("tree", "ansible"):
+        {"tree": tree, "ansible": ansible}[form](*arguments)
     else:
         package({"deb": Deb, "rpm": Rpm, "opt": Opt}[form](*arguments))
     print(f"{checks} passed, 0 failed")

@@ -1,0 +1,116 @@
+"""However a site wires the hooks in: globs with neighbours, chained TaskPrologs, configless nodes, a policy that is older."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import Wired  # type: ignore[import-not-found]
+from minicluster import Cluster
+from site_dir import ALICE, Site
+
+SAY = "srun sh -c 'echo $HF_DATASETS_CACHE'"
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    yield site
+    site.close()
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def cluster_of(site: Site, *conf: str) -> Cluster:
+    cluster = Cluster(nodes=1, conf=conf)
+    site.configure(cluster=cluster.name)
+    return cluster
+
+
+def test_epilog_in_a_glob(site: Site) -> None:
+    """A symlink to ours among the site's own. slurmd goes through them from the last name to the first: what fails before
+    ours keeps ours from running, and drains the node; what fails after it does the second alone."""
+    epilogs = site.dir / "epilog.d"
+    order = site.dir / "order"
+    script(epilogs / "10-first", f"echo first >>{order}")
+    script(epilogs / "90-last", f"echo last >>{order}")
+    (epilogs / "50-jobcache").symlink_to(site.hooks / "epilog")
+    with cluster_of(site, f"TaskProlog={site.hooks}/task-prolog", f"Epilog={epilogs}/*") as cluster:
+        wired = Wired(site, cluster)
+        job = wired.batch(SAY)
+        assert wired.wait(job) == "COMPLETED" and wired.output(job) == [str(wired.cache(job))]
+        cluster.wait_node("n1")
+        wired.assert_reaped(job)
+        assert sorted(order.read_text().split()) == ["first", "last"]
+        names = order.read_text().split()
+
+        for name, reaped in ((names[1], True), (names[0], False)):
+            script(epilogs / {"first": "10-first", "last": "90-last"}[name], "exit 1")
+            job = wired.batch(SAY)
+            assert wired.wait(job) == "COMPLETED"
+            assert "DRAIN" in cluster.wait_node("n1", lambda state: "DRAIN" in state and "COMPLETING" not in state)
+            assert wired.cache(job).exists() is not reaped
+            script(epilogs / {"first": "10-first", "last": "90-last"}[name], "exit 0")
+            cluster.run("scontrol", "update", "NodeName=n1", "State=RESUME")
+            cluster.wait_node("n1")
+
+
+def test_a_sites_task_prolog_calls_ours(site: Site) -> None:
+    """The other way round from `task_prolog.chain`: the site's script stays wired, and calls ours for its exports."""
+    path = script(site.dir / "site-prolog", f"echo export SITE=1\n{site.hooks}/task-prolog\necho print site speaks")
+    with cluster_of(site, f"TaskProlog={path}", f"Epilog={site.hooks}/epilog") as cluster:
+        wired = Wired(site, cluster)
+        job = wired.batch('echo "$SITE $HF_DATASETS_CACHE"')
+        assert wired.wait(job) == "COMPLETED" and f"1 {wired.cache(job)}" in wired.output(job)
+        cluster.wait_node("n1")
+        wired.assert_reaped(job)
+
+
+def test_a_chained_task_prolog(site: Site) -> None:
+    """TaskProlog is one path: ours, which runs the site's own after it. That one's failure stays the site's."""
+    path = script(site.dir / "site-prolog", "echo export SITE=1")
+    with cluster_of(site, f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog") as cluster:
+        site.configure(task_prolog={"chain": str(path)})
+        wired = Wired(site, cluster)
+        job = wired.batch('echo "$SITE $HF_DATASETS_CACHE"')
+        assert wired.wait(job) == "COMPLETED" and wired.output(job) == [f"1 {wired.cache(job)}"]
+        cluster.wait_node("n1")
+        script(path, "exit 3")
+        assert wired.wait(wired.batch("true")) == "FAILED"
+        cluster.wait_node("n1")
+        assert not list(site.scratch.glob("*/.cache/*"))
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "known"])
+def test_nodes_with_an_older_policy(site: Site, known: bool) -> None:
+    """During a roll-out the nodes of one job differ: the second one still has the policy with the former path. Where that
+    does not know the new path, what the batch script hands on is to it the user's own value; where a rule names the path
+    already, each node has a cache by its own policy. No job fails, and all caches go."""
+    former = f"{site.scratch}/{{user}}/.cache/hf-datasets-{{job_id}}"
+    new = f"{site.scratch}/{{user}}/new/hf-datasets-{{job_id}}"
+    hooks, old_hooks, by_node = site.hooks, site.dir / "old", site.dir / "by-node"
+    for name in ("task-prolog", "epilog"):
+        script(by_node / name, f"case $SLURMD_NODENAME in n1) exec {hooks}/{name} ;; *) exec {old_hooks}/{name} ;; esac")
+    cluster = Cluster(nodes=2, conf=[f"TaskProlog={by_node}/task-prolog", f"Epilog={by_node}/epilog"])
+    site.hooks = old_hooks
+    site.configure(cluster=cluster.name, path=former, rules=[{"match": {"account": ["nobody"]}, "path": new}] if known else [])
+    site.hooks = hooks
+    site.configure(path=former, rules=[])
+    site.configure(path=new)
+    with cluster:
+        wired = Wired(site, cluster)
+        job = wired.batch("srun sh -c 'echo $SLURMD_NODENAME $HF_DATASETS_CACHE'", "-N2")
+        assert wired.wait(job) == "COMPLETED"
+        user = site.scratch / ALICE
+        second = f"{user}/.cache" if known else f"{user}/new"
+        assert sorted(wired.output(job)) == [f"n1 {user}/new/hf-datasets-{job}", f"n2 {second}/hf-datasets-{job}"]
+        for node in cluster.nodes:
+            cluster.wait_node(node)
+        assert not [*user.glob("*/hf-datasets-*"), *user.glob("*/.jobcache-*")]
