@@ -135,3 +135,14 @@ def test_bill_of_materials(tree: Path) -> None:
     assert len(listed) == len(parts) + 1
     # mdurl's and markdown-it-py's, say, ask that the text goes along.
     assert all(any((tree / "share/licences" / name).iterdir()) for name in listed)
+
+
+def test_mounts_for_containers(tmp_path: Path) -> None:
+    """enroot's file mounts, read-only, each directory that the TaskProlog reads: what the deb brings, and the policy's."""
+    said("dpkg-deb", "--extract", build("build-deb", tmp_path), tmp_path / "deb")
+    (mounts,) = (tmp_path / "deb/usr/share/slurm-jobcache/enroot").iterdir()
+    fields = [line.split() for line in mounts.read_text().splitlines() if line and not line.startswith("#")]
+    assert all(len(line) == 6 and line[0] == line[1] and {"bind", "ro"} <= set(line[3].split(",")) for line in fields)
+    shipped = {path for path, *_ in fields if (tmp_path / "deb" / path[1:]).is_dir()}
+    assert {path for path, *_ in fields} - shipped == {settings.LIB}
+    assert {"/usr/libexec/jobcache", "/usr/share/slurm-jobcache"} <= shipped
