@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conftest import Wired  # type: ignore[import-not-found]
+from conftest import Wired
 from minicluster import Cluster
 from site_dir import ALICE, Site
 
 SAY = "srun sh -c 'echo $HF_DATASETS_CACHE'"
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    site = Site()
-    yield site
-    site.close()
 
 
 def script(path: Path, text: str) -> Path:
