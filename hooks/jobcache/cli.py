@@ -298,7 +298,7 @@ def to_parquet(fields: "tuple[str, ...]", as_json: bool, sources: "tuple[str, ..
     copy meanwhile.
 
     \b
-    Examples:
+    Example:
       jobcache to-parquet data.jsonl out/
       jobcache to-parquet data.json --field train --field test out/
       jobcache to-parquet train=a.csv train=b.csv test=c.csv out/

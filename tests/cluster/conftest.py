@@ -53,7 +53,7 @@ class Wired:
         return event
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _wired() -> Iterator[Wired]:
     site = Site()
     cluster = Cluster(conf=[f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog"])
