@@ -133,6 +133,7 @@ def own_settings(config_file: Optional[str], path: Optional[str]) -> settings.Se
     """
     tree = own_tree(config_file, path)
     ask = tree["slurm"]
+    ask["conf"] = ask["conf"] or os.environ.get("SLURM_CONF")  # of whoever has no configuration that was compiled
     try:
         cluster = tree["cluster"] or slurm.Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"]).cluster_name()
     except slurm.Unknown:
