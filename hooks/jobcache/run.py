@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from jobcache import cachedir, config, holder, layout, prepare, reaper, relay, settings, slurm
+from jobcache import cachedir, config, holder, layout, prepare, reaper, relay, settings, slurm, store
 from jobcache.job import component, natural, number
 
 _PATIENCE = 5.0  # seconds for an earlier cache at our path to be gone
+_MARKING = 1.0  # seconds to date the builds of the store that were used
 _STRIDE = 0.2  # seconds of deletion between two looks for a signal
 _TRUE = ("1", "true", "yes", "on")
 
@@ -36,7 +37,7 @@ class Wish:
     """What the configuration comes to here. why_not: why there is to be no cache, in words; "" where there is.
 
     exports: value by name, with `{cache}` in it. keep_max, keep_failed: seconds. syslog: a socket. cluster: as
-    configured. "" is none.
+    configured. store, site: templates of the stores to begin with. "" is none.
     """
 
     template: layout.Template
@@ -46,6 +47,8 @@ class Wish:
     keep_failed: float = 0.0
     syslog: str = ""
     cluster: str = ""
+    store: str = ""
+    site: str = ""
     why_not: str = ""
 
 
@@ -77,6 +80,9 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
     began = time.monotonic()
     try:
         claim = _claim(env, wish, job)
+        cache = _scoped(claim.path, wish.scope, env, job)
+        claim.below = cache[len(claim.path) + 1 :]
+        seeds = prepare.Seeds(_store_words(env, wish, job), claim)
         made = cachedir.enter(claim, began + _PATIENCE)
         parent_fd, name, fd = _opened(claim.path)
         lock = holder.hold(fd, claim.node)
@@ -84,12 +90,14 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
         return _without(command, env, str(error))
     if made != "joined":
         _say(wish, job, claim, "cache.created", made, "", began)
-    cache = _scoped(claim.path, wish.scope, env, job)
+    elif claim.below:
+        seeds.late(claim.path)
+    seeds.tell(wish.syslog, _facts(job, claim))
     env.update((name, value.replace("{cache}", cache)) for name, value in wish.exports.items())
     env["JOBCACHE_DIR"] = claim.path
     status = relay.run(command, env, lambda: holder.beat(lock), holder.BEAT)
     os.close(lock)
-    _end(parent_fd, name, fd, claim, wish, job, status)
+    _end(parent_fd, name, fd, claim, wish, job, env, status)
     return status
 
 
@@ -214,6 +222,8 @@ def wish_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Wish:
         keep_failed=tree["keep_failed"],
         cluster=tree["cluster"] or "",
         syslog="/dev/log" if syslog is True else syslog or "",
+        store=tree["store"]["user"] or "",
+        site=tree["store"]["site"] or "",
         why_not=why_not,
     )
 
@@ -249,6 +259,16 @@ def _claim(env: "dict[str, str]", wish: Wish, job: Optional[Job]) -> cachedir.Cl
     return claim
 
 
+def _store_words(env: "dict[str, str]", wish: Wish, job: Optional[Job]) -> "dict[str, str]":
+    """Return what the TaskProlog would tell prepare.py of the stores. Raise layout.BadName."""
+    uid = os.getuid()
+    paths = {
+        name: layout.store_path(text, user=_user_name(uid), uid=uid, cluster=job.cluster if job else wish.cluster) if text else ""
+        for name, text in (("store", wish.store), ("site", wish.site))
+    }
+    return {**paths, "label": env.get("JOBCACHE_STORE", ""), "deadline": str(_PATIENCE)}
+
+
 def _user_name(uid: int) -> str:
     import pwd
 
@@ -271,13 +291,18 @@ def _scoped(cache: str, scope: str, env: "dict[str, str]", job: Optional[Job]) -
 # ------------------------------------------------------------------------------------------------------------- its end
 
 
-def _end(parent_fd: int, name: str, fd: int, claim: cachedir.Claim, wish: Wish, job: Optional[Job], status: int) -> None:
+def _end(
+    parent_fd: int, name: str, fd: int, claim: cachedir.Claim, wish: Wish, job: Optional[Job], env: "dict[str, str]", status: int
+) -> None:
     """Give up our lease, and reap the cache where it was the last one. What is left of it, a sweep finds."""
     began = time.monotonic()
     try:
         outcome = cachedir.release(fd, claim.node, cachedir.now()[0], float("inf"))
         if outcome != "last":
             return
+        store_path = _store_words(env, wish, job)["store"]
+        if store_path:
+            store.mark_used(fd, store_path, began + _MARKING)
         keep = ("user_keep", wish.keep_max) if cachedir.is_kept(fd) else ("job_failed", wish.keep_failed if status else 0.0)
         if keep[1]:
             until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + keep[1]))
@@ -311,7 +336,12 @@ def _say(
     wish: Wish, job: Optional[Job], claim: cachedir.Claim, event: str, outcome: str, reason: str, began: float, **more: str
 ) -> None:
     """Send one event to the system's log, where the site wants that. more: JSON text by key."""
+    prepare.say(wish.syslog, "info", event, {**_facts(job, claim), **more}, outcome, reason, began)
+
+
+def _facts(job: Optional[Job], claim: cachedir.Claim) -> "dict[str, str]":
+    """Whose cache this is, as an event has it: JSON text by key."""
     facts = {"uid": str(claim.uid), "path": cachedir.quote(claim.path), "node": cachedir.quote(layout.lease_node(claim.node))}
     if job:
         facts.update(cluster=cachedir.quote(job.cluster), job_id=str(job.job_id), run=str(job.run))
-    prepare.say(wish.syslog, "info", event, {**facts, **more}, outcome, reason, began)
+    return facts

@@ -8,6 +8,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -91,6 +92,23 @@ def test_nothing_is_published_without_the_users_word(jobs: Jobs, template: Templ
     jobs.site.configure(store={"user": None})
     template.put(jobs.begin(LABEL))
     assert jobs.end() == [] and not jobs.path.exists()
+
+
+def test_a_command_outside_of_any_job_begins_with_them_too(jobs: Jobs, template: Template) -> None:
+    """`jobcache run`: the same links, the store as it was when it ends, and the build dated where it was used."""
+    stored = published(jobs, template)
+    before = jobs.print()
+    os.utime(stored, (1, 1))
+    lock = f"x_{template.key.replace('/', '_')}.lock"
+    script = f'cd "$HF_DATASETS_CACHE"; find "{template.key}" -type l | wc -l; touch "{lock}"'
+    done = subprocess.run(
+        [sys.executable, "-m", "jobcache.cli", "run", "--config", str(jobs.site.dir / "jobcache.yaml"), "--", "sh", "-c", script],
+        env={"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"], "JOBCACHE_STORE": LABEL, "HOME": str(jobs.home)},
+        user=UID, group=pwd.getpwnam(ALICE).pw_gid, extra_groups=[], cwd="/", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) == len(list((stored / "files").iterdir()))
+    assert stored.stat().st_mtime > 1 and jobs.print().keys() == before.keys()
 
 
 def test_a_label_that_is_none_is_refused_with_the_reason(jobs: Jobs, template: Template) -> None:
