@@ -205,15 +205,22 @@ def sweep(**options: "Any") -> None:
     """Reap what crashes left behind: caches of jobs that are no more.
 
     Asks Slurm twice, `sweep.confirm` apart, which jobs are alive; where that is not known for certain, nothing of any
-    job's is reaped, and the exit status is 1. What `jobcache run` made outside of jobs needs no Slurm.
+    job's is reaped, and the exit status is 1. What `jobcache run` made outside of jobs needs no Slurm. Once a day, root's
+    sweep of the shared scratch also does `jobcache store prune`.
 
     \b
     Example:
       jobcache sweep --dry-run
     """
-    from jobcache import cli_sweep
+    import os
 
-    sys.exit(cli_sweep.sweep_command(**options))
+    from jobcache import cli_store, cli_sweep
+
+    status = cli_sweep.sweep_command(**options)
+    whole = not any(options[name] for name in ("dry_run", "user", "node_local", "path")) and options["shard"].startswith("1/")
+    if whole and os.geteuid() == 0:
+        status = max(status, cli_store.prune_daily(options["config_file"], options["hooks"]))
+    sys.exit(status)
 
 
 @main.command("list")

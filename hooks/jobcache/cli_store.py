@@ -12,7 +12,9 @@ import click
 
 from jobcache import cachedir, events, layout, prune, seed, store
 from jobcache.cli_sweep import load, plain, user_name, wanted_user
-from jobcache.settings import Settings
+from jobcache.settings import OFF, Settings
+
+_DAY = 86400 - 3600  # seconds; less than 24 hours, so that a sweep every hour keeps to its hour
 
 
 def build_command(
@@ -188,6 +190,22 @@ def prune_command(config_file: str, hooks: Optional[str], sites: bool, user: Opt
     for words in trouble + result.trouble:
         click.echo(plain(words), err=True)
     return 1 if result.unknown or result.trouble or trouble else 0
+
+
+def prune_daily(config_file: str, hooks: Optional[str]) -> int:
+    """Prune all stores where the last such pruning of this host was a day ago; return the exit status. For root's sweep."""
+    site, lib = load(config_file, hooks)
+    if not (site.store_user or site.store_site) or os.path.lexists(f"{lib}/{OFF}"):
+        return 0
+    stamp = f"{site.run_dir}/store-pruned"
+    try:
+        if time.time() - os.stat(stamp).st_mtime < _DAY:
+            return 0
+    except FileNotFoundError:
+        pass
+    with open(stamp, "w", encoding="ascii"):
+        os.utime(stamp)
+    return prune_command(config_file, hooks, sites=False, user=None, dry_run=False, as_json=False)
 
 
 def _tell_pruned(site: Settings, result: prune.Result) -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from test_store import DAMAGE, LABEL, template  # noqa: F401 - a fixture
 
 from home import acting_as
 from jobcache import layout, prune, settings, store
+from jobcache.cli import main
 from site_dir import ALICE, BOB, Site
 from stores import Jobs, Template, jobs_of, links
 
@@ -214,6 +216,25 @@ def test_pruned_by_size_the_longest_unused_first(jobs: Jobs, template: Template)
     assert command(jobs, "prune").returncode == 0
     left = {json.loads((path / "manifest.json").read_text())["key"] for path in jobs.stored(LABEL)}
     assert left == {"json/many-0/0.0.0/x", "json/many-1/0.0.0/x"}
+
+
+def test_roots_sweep_prunes_once_a_day(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """The first of a day does, a second one does not; nor does one of a user, of a node, or a dry one."""
+    stored = filled(jobs, template)
+    used(stored, 31)
+    for options in (["--user", ALICE], ["--node-local"], ["--dry-run"], ["--shard", "2/2"]):
+        assert sweep(jobs, *options) == 0 and stored.exists()
+    assert sweep(jobs) == 0 and not stored.exists()
+    again = filled(jobs, template)
+    used(again, 31)
+    assert sweep(jobs) == 0 and again.exists()
+    stamp = jobs.site.dir / "run/store-pruned"
+    os.utime(stamp, (stamp.stat().st_mtime - DAY,) * 2)
+    assert sweep(jobs) == 0 and not again.exists()
+
+
+def sweep(jobs: Jobs, *options: str) -> int:
+    return CliRunner().invoke(main, ["sweep", "--hooks", str(jobs.site.hooks), *options], catch_exceptions=False).exit_code
 
 
 def test_where_slurm_is_silent_nothing_is_pruned(jobs: Jobs, template: Template) -> None:  # noqa: F811

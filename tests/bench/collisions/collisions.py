@@ -170,6 +170,7 @@ class Bench:
         chosen = {"HF_DATASETS_CACHE": str(shared)} if cell.cache in ("shared", "warm") else {}
         if cell.cache == "warm":
             self.alone(data, place, chosen)
+        self.site.configure(store={"user": None})  # none that an earlier round has filled
         if cell.cache == "seeded":
             self.seed(data, place)
         delays = [self.options.spread * i / max(1, self.options.jobs - 1) for i in range(self.options.jobs)]
