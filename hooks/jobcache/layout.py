@@ -347,6 +347,8 @@ def _check(text: str, parent: "list[tuple[bool, str]]", name: "list[tuple[bool, 
         raise TemplateError(
             "neither {user} nor {uid} in a directory above the last component", "give each user a directory of their own"
         )
+    if any({one, other} == {(True, "node"), (True, "job_id")} for one, other in zip(name, name[1:])):
+        raise TemplateError("{node} and {job_id} side by side", "put a `-` between them: n1 and 42 would be n14 and 2")
     if not name[0][0] and name[0][1].startswith(META):
         raise TemplateError(f"a last component that begins with {META}", "that beginning is kept for our own files")
 

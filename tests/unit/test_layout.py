@@ -159,6 +159,8 @@ def test_names_that_no_path_can_hold(bad: str) -> None:
         ("/{job_id}", "neither"),
         ("/s/{user}/{jobid}", "unknown"),
         ("/s/{user}/{}{job_id}", "unknown"),
+        ("/s/{user}/{node}{job_id}", "side by side"),
+        ("/s/{user}/x{job_id}{node}", "side by side"),
         ("/s/{user}/{ job_id }", "unknown"),
         ("/s/{user}/{job_id!r}", "unknown"),
         ("/s/{user}/{job_id", "without its }"),
@@ -199,7 +201,7 @@ def test_templates_are_values() -> None:
 @given(JOB_IDS, st.from_regex(f"[a-z]{{{layout.RUN_NONCE}}}", fullmatch=True), LITERALS, LITERALS, st.booleans())
 def test_what_no_job_has_is_never_taken_for_a_jobs(pid: int, nonce: str, before: str, after: str, node: bool) -> None:
     """A cache that `jobcache run` makes outside of jobs: read back, by whatever template, and never as a job's."""
-    template = Template(f"/s/{{user}}/x{before}{'{node}' if node else ''}{{job_id}}{after}")
+    template = Template(f"/s/{{user}}/x{before}{'{node}-' if node else ''}{{job_id}}{after}")
     place = template.bind(user="u", uid=1, cluster="c", node="n")
     name = place.run_cache(pid, nonce).rpartition("/")[2]
     known = layout.matcher(template.name, {})(name)
