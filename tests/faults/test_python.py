@@ -113,7 +113,8 @@ def test_a_broken_venv(site: Site, how: str) -> None:
     site.policy(python=str(venv / "bin/python"))
     assert prolog(site).exports.keys() == EXPORTED and (site.cache() / ".jobcache/nodes/n1").exists()
     epilog(site)
-    assert [event for event in said(site) if event[0] == "hook.failed"]  # no structlog in it, if it runs at all
+    # No structlog in it, if it runs at all; but beside the package there is one, where both are installed together.
+    assert [event for event, _, _ in said(site)] in (["hook.failed"], ["cache.reaped"])
     site.configure()
     epilog(site)
     assert left(site) == []
@@ -223,6 +224,7 @@ def test_no_process_for_root(site: Site, free: int) -> None:
     assert left(site) == []
 
 
+@pytest.mark.skipif(jobcache.__file__.startswith("/tmp/"), reason="what is tested lies in /tmp itself")
 @each_shell
 def test_no_tmp(site: Site, shell: str) -> None:
     """Nothing of ours needs /tmp: here it is empty but for the test's own directory, and nobody may write or list it."""
