@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 import jobcache
+from jobcache.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -78,3 +81,31 @@ def test_reasons_in_the_code_are_in_the_schema() -> None:
     given |= set(re.findall(r"jc_skip=(\w+)", (ROOT / "hooks/task-prolog").read_text())) - {"quiet"}
     given |= set(re.findall(r"jc_failed (\w+)", (ROOT / "hooks/epilog").read_text()))
     assert given and sorted(given - set(known)) == []
+
+
+def commands() -> dict[str, str]:
+    """Every `jobcache …` that a page has in a block of code, or between backticks; and the page."""
+    found: dict[str, str] = {}
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text()
+        lines = [line for block in re.findall(r"```(?:sh|console)?\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+        for line in lines + re.findall(r"`([^`\n]+)`", text):
+            line = re.sub(r"^(?:[#$] |sudo -u \S+ |srun (?:-\S+ )*)+", "", line).partition(" #")[0].partition(" >")[0].strip()
+            if re.match(r"(?:/\S+/)?jobcache [a-z]", line) and "…" not in line:
+                found[line.split(" | ")[0]] = page.name
+    return found
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_that_are_told_can_be_typed(line: str) -> None:
+    """Each subcommand and option is there, and takes what it is given."""
+    words = [{"JOBID": "4242", "TEMPLATE": "/s/{user}/x-{job_id}"}.get(word, word) for word in shlex.split(line)[1:]]
+    command: click.Command = main
+    context = click.Context(main)
+    while isinstance(command, click.Group):
+        name, words = words[0], words[1:]
+        found = command.get_command(context, name)
+        assert found is not None, f"there is no `jobcache {name}`"
+        command = found
+    if words:  # else it is the command that is spoken of
+        command.make_context(command.name, words)
