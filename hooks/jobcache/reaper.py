@@ -64,6 +64,7 @@ class Tally:
         """Count in what another one has counted, but for what it left."""
         self.bytes += other.bytes
         self.files += other.files
+        self.directories += other.directories
         self.error = self.error or other.error
         self.mounted = self.mounted or other.mounted
 
@@ -360,6 +361,7 @@ class _Emptying:
         try:
             os.rmdir(helper.name, dir_fd=frame.fd)
             frame.removed += 1
+            self.tally.directories += 1
         except FileNotFoundError:
             pass
         except OSError as error:
