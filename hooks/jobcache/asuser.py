@@ -199,6 +199,16 @@ def become(uid: int, gid: "int | None", user: "str | None") -> None:
     raise PermissionError("could become root again")
 
 
+def user_name(uid: int) -> str:
+    """Return the user's name; of one who was removed, the number."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 def groups_of(uid: int, gid: int) -> "list[int]":
     """Return all groups of an account, `gid` alone where there is none of this uid. Asks a directory service: in a child."""
     import pwd

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pwd
 import sys
 import time
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import Any, Optional
 
 import click
 
-from jobcache import cachedir, eventlog, report
+from jobcache import asuser, cachedir, eventlog, report
 from jobcache.cli_explain import sources
 from jobcache.cli_sweep import load, plain
 from jobcache.config import parse_duration
@@ -37,7 +36,7 @@ def report_command(
     if begin >= end:
         raise click.BadParameter("nothing lies between it and --until", param_hint="--since")
     tally = eventlog.Tally()
-    collector = report.Collector(begin, end, _user)
+    collector = report.Collector(begin, end, asuser.user_name)
     with sources(site, files) as found:
         for event in eventlog.read(found, tally, since=eventlog.stamp(begin), until=eventlog.stamp(end)):
             collector.take(event)
@@ -87,13 +86,6 @@ def _write(path: str, text: str) -> None:
         os.rename(new, path)
     except OSError as error:
         raise click.ClickException(f"{path}: {error.strerror}; name a file in a directory that you may write") from None
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _print(told: report.Report, by: str, top: int) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Optional
 import click
 
 from jobcache import cachedir, events, layout, prune, seed, store
-from jobcache.cli_sweep import load, plain, user_name, wanted_user
+from jobcache.asuser import user_name
+from jobcache.cli_sweep import load, plain, wanted_user
 from jobcache.settings import OFF, Settings
 
 _DAY = 86400 - 3600  # seconds; less than 24 hours, so that a sweep every hour keeps to its hour

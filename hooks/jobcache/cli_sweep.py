@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 import click
 
-from jobcache import apply, comments, config, events, layout, metrics, run, settings, sweep
+from jobcache import apply, asuser, comments, config, events, layout, metrics, run, settings, sweep
 from jobcache.plan import KEEP, REAP, REPORT, Decision, Found, has_no_job
 
 
@@ -252,7 +252,7 @@ def _row(decision: Decision, sizes: Optional[tuple[int, int]]) -> dict[str, Any]
     one = decision.found
     return {
         **_job(one),
-        "user": user_name(one.uid),
+        "user": asuser.user_name(one.uid),
         "uid": one.uid,
         "state": state_of(decision),
         "reason": decision.reason,
@@ -278,14 +278,6 @@ def state_of(decision: Decision) -> str:
     if decision.found.identity is None:
         return "unrecorded"
     return "orphan" if decision.action in (REAP, REPORT) or decision.reason in ("young", "in_use") else "unknown"
-
-
-def user_name(uid: int) -> str:
-    """Return the user's name; of one who was removed, the number."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _table(rows: list[dict[str, Any]]) -> None:

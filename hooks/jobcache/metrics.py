@@ -5,7 +5,6 @@ site asks for it.
 """
 
 import os
-import pwd
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -287,20 +286,13 @@ def _facts(
     if site.tree["metrics"].get("by_user"):
         facts.users = {}
         for decision in left:
-            name = _user(decision.found.uid)
+            name = asuser.user_name(decision.found.uid)
             caches, total = facts.users.get(name, (0, 0))
             facts.users[name] = caches + 1, total + sizes.get(decision.found.path, (0, 0))[0]
     for template in site.templates:
         if sweep.is_local(site, template) == options.local:
             facts.filesystems.update(_filesystem(template))
     return facts
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _filesystem(template: Template) -> dict[str, tuple[int, int, int, int]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from jobcache import cachedir, config, holder, layout, prepare, reaper, relay, settings, slurm, store
+from jobcache import asuser, cachedir, config, holder, layout, prepare, reaper, relay, settings, slurm, store
 from jobcache.job import component, natural, number
 
 _PATIENCE = 5.0  # seconds for an earlier cache at our path to be gone
@@ -82,7 +82,8 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
         claim = _claim(env, wish, job)
         cache = _scoped(claim.path, wish.scope, env, job)
         claim.below = cache[len(claim.path) + 1 :]
-        seeds = prepare.Seeds(_store_words(env, wish, job), claim)
+        stores = _store_words(env, wish, job)
+        seeds = prepare.Seeds(stores, claim)
         made = cachedir.enter(claim, began + _PATIENCE)
         parent_fd, name, fd = _opened(claim.path)
         lock = holder.hold(fd, claim.node)
@@ -97,7 +98,7 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
     env["JOBCACHE_DIR"] = claim.path
     status = relay.run(command, env, lambda: holder.beat(lock), holder.BEAT)
     os.close(lock)
-    _end(parent_fd, name, fd, claim, wish, job, env, status)
+    _end(parent_fd, name, fd, claim, wish, job, stores["store"], status)
     return status
 
 
@@ -246,7 +247,7 @@ def _claim(env: "dict[str, str]", wish: Wish, job: Optional[Job]) -> cachedir.Cl
     """
     uid, pid = os.getuid(), os.getpid()
     node = job.node if job else holder.host()
-    place = wish.template.bind(user=_user_name(uid), uid=uid, cluster=job.cluster if job else wish.cluster, node=node)
+    place = wish.template.bind(user=asuser.user_name(uid), uid=uid, cluster=job.cluster if job else wish.cluster, node=node)
     lease = layout.format_lease(node, cachedir.nonce())
     if job:
         claim = cachedir.Claim(place.cache(job.job_id, job.run), job.cluster, job.job_id, job.run, uid, lease)
@@ -254,7 +255,7 @@ def _claim(env: "dict[str, str]", wish: Wish, job: Optional[Job]) -> cachedir.Cl
         letters = "".join(chr(ord("a") + byte % 26) for byte in os.urandom(layout.RUN_NONCE))
         claim = cachedir.Claim(place.run_cache(pid, letters), layout.host_cluster(node), pid, 0, uid, lease)
     claim.keep = env.get("JOBCACHE") == "keep"
-    claim.record = {"user": cachedir.quote(_user_name(uid)), "node": cachedir.quote(node)}
+    claim.record = {"user": cachedir.quote(asuser.user_name(uid)), "node": cachedir.quote(node)}
     claim.record.update(pid=str(pid), started=str(holder.started(pid) or 0))
     return claim
 
@@ -262,20 +263,10 @@ def _claim(env: "dict[str, str]", wish: Wish, job: Optional[Job]) -> cachedir.Cl
 def _store_words(env: "dict[str, str]", wish: Wish, job: Optional[Job]) -> "dict[str, str]":
     """Return what the TaskProlog would tell prepare.py of the stores. Raise layout.BadName."""
     uid = os.getuid()
-    paths = {
-        name: layout.store_path(text, user=_user_name(uid), uid=uid, cluster=job.cluster if job else wish.cluster) if text else ""
-        for name, text in (("store", wish.store), ("site", wish.site))
-    }
+    who: dict[str, Any] = {"user": asuser.user_name(uid), "uid": uid, "cluster": job.cluster if job else wish.cluster}
+    texts = {"store": wish.store, "site": wish.site}
+    paths = {name: layout.store_path(text, **who) if text else "" for name, text in texts.items()}
     return {**paths, "label": env.get("JOBCACHE_STORE", ""), "deadline": str(_PATIENCE)}
-
-
-def _user_name(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _scoped(cache: str, scope: str, env: "dict[str, str]", job: Optional[Job]) -> str:
@@ -292,15 +283,17 @@ def _scoped(cache: str, scope: str, env: "dict[str, str]", job: Optional[Job]) -
 
 
 def _end(
-    parent_fd: int, name: str, fd: int, claim: cachedir.Claim, wish: Wish, job: Optional[Job], env: "dict[str, str]", status: int
+    parent_fd: int, name: str, fd: int, claim: cachedir.Claim, wish: Wish, job: Optional[Job], store_path: str, status: int
 ) -> None:
-    """Give up our lease, and reap the cache where it was the last one. What is left of it, a sweep finds."""
+    """Give up our lease, and reap the cache where it was the last one. What is left of it, a sweep finds.
+
+    store_path: of the user's own store, "" for none.
+    """
     began = time.monotonic()
     try:
         outcome = cachedir.release(fd, claim.node, cachedir.now()[0], float("inf"))
         if outcome != "last":
             return
-        store_path = _store_words(env, wish, job)["store"]
         if store_path:
             store.mark_used(fd, store_path, began + _MARKING)
         keep = ("user_keep", wish.keep_max) if cachedir.is_kept(fd) else ("job_failed", wish.keep_failed if status else 0.0)
