@@ -148,7 +148,21 @@ def _in_cache(settings: Settings) -> "list[str]":
     for at, template in enumerate(settings.templates):
         lines += _in_one(at, template)
     tests = " || ".join(f'jc_in_{at} "$1"' for at in range(len(settings.templates)))
-    return [*lines, "jc_in_cache() {", f"    {tests}", "}"]
+    return [*lines, *_HANDED_ON, "jc_in_cache() {", f'    {tests} || jc_handed_on "$1"', "}"]
+
+
+# The same for a path that is not known here: another node's policy is newer. jc_found is 0 for a job that is not this one.
+_HANDED_ON = """\
+jc_handed_on() {
+    case ${JOBCACHE_DIR-} in /*) jc_found=${JOBCACHE_DIR##*/} ;; *) return 1 ;; esac
+    case $1/ in "$JOBCACHE_DIR"/*) ;; *) return 1 ;; esac
+    case $jc_found in
+    *[0-9]"$jc_id"* | *"$jc_id"[0-9]*) jc_found=0 ;;
+    *"$jc_id"*) jc_found=$jc_id ;;
+    *[0-9]*) jc_found=0 ;;
+    *) return 1 ;;
+    esac
+}""".splitlines()
 
 
 def _in_one(at: int, template: Template) -> "list[str]":

@@ -339,19 +339,64 @@ def test_rules(site: Site, shell: str) -> None:
 
 @each_shell
 def test_observe_and_off(site: Site, shell: str) -> None:
-    """`observe` changes no job's environment, not even what another job handed on; `off` does not even say so."""
+    """`observe` changes no job's environment, `off` does not even say so, and the file `off` stops all."""
     inherited = {"HF_DATASETS_CACHE": str(site.cache(1)), "JOBCACHE_DIR": str(site.cache(1))}
     site.configure(mode="observe")
-    assert task(site, shell=shell, **inherited).output == b""
+    assert task(site, shell=shell).output == b""
     assert skipped(site) == [("skipped", "observe")]
     site.configure(mode="off")
-    assert task(site, shell=shell, **inherited).output == b""
+    assert task(site, shell=shell).output == b""
     site.configure(mode="on")
     (site.hooks / "off").touch()
     assert task(site, shell=shell, **inherited).output == b""
     assert len(site.syslog.events()) == 1 and not site.cache().exists()
     (site.hooks / "off").unlink()
     assert task(site, shell=shell, **inherited).cache
+
+
+NO_CACHE: list[dict[str, Any]] = [{"mode": "observe"}, {"mode": "off"}, {"rules": [{"match": {"user": ["*"]}, "cache": "off"}]}]
+
+
+@each_shell
+@pytest.mark.parametrize("keys", NO_CACHE, ids=["observe", "off", "rule"])
+def test_none_here_and_one_of_another_job(site: Site, shell: str, keys: dict[str, Any]) -> None:
+    """What a job with a cache handed on to one that gets none is taken away: it goes when that other job ends."""
+    site.configure(**keys)
+    another = str(site.cache(1))
+    told = task(site, shell=shell, HF_DATASETS_CACHE=f"{another}/x", JOBCACHE_DIR=another)
+    assert told.output == b"unset HF_DATASETS_CACHE\nunset JOBCACHE_DIR\n"
+    own = {"HF_DATASETS_CACHE": "/home/alice/hf", "JOBCACHE_DIR": ""}
+    assert task(site, shell=shell, **own).output == b""
+    assert not site.cache().exists()
+
+
+@each_shell
+@pytest.mark.parametrize("keys", NO_CACHE, ids=["observe", "off", "rule"])
+def test_none_here_but_one_from_another_node(site: Site, shell: str, keys: dict[str, Any]) -> None:
+    """While a policy is rolled out, a job that has its cache from a node where it gets one joins it where it would not."""
+    assert task(site, shell=shell).cache
+    site.configure(**keys)
+    handed = {"HF_DATASETS_CACHE": str(site.cache()), "JOBCACHE_DIR": str(site.cache())}
+    assert task(site, step="0", shell=shell, SLURMD_NODENAME="n2", **handed).exports == handed
+    assert sorted(os.listdir(site.cache() / ".jobcache/nodes")) == ["n1", "n2"]
+
+
+@each_shell
+def test_handed_on_by_a_newer_policy(site: Site, shell: str) -> None:
+    """A path that is not known here is no value of the user's where JOBCACHE_DIR says so: this job's gives way to the one
+    that this node gives it, and stays where it gives none; another job's goes in any case."""
+    mine, another = f"/new/{ALICE}/hf-datasets-4242", f"/new/{ALICE}/hf-datasets-42424"
+    for path in (mine, f"{mine}-r2", another, "/new/1/4241"):
+        told = task(site, step="0", shell=shell, HF_DATASETS_CACHE=f"{path}/x", JOBCACHE_DIR=path)
+        assert told.cache == str(site.cache()), path
+    for path in (f"/new/{ALICE}", "new/4242", f"{another}/", mine + "2"):  # of no job, or not where the value is
+        own = task(site, step="0", shell=shell, HF_DATASETS_CACHE=f"{mine}/x", JOBCACHE_DIR=path)
+        assert "HF_DATASETS_CACHE" not in own.exports, path
+    site.configure(mode="observe")
+    assert task(site, step="0", shell=shell, HF_DATASETS_CACHE=mine, JOBCACHE_DIR=mine).output == b""
+    gone = b"unset HF_DATASETS_CACHE\nunset JOBCACHE_DIR\n"
+    for path in (another, "/new/1/4241", "/new/1/14242"):
+        assert task(site, step="0", shell=shell, HF_DATASETS_CACHE=path, JOBCACHE_DIR=path).output == gone
 
 
 @each_shell
