@@ -117,11 +117,10 @@ def hooks_path() -> str:
     """Return the directory of the hooks that belong to this package. Raise ApplyError where they are not to be found."""
     package = os.path.dirname(os.path.abspath(jobcache.__file__))
     candidates = [os.path.dirname(package)]
-    try:
-        files = importlib.metadata.files(_DIST) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    candidates += [os.path.dirname(os.path.abspath(str(file.locate()))) for file in files if file.name == "task-prolog"]
+    for dist in importlib.metadata.distributions(name=_DIST):
+        files = [os.path.abspath(str(file.locate())) for file in dist.files or []]
+        if f"{package}/__init__.py" in files:  # and not another installation's, beside the one that runs
+            candidates += [os.path.dirname(file) for file in files if os.path.basename(file) == "task-prolog"]
     candidates.append(_INSTALLED)
     for directory in candidates:
         if all(os.path.isfile(f"{directory}/{name}") for name in HOOKS):

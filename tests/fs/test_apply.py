@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,26 @@ def test_hooks_path(site: Site) -> None:
     for name in ("task-prolog", "epilog"):
         shipped = (path / name).read_text()
         assert shipped.replace("jc_lib=/var/lib/jobcache\n", f"jc_lib={site.hooks}\n") == (site.hooks / name).read_text()
+
+
+def test_hooks_path_beside_another_installation(tmp_path: Path) -> None:
+    """The hooks of the package that runs, not those that pip has put beside it."""
+    other = tmp_path / "pip"
+    (info := other / "lib" / "slurm_jobcache-9.dist-info").mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slurm-jobcache\nVersion: 9\n")
+    (info / "RECORD").write_text("jobcache/__init__.py,,\n../libexec/epilog,,\n../libexec/task-prolog,,\n")
+    deb = tmp_path / "deb"
+    shutil.copytree(Path(apply.__file__).parent, deb / "share/jobcache", ignore=shutil.ignore_patterns("__pycache__"))
+    for directory in (other / "libexec", deb / "libexec"):
+        directory.mkdir()
+        for name in apply.HOOKS:
+            (directory / name).touch()
+    (other / "lib/jobcache").mkdir()
+    (other / "lib/jobcache/__init__.py").touch()
+    ask = "import sys; sys.path[:0] = sys.argv[2:]; from jobcache import apply; apply._INSTALLED = sys.argv[1]"
+    argv = [sys.executable, "-B", "-c", f"{ask}; print(apply.hooks_path())", deb / "libexec", deb / "share", other / "lib"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (f"{deb}/libexec\n", "")
 
 
 @pytest.mark.parametrize("key", ["run_dir", "log"])
