@@ -19,8 +19,8 @@ trial packaging/test-debian bookworm deb  # Slurm 22.05, Python 3.11
 trial packaging/test-debian trixie deb    # Slurm 24.11, Python 3.13
 trial packaging/test-debian bullseye tree # Slurm 20.11, Python 3.9
 trial packaging/test-debian trixie tree
-trial packaging/test-debian bookworm rpm  # the rpm by Debian's rpm
-trial packaging/test-debian bookworm opt
+trial packaging/test-debian bookworm rpm  # by dnf
+trial packaging/test-debian bookworm opt  # by zypper
 trial packaging/test-debian bookworm ansible
 
 printf '\n%s passed, %s failed\n' "$passed" "$failed"

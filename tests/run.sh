@@ -11,7 +11,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 PACKAGES='slurmctld slurmd slurm-client munge busybox shellcheck strace python3-venv systemd logrotate mandoc zsh fish
-mmdebstrap debhelper dh-python lintian prometheus prometheus-node-exporter'
+mmdebstrap debhelper dh-python lintian rpm prometheus prometheus-node-exporter'
 python=${JOBCACHE_PYTHON:-/usr/bin/python3}
 
 say() { printf '\n== %s\n' "$*"; }

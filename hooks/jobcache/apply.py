@@ -32,15 +32,17 @@ class ApplyError(Exception):
         self.problems = problems
 
 
-def compile_settings(config_file: str, lib: str) -> settings.Settings:
+def compile_settings(config_file: str, lib: str, again: bool = False) -> settings.Settings:
     """Return the settings that `config_file` comes to, knowing the templates of those compiled into `lib` before.
 
+    again: by the slurm.conf of those too, whatever SLURM_CONF says now: it is set in every job, and in no cron's.
     Raise config.ConfigError, and ApplyError where what the hooks need on this host is not there.
     """
     loaded = config.load(config_file)
     problems = []
     ask = loaded.tree["slurm"]
-    ask["conf"] = ask["conf"] or os.environ.get("SLURM_CONF")  # now, and never by what cron's environment says
+    before = _before(lib)
+    ask["conf"] = ask["conf"] or (before.slurm_conf if again and before else os.environ.get("SLURM_CONF") or None)
     cluster = loaded.tree["cluster"]
     if cluster is None:
         try:
@@ -64,7 +66,7 @@ def compile_settings(config_file: str, lib: str) -> settings.Settings:
         "python": sys.executable,
         "package": package,
         "version": jobcache.__version__,
-        "former": _former(loaded.tree, lib),
+        "former": _former(loaded.tree, before) if before else [],
     }
     text = json.dumps([loaded.tree, compiled], sort_keys=True)
     return settings.Settings(loaded.tree, {**compiled, "hash": hashlib.sha256(text.encode()).hexdigest()[:12]})
@@ -137,12 +139,16 @@ def hook_text(name: str, lib: str) -> str:
     return text.replace(_LIB_LINE, f"jc_lib={shlex.quote(lib)}\n")
 
 
-def _former(tree: "dict[str, Any]", lib: str) -> "list[str]":
-    """The templates once in use whose caches may still be there, of the settings compiled before."""
+def _before(lib: str) -> "settings.Settings | None":
+    """The settings compiled before, where there are any that can be used."""
     try:
-        before = settings.load(f"{lib}/{settings.FILE}")
+        return settings.load(f"{lib}/{settings.FILE}")
     except settings.SettingsError:
-        return []
+        return None
+
+
+def _former(tree: "dict[str, Any]", before: settings.Settings) -> "list[str]":
+    """The templates once in use whose caches may still be there, of the settings compiled before."""
     current = [tree["path"], *(rule["path"] for rule in tree["rules"] if "path" in rule)]
     known = dict.fromkeys([*before.current, *before.former])
     # A task may be about to make a cache by the policy that is being replaced: what it knows stays known once more.

@@ -34,7 +34,8 @@ def main() -> None:
 @_config_option
 @click.option("--hooks", metavar="DIR", help="Put a self-contained set of hooks and policy into DIR.")
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 where what is compiled is not current.")
-def apply(config_file: str, hooks: "str | None", check: bool) -> None:
+@click.option("--again", is_flag=True, help="By the slurm.conf that was compiled before, whatever SLURM_CONF says now.")
+def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> None:
     """Validate the configuration and compile it into what the hooks obey.
 
     Where anything is wrong, nothing is changed, and all of it is said.
@@ -50,7 +51,7 @@ def apply(config_file: str, hooks: "str | None", check: bool) -> None:
 
     lib = os.path.abspath(hooks) if hooks else settings.LIB
     try:
-        compiled = applying.compile_settings(config_file, lib)
+        compiled = applying.compile_settings(config_file, lib, again or check)
         files = applying.wanted(compiled, lib, with_hooks=bool(hooks))
         stale = applying.stale(files, lib)
         if check:

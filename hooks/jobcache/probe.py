@@ -84,7 +84,7 @@ def _compiled(config_file: str, lib: str) -> tuple[Compiled, Optional[Settings]]
     if site is not None:
         facts = replace(facts, version=str(site.compiled.get("version", "")), mode=site.tree["mode"])
     try:
-        wanted = apply.compile_settings(config_file, lib)
+        wanted = apply.compile_settings(config_file, lib, again=True)
         stale = apply.stale(apply.wanted(wanted, lib, with_hooks=os.path.exists(f"{lib}/task-prolog")), lib)
         facts = replace(facts, stale=tuple(stale))
         site = site or wanted

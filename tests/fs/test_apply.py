@@ -191,6 +191,25 @@ def test_show_config(site: Site) -> None:
     assert found["sweep.grace"]["value"] == 7200
 
 
+def compiled_conf(site: Site) -> str | None:
+    return settings.load(f"{site.hooks}/{settings.FILE}").slurm_conf
+
+
+def test_slurm_conf_of_then(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job has SLURM_CONF, and no package manager: neither makes what is compiled stale, nor an upgrade forget it."""
+    monkeypatch.setenv("SLURM_CONF", "/odd/slurm.conf")
+    assert again(site).exit_code == 0
+    for now in ("/run/slurm/conf/slurm.conf", ""):
+        monkeypatch.setenv("SLURM_CONF", now)
+        assert again(site, "--check").exit_code == 0
+        assert "(as it was)" in again(site, "--again").output
+    assert compiled_conf(site) == "/odd/slurm.conf"
+    assert "(as it was)" not in again(site).output
+    assert compiled_conf(site) is None
+    monkeypatch.setenv("SLURM_CONF", "/odd/slurm.conf")
+    assert again(site, "--check").exit_code == 0
+
+
 def test_hooks_path(site: Site) -> None:
     """The hooks it names are those that were put, but for where they look for their policy."""
     path = Path(jobcache("hooks-path").output.strip())

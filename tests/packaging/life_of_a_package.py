@@ -4,14 +4,16 @@
 life_of_a_package.py deb|rpm|opt|ansible OLD NEW
 life_of_a_package.py tree OLD.tar.gz NEW.tar.gz
 
-Started by packaging/test-debian in a tree of its own. Standard library only, and minicluster.py beside it. It changes
-/etc, /scratch and /var as an admin and a cluster's users would: nothing for a machine that is in use.
+Started by packaging/test-debian in a tree of its own. Standard library only; minicluster.py, guide.py and admin-guide.md
+beside it. It changes /etc, /scratch and /var as an admin and a cluster's users would: nothing for a machine that is in use.
+The admin types what the guide says, word for word, and each trial ends by asking whether it was all of it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -20,18 +22,25 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import guide
+
 from minicluster import Cluster
 
 CONFIG = Path("/etc/jobcache/jobcache.yaml")
 LOG = Path("/var/log/jobcache/events.jsonl")
 SCRATCH = Path("/scratch/gpfs")
 ALICE = "alice"
+CONF = ["MinJobAge=3600"]  # Slurm 20.11 can wait for minutes before it tries again to launch a step that was delayed
 STEPS = """\
 srun sh -c 'echo $SLURMD_NODENAME $HF_DATASETS_CACHE
     mkdir -p $HF_DATASETS_CACHE/json; echo x >$HF_DATASETS_CACHE/json/$SLURMD_NODENAME'
 """
 
+HERE = Path(__file__).parent
+GUIDE = guide.commands((HERE / "admin-guide.md").read_text())
+
 checks = 0
+typed: set[str] = set()
 
 
 def check(what: str, truth: object, why: object = "") -> None:
@@ -43,13 +52,30 @@ def check(what: str, truth: object, why: object = "") -> None:
     print(f"ok: {what}", flush=True)
 
 
+def admin(line: str, *meant: tuple[str, str], status: int = 0) -> str:
+    """Type a line of the guide, and return what is said. meant: regular expressions, and what is typed for what they match."""
+    if line not in GUIDE:
+        sys.exit(f"FAILED: {line!r} is not in the guide, which has:\n{chr(10).join(GUIDE)}")
+    typed.add(line)
+    for word, instead in meant:
+        line = re.sub(word, instead, line)
+    said = run("sh", "-c", f"cd {HERE} && {line}", status=status)
+    check(f"$ {line}", "Traceback" not in said, said)
+    return said
+
+
+def all_typed(form: str) -> None:
+    left = [line for line, trial in GUIDE.items() if trial == form and line not in typed]
+    check(f"every command that the guide has for {form} was typed", not left, left)
+
+
 def run(*argv: str, status: int = 0, **env: str) -> str:
-    """Return what a command says, stdout and stderr; end where it exits with another status."""
+    """Return what a command says, stdout and stderr; end where it exits with another status. To a question it is told yes."""
     clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(
         argv,
         env={**clean, **env},
-        stdin=subprocess.DEVNULL,
+        input="y\n" * 9,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -92,8 +118,9 @@ def wanted(job: int) -> set[str]:
     return {f"{node} {cache(job)}" for node in ("n1", "n2")}
 
 
-def use(cluster: Cluster, sweep: Sequence[str], off: Path, *, unwritable: bool = False) -> None:
+def use(cluster: Cluster, sweep: Sequence[str], off: Path, *, unwritable: bool = False) -> int:
     """Jobs get caches, which go with them; a sweep reaps what an Epilog did not. off: what stops all while it is there.
+    Return a job whose Epilog reaped its cache.
 
     unwritable: there is no place for that file, and no orphan to be made by it.
     """
@@ -108,20 +135,21 @@ def use(cluster: Cluster, sweep: Sequence[str], off: Path, *, unwritable: bool =
 
     if unwritable:
         run(*sweep)
-        return
-    job = cluster.sbatch(f"{STEPS}sleep 1000", "-N2", user=ALICE)
-    until(lambda: len(seen(job, cluster)) == 2)
-    off.touch()
-    cluster.run("scancel", str(job))
-    cluster.wait(job)
+        return job
+    lost = cluster.sbatch(f"{STEPS}sleep 1000", "-N2", user=ALICE)
+    until(lambda: len(seen(lost, cluster)) == 2)
+    admin("touch /var/lib/jobcache/off", ("/var/lib/jobcache", str(off.parent)))
+    cluster.run("scancel", str(lost))
+    cluster.wait(lost)
     for node in cluster.nodes:
         cluster.wait_node(node)
-    check("while a file `off` is there, an Epilog does nothing", cache(job).is_dir(), leftovers())
+    check("while a file `off` is there, an Epilog does nothing", cache(lost).is_dir(), leftovers())
     off.unlink()
     until(lambda: "orphan" in run(*sweep, "--dry-run"))
     run(*sweep)
     check("a sweep reaps what that left", not leftovers(), leftovers())
-    check("and says so", [event["job_id"] for event in events("cache.orphan_reaped")] == [job], events())
+    check("and says so", [event["job_id"] for event in events("cache.orphan_reaped")] == [lost], events())
+    return job
 
 
 def until(truth: Callable[[], bool]) -> None:
@@ -135,7 +163,7 @@ def until(truth: Callable[[], bool]) -> None:
 def under_load(cluster: Cluster, what: Callable[[], None]) -> None:
     """Do `what` while jobs run, start and end; none of them, and no node, may notice."""
     go = SCRATCH / "go"
-    long = cluster.sbatch(f"until [ -e {go} ]; do {STEPS}done", "-N2", user=ALICE)
+    long = cluster.sbatch(f"until [ -e {go} ]; do {STEPS}sleep 0.5; done", "-N2", user=ALICE)
     until(lambda: len(seen(long, cluster)) == 2)
     short: list[int] = []
     stop = threading.Event()
@@ -157,7 +185,7 @@ def under_load(cluster: Cluster, what: Callable[[], None]) -> None:
         stop.set()
         thread.join()
         go.touch()
-    states = {job: cluster.wait(job, timeout=120) for job in [long, *short]}
+    states = {job: cluster.wait(job, timeout=300) for job in [long, *short]}
     check(f"{len(states)} jobs end well", set(states.values()) == {"COMPLETED"}, states)
     wrong = {job: cluster.output(job) for job in states if seen(job, cluster) != wanted(job)}
     check("every task of theirs had its job's own cache", not wrong, wrong)
@@ -182,6 +210,13 @@ def files() -> set[str]:
         "/var/log/apt/",
         "/usr/lib/python3/dist-packages/",
         "/var/log/dpkg",
+        "/var/lib/dnf",
+        "/var/log/dnf",
+        "/var/log/hawkey",
+        "/var/lib/rpm",
+        "/var/lib/zypp",
+        "/var/log/zypp",
+        "/run/zypp",
     )
     return {
         path for path in found if not path.startswith(noise) and "__pycache__" not in path.replace("jobcache/__pycache__", "")
@@ -216,25 +251,35 @@ def prepare() -> None:
 
 
 class Deb:
-    """What is asked of dpkg."""
+    """What is asked of apt-get and dpkg."""
 
+    form = "deb"
     libexec = "/usr/libexec/jobcache"
+    first = "apt-get install ./slurm-jobcache_0.1.0_all.deb"
+    later = "apt-get install ./slurm-jobcache_0.2.0_all.deb"
+    answers: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, old: str, new: str) -> None:
         self.old = old
         self.new = new
 
-    def install(self) -> str:
-        return run("apt-get", "-y", "--no-install-recommends", "install", self.old)
+    def install(self, package: str) -> str:
+        return admin(self.first, (r"\./\S+", package), *self.answers)
 
-    def change(self, package: str) -> str:
-        return run("dpkg", "--install", package)
+    def upgrade(self) -> str:
+        return admin(self.later, (r"\./\S+", self.new), *self.answers)
+
+    def downgrade(self) -> str:
+        return run("apt-get", "--allow-downgrades", "install", self.old)
 
     def refused(self) -> str:
         return run("dpkg", "--remove", "slurm-jobcache", status=1)
 
-    def purge(self, **env: str) -> str:
-        return run("dpkg", "--purge", "slurm-jobcache", **env)
+    def purge(self) -> str:
+        return admin("apt-get purge slurm-jobcache")
+
+    def purge_by_environment(self) -> str:
+        return admin("JOBCACHE_FORCE_REMOVE=yes apt-get purge slurm-jobcache")
 
     def whole(self) -> bool:
         return run("dpkg-query", "-W", "-f", "${db:Status-Status}", "slurm-jobcache") == "installed"
@@ -244,21 +289,29 @@ class Deb:
 
 
 class Rpm(Deb):
-    """What is asked of rpm, which is not told of Debian's packages: it takes dependencies for granted."""
+    """What is asked of dnf, which takes what dpkg has installed to be in a package of its own: see packaging/test-debian."""
 
+    form = "rpm"
     name = "slurm-jobcache"
+    first = "dnf install ./slurm-jobcache-0.1.0-1.noarch.rpm"
+    later = "dnf upgrade ./slurm-jobcache-0.2.0-1.noarch.rpm"
+    last = "dnf remove slurm-jobcache"
+    no = 1  # exit status of a removal that is refused
 
-    def install(self) -> str:
-        return self.change(self.old)
-
-    def change(self, package: str) -> str:
-        return run("rpm", "--upgrade", "--oldpackage", "--replacepkgs", "--nodeps", package)
+    def downgrade(self) -> str:
+        return run("dnf", "downgrade", self.old)
 
     def refused(self) -> str:
-        return run("rpm", "--erase", self.name, status=1)
+        return admin(self.last, *self.answers, status=self.no)
 
-    def purge(self, **env: str) -> str:
-        said = run("rpm", "--erase", self.name, **env)
+    def purge(self) -> str:
+        return self._rest(admin(self.last, *self.answers))
+
+    def purge_by_environment(self) -> str:
+        return self._rest(run("sh", "-c", f"JOBCACHE_FORCE_REMOVE=yes rpm --erase {self.name}"))
+
+    def _rest(self, said: str) -> str:
+        """What rpm leaves of a configuration that was edited."""
         CONFIG.with_suffix(".yaml.rpmsave").unlink(missing_ok=True)
         with suppress(OSError):
             CONFIG.parent.rmdir()
@@ -275,36 +328,52 @@ class Rpm(Deb):
 
 
 class Opt(Rpm):
-    """The variant in /opt/jobcache."""
+    """The variant in /opt/jobcache, by zypper."""
 
+    form = "opt"
     name = "slurm-jobcache-opt"
     libexec = "/opt/jobcache/lib"
+    first = "zypper install --allow-unsigned-rpm ./slurm-jobcache-opt-0.1.0-1.x86_64.rpm"
+    later = "zypper install --allow-unsigned-rpm ./slurm-jobcache-opt-0.2.0-1.x86_64.rpm"
+    last = "zypper remove slurm-jobcache-opt"
+    no = 8
+    answers = (("^zypper", "zypper --non-interactive"),)  # it reads them from a terminal
+
+    def downgrade(self) -> str:
+        return run("zypper", "--non-interactive", "install", "--oldpackage", "--allow-unsigned-rpm", self.old)
 
 
 def package(by: Deb) -> None:
     before = files()
-    said = by.install()
+    said = by.install(by.old)
     check("an installation without a cluster says what is missing", mentions(said, "cluster", "jobcache apply"), said)
     check("it ends with the two lines and the doctor", mentions(said, *two_lines(by.libexec), "jobcache check"), said)
     check("nothing is enabled that would sweep", not enabled(), enabled())
     check("the version is the package's", run("jobcache", "--version").split()[-1] == by.version(by.old))
-    edit("  #grace: 1h", "  grace: 1s")
-    edit("  #confirm: 2m", "  confirm: 1s")
+    admin(
+        "editor /etc/jobcache/jobcache.yaml",
+        ("editor", "sed -i -e 's/  #grace: 1h/  grace: 1s/' -e 's/  #confirm: 2m/  confirm: 1s/'"),
+    )
     mine = CONFIG.read_text()
-    run("jobcache", "apply", status=1)
+    check("the configuration that comes along has all its keys", mentions(mine, "\n  grace: 1s", "\n  confirm: 1s"), mine)
+    admin("jobcache apply", status=1)
     check("hooks without a policy do nothing", not run(f"{by.libexec}/task-prolog") and not run(f"{by.libexec}/epilog"))
 
-    with Cluster(name="life", root="/tmp") as cluster:
+    with Cluster(name="life", root="/tmp", conf=CONF) as cluster:
         conf = found_by_default(cluster)
-        said = run("jobcache", "apply")
+        said = admin("jobcache apply")
         check("apply asks Slurm for the cluster's name", "cluster life" in said, said)
         check("apply names the two lines", mentions(said, *two_lines(by.libexec)), said)
         cluster.reconfigure(two_lines(by.libexec))
-        use(cluster, ["jobcache", "sweep"], Path("/var/lib/jobcache/off"))
+        admin("scontrol reconfigure")
+        admin("systemctl enable --now jobcache-sweep.timer", ("--now ", ""))  # there is no systemd that could start it
+        check("the timer is the admin's to enable", len(enabled()) == 1, enabled())
+        job = use(cluster, ["jobcache", "sweep"], Path("/var/lib/jobcache/off"))
+        day_two(job)
 
         def upgrade() -> None:
             text = cluster.conf_file.read_text()
-            said = by.change(by.new)
+            said = by.upgrade()
             check("an upgrade compiles the policy", "policy" in said and "cluster life" in said, said)
             check("it leaves slurm.conf alone", cluster.conf_file.read_text() == text)
 
@@ -313,21 +382,61 @@ def package(by: Deb) -> None:
         check("the version is the new one", run("jobcache", "--version").split()[-1] == by.version(by.new))
         compiled = json.loads(Path("/var/lib/jobcache/settings.json").read_text())["compiled"]["version"]
         check("what the hooks obey is the new one's", compiled == by.version(by.new), compiled)
-        under_load(cluster, lambda: print(by.change(by.old).splitlines()[-1]))
-        by.change(by.new)
+        check("the timer is as the admin left it", len(enabled()) == 1, enabled())
+        under_load(cluster, lambda: print(by.downgrade().splitlines()[-1]))
+        by.upgrade()
 
+        if by.form == "deb":
+            mounts()
         removals(by, cluster)
-        check("after an installation by force, too, nothing is enabled", not enabled(), enabled())
         conf.unlink()
 
     left = {path for path in files() - before - of_packages() if "jobcache" in path}
     allowed = {"/var/log/jobcache", str(LOG)}
     check("nothing is left but the log", left == allowed, left ^ allowed)
     check("and what else it brought is others'", not (more := files() - before - of_packages() - left - EXPECTED), more)
+    all_typed(by.form)
+
+
+def day_two(job: int) -> None:
+    """What the guide has for every day, typed when `job` is over."""
+    said = admin("jobcache explain JOBID", ("JOBID", str(job)))
+    check("it tells who reaped it", "reaped by the Epilog" in said, said)
+    check("the worked example's form is that", admin("jobcache explain 8451", ("8451", str(job))) == said)
+    admin("jobcache list")
+    admin("jobcache list --sort bytes")
+    admin("find /scratch/gpfs/alice/.cache | sort")
+    said = admin("jobcache report --since 30d")
+    check("it tells whose caches those were", ALICE in said, said)
+    admin("jobcache sweep --dry-run")
+    admin("jobcache sweep --shard 3/8")
+    admin("jobcache sweep")
+    admin("jobcache apply --check")
+    said = admin("scontrol show config")
+    check("Slurm runs the hooks", mentions(said, "/task-prolog", "/epilog"), said)
+    said = admin("jobcache check")
+    check(
+        "the doctor has warnings, no problem",
+        mentions(said, "0 problems", "nothing starts the sweep on this host", "MinJobAge"),
+        said,
+    )
+    said = admin("srun -N2 jobcache check")
+    check("nor have both nodes", said.count("0 problems") == 2, said)
+
+
+def mounts() -> None:
+    """What containers are given is there, to its last line."""
+    directory = Path("/etc/enroot/mounts.d")
+    directory.mkdir(parents=True)
+    admin("cp /usr/share/slurm-jobcache/enroot/50-jobcache.fstab /etc/enroot/mounts.d/")
+    (table,) = directory.iterdir()
+    lines = [line.split() for line in table.read_text().splitlines() if not line.startswith("#")]
+    check("all that is mounted into containers is there", lines and all(Path(line[0]).is_dir() for line in lines), lines)
+    table.unlink()
 
 
 # An installation of dependencies, and a cluster, leave these.
-EXPECTED = {"/etc/slurm"}
+EXPECTED = {"/etc/slurm", "/etc/enroot", "/etc/enroot/mounts.d"}
 
 
 def removals(by: Deb, cluster: Cluster) -> None:
@@ -347,7 +456,7 @@ def removals(by: Deb, cluster: Cluster) -> None:
 
     site = Path("/etc/slurm/epilog.d")
     site.mkdir()
-    (site / "50-jobcache").symlink_to(f"{by.libexec}/epilog")
+    admin("ln -s /usr/libexec/jobcache/epilog /etc/slurm/epilog.d/50-jobcache", ("/usr/libexec/jobcache", by.libexec))
     cluster.reconfigure([f"Epilog={site}/*"])
     refused = by.refused()
     check("nor while a pattern leads to them", f"{site}/50-jobcache" in refused, refused)
@@ -367,17 +476,25 @@ def removals(by: Deb, cluster: Cluster) -> None:
     check("the last sweep leaves a running job its cache", cache(job).is_dir(), leftovers())
     said = by.purge()
     check("unwired, it goes, and says what stays", "caches of jobs that still run stay" in said, said)
+    check("nothing is enabled any more", not enabled(), enabled())
     check("a live cache is no package's to purge", sorted(p.name for p in cache(job).glob("json/*")) == ["n1", "n2"])
     cluster.run("scancel", str(job))
     cluster.wait(job)
     for node in cluster.nodes:
         cluster.wait_node(node)
 
-    by.change(by.new)
-    cluster.reconfigure(two_lines(by.libexec))
-    by.refused()
-    said = by.purge(JOBCACHE_FORCE_REMOVE="yes")
-    check("by force it goes all the same", "by force" in said and not Path(by.libexec).exists(), said)
+    def purge_by_file() -> str:
+        admin("touch /run/jobcache/force-remove")
+        return by.purge()
+
+    for purge in (purge_by_file, by.purge_by_environment):
+        by.install(by.new)
+        check("a first installation that finds a cluster compiles the policy", Path("/var/lib/jobcache/policy.sh").exists())
+        cluster.reconfigure(two_lines(by.libexec))
+        by.refused()
+        said = purge()
+        check("by force it goes all the same", "by force" in said and not Path(by.libexec).exists(), said)
+        check("and nothing is enabled", not enabled(), enabled())
 
 
 def found_by_default(cluster: Cluster) -> Path:
@@ -394,18 +511,19 @@ def tree(old: str, new: str) -> None:
     (moved := Path("/opt/elsewhere")).mkdir()
     Path(old_tree).rename(moved / "tree")
     old_tree = f"{moved}/tree"
+    trees = ("/opt/jobcache-0.1.0", old_tree), ("/opt/jobcache-0.2.0", new_tree)
     said = run(f"{old_tree}/bin/jobcache", "--version", status=1)
     check("before its setup it says what to run", f"{old_tree}/setup" in said, said)
-    for one in (old_tree, new_tree):
-        said = run(f"{one}/setup")
+    for named, one in trees:
+        said = admin(f"{named}/setup", *trees)
         check("setup finds a Python, and says what comes next", mentions(said, "by /usr/bin/python3", "apply --config"), said)
         check("in there, a user can run it", run("su", "-s", "/bin/sh", "-c", f"{one}/bin/jobcache --version", ALICE))
     CONFIG.parent.mkdir()
-    CONFIG.write_text(run(f"{old_tree}/bin/jobcache", "show-config", "--example"))
+    admin("/opt/jobcache-0.1.0/bin/jobcache show-config --example >/etc/jobcache/jobcache.yaml", *trees)
     edit("  #grace: 1h", "  grace: 1s")
     edit("  #confirm: 2m", "  confirm: 1s")
     LOG.parent.mkdir()
-    with Cluster(name="life", root="/tmp") as cluster:
+    with Cluster(name="life", root="/tmp", conf=CONF) as cluster:
         conf = found_by_default(cluster)
         said = run(f"{old_tree}/bin/jobcache", "apply")
         check("the tree's own hooks are wired by two lines", mentions(said, *two_lines(f"{old_tree}/lib")), said)
@@ -413,12 +531,14 @@ def tree(old: str, new: str) -> None:
         use(cluster, [f"{old_tree}/bin/jobcache", "sweep"], Path("/var/lib/jobcache/off"))
 
         hooks = "/opt/jobcache/hooks"
-        said = run(f"{old_tree}/bin/jobcache", "apply", "--hooks", hooks)
+        said = admin("/opt/jobcache-0.1.0/bin/jobcache apply --hooks /opt/jobcache/hooks", *trees)
         check("and so is a set that stands by itself", mentions(said, *two_lines(hooks)), said)
         cluster.reconfigure(two_lines(hooks))
         LOG.unlink()
         use(cluster, [f"{old_tree}/bin/jobcache", "sweep", "--hooks", hooks], Path(f"{hooks}/off"))
-        under_load(cluster, lambda: print(run(f"{new_tree}/bin/jobcache", "apply", "--hooks", hooks).splitlines()[0]))
+        admin("/opt/jobcache-0.1.0/bin/jobcache sweep --hooks /opt/jobcache/hooks", *trees)
+        upgrade = "/opt/jobcache-0.2.0/bin/jobcache apply --hooks /opt/jobcache/hooks"
+        under_load(cluster, lambda: print(admin(upgrade, *trees).splitlines()[0]))
         compiled = json.loads(Path(f"{hooks}/settings.json").read_text())["compiled"]
         check("the set is the new tree's", new_tree in compiled["package"] and new_tree in compiled["python"], compiled)
         run("rm", "-r", str(moved))
@@ -430,6 +550,7 @@ def tree(old: str, new: str) -> None:
         check("which are reaped", not leftovers(), leftovers())
         conf.unlink()
     configless(hooks, [f"{new_tree}/bin/jobcache", "sweep", "--hooks", hooks])
+    all_typed("tree")
 
 
 class Configless(Cluster):
@@ -462,7 +583,7 @@ def configless(hooks: str, sweep: Sequence[str]) -> None:
 
 def ansible(_old: str, deb: str) -> None:
     """The role, with this host as all its hosts: installs, configures, wires; does nothing the second time."""
-    with Cluster(name="life", root="/tmp") as cluster:
+    with Cluster(name="life", root="/tmp", conf=CONF) as cluster:
         found_by_default(cluster)
         before = cluster.conf_file.read_text()
         book = Path("/test/play.yaml")
@@ -503,7 +624,8 @@ def wires(before: str, after: str) -> bool:
 def unpacked(archive: str) -> str:
     """Unpack a tree in /opt, and return its directory."""
     name = run("tar", "--list", "-f", archive).splitlines()[0].rstrip("/")
-    run("tar", "--extract", "--no-same-owner", "-f", archive, "-C", "/opt")
+    admin("tar -xf slurm-jobcache-0.1.0-x86_64.tar.gz -C /opt", (r"\S+\.tar\.gz", archive))
+    check("what root unpacks is root's", Path(f"/opt/{name}").stat().st_uid == 0)
     return f"/opt/{name}"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import guide
 import pytest
 
 import jobcache
@@ -42,7 +44,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(where)
 
 
-@pytest.mark.parametrize("script", ["build-deb", "build-tree"])
+@pytest.mark.parametrize("script", ["build-deb", "build-rpm", "build-tree"])
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path, script: str) -> None:
     """Whenever, wherever and under whatever mask it is built."""
     first = build(script, tmp_path / "first")
@@ -103,6 +105,32 @@ def test_hooks_as_shipped_agree(tmp_path: Path) -> None:
         assert f"jc_lib={settings.LIB}\n" in hook.read_text()
     shipped = {path.name for path in (tmp_path / "deb/usr/share/slurm-jobcache/jobcache").glob("*.py")}
     assert shipped == {path.name for path in (ROOT / "hooks/jobcache").glob("*.py")}
+
+
+def test_rpm_and_deb_are_alike(tmp_path: Path) -> None:
+    """One version, the same files but for each distribution's own places, and what an admin edits is kept by both."""
+    rpm, deb = build("build-rpm", tmp_path), build("build-deb", tmp_path)
+    assert said("rpm", "--query", "--queryformat", "%{VERSION}", "--package", rpm) == jobcache.__version__
+    said("dpkg-deb", "--control", deb, tmp_path / "control")
+    kept = (tmp_path / "control/conffiles").read_text().split()
+    assert sorted(kept) == sorted(said("rpm", "--query", "--configfiles", "--package", rpm).split())
+    files = [line.split()[5] for line in said("dpkg-deb", "--contents", deb).splitlines() if not line.startswith("d")]
+    in_deb = {
+        path[1:].replace("vendor-completions", "site-functions").replace("/lib/systemd", "/usr/lib/systemd")
+        for path in files
+        if "/share/doc/" not in path and not path.endswith(".rtupdate")
+    }
+    in_rpm = said("rpm", "--query", "--list", "--package", rpm).split()
+    assert sorted(in_deb - set(in_rpm)) == []
+
+
+def test_the_guide_has_commands_for_every_trial() -> None:
+    """What each trial is asked to have typed is something: the page's form is what guide.py reads."""
+    found = guide.commands((ROOT / "docs/admin-guide.md").read_text())
+    matrix = (ROOT / "packaging/test-matrix.sh").read_text()
+    trials = re.findall(r"^trial packaging/test-debian \w+ (\w+)", matrix, re.MULTILINE)
+    assert set(found.values()) - {"build"} == set(trials) - {"ansible"}
+    assert len(found) > 30
 
 
 @pytest.mark.parametrize("python", PYTHONS, ids=lambda path: path.name)

@@ -1,0 +1,25 @@
+"""The commands of docs/admin-guide.md, and which trial types each of them."""
+
+from __future__ import annotations
+
+import re
+
+PROGRAMS = "apt-get|cp|dnf|editor|find|jobcache|ln|/opt/jobcache-\\S+|packaging/\\S+|scontrol|srun|systemctl|tar|touch|zypper"
+TRIALS = {"dnf ": "rpm", "zypper ": "opt", "tar ": "tree", "/opt/": "tree", "packaging/": "build"}
+
+
+def commands(page: str) -> dict[str, str]:
+    """Return each command that stands in a block for the shell, after a `# ` prompt, or between backticks; and its trial.
+
+    What comes after ` #`, or after two spaces in a block of output, is said to the reader.
+    """
+    lines: list[str] = []
+    for language, block in re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL):
+        if language == "sh":
+            lines += block.splitlines()
+        elif not language:
+            lines += [line[2:] for line in block.splitlines() if line.startswith("# ")]
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    lines += re.findall(rf"`((?:[A-Z_]+=\S+ )?(?:{PROGRAMS}) [^`\n]+)`", prose)
+    found = [re.split(r" +#|   +", line)[0].strip() for line in lines]
+    return {line: next((trial for start, trial in TRIALS.items() if line.startswith(start)), "deb") for line in found if line}
