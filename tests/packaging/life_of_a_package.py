@@ -412,6 +412,8 @@ def day_two(job: int) -> None:
     admin("jobcache sweep --shard 3/8")
     admin("jobcache sweep")
     admin("jobcache apply --check")
+    said = admin("jobcache show-config")
+    check("it tells where a value comes from", f"{CONFIG}:" in said, said)
     said = admin("scontrol show config")
     check("Slurm runs the hooks", mentions(said, "/task-prolog", "/epilog"), said)
     said = admin("jobcache check")

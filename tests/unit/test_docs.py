@@ -11,6 +11,7 @@ import click
 import pytest
 
 import jobcache
+from jobcache import config
 from jobcache.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +82,22 @@ def test_reasons_in_the_code_are_in_the_schema() -> None:
     given |= set(re.findall(r"jc_skip=(\w+)", (ROOT / "hooks/task-prolog").read_text())) - {"quiet"}
     given |= set(re.findall(r"jc_failed (\w+)", (ROOT / "hooks/epilog").read_text()))
     assert given and sorted(given - set(known)) == []
+
+
+def configurations() -> list[tuple[str, str]]:
+    """Every block of YAML on a page, and the page."""
+    return [
+        (page.name, block)
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+
+
+@pytest.mark.parametrize(("page", "text"), configurations(), ids=lambda value: value[:20])
+def test_configurations_that_are_shown_are_valid(tmp_path: Path, page: str, text: str) -> None:
+    """What one may copy loads as it is."""
+    (file := tmp_path / "jobcache.yaml").write_text(text)
+    assert config.load(str(file)).tree["rules"] or "rules:" not in text, page
 
 
 def commands() -> dict[str, str]:
