@@ -369,7 +369,6 @@ def package(by: Deb) -> None:
         admin("systemctl enable --now jobcache-sweep.timer", ("--now ", ""))  # there is no systemd that could start it
         check("the timer is the admin's to enable", len(enabled()) == 1, enabled())
         job = use(cluster, ["jobcache", "sweep"], Path("/var/lib/jobcache/off"))
-        day_two(job)
 
         def upgrade() -> None:
             text = cluster.conf_file.read_text()
@@ -383,6 +382,7 @@ def package(by: Deb) -> None:
         compiled = json.loads(Path("/var/lib/jobcache/settings.json").read_text())["compiled"]["version"]
         check("what the hooks obey is the new one's", compiled == by.version(by.new), compiled)
         check("the timer is as the admin left it", len(enabled()) == 1, enabled())
+        day_two(job)
         under_load(cluster, lambda: print(by.downgrade().splitlines()[-1]))
         by.upgrade()
 
