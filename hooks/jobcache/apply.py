@@ -32,10 +32,12 @@ class ApplyError(Exception):
         self.problems = problems
 
 
-def compile_settings(config_file: str, lib: str, again: bool = False) -> settings.Settings:
+def compile_settings(config_file: str, lib: str, again: bool = False, forget: bool = True) -> settings.Settings:
     """Return the settings that `config_file` comes to, knowing the templates of those compiled into `lib` before.
 
     again: by the slurm.conf of those too, whatever SLURM_CONF says now: it is set in every job, and in no cron's.
+    forget: drop former templates that have no caches any more. To ask whether `lib` is current, keep them: settings that
+    know more templates than they need are not stale.
     Raise config.ConfigError, and ApplyError where what the hooks need on this host is not there.
     """
     loaded = config.load(config_file)
@@ -66,7 +68,7 @@ def compile_settings(config_file: str, lib: str, again: bool = False) -> setting
         "python": sys.executable,
         "package": package,
         "version": jobcache.__version__,
-        "former": _former(loaded.tree, before) if before else [],
+        "former": _former(loaded.tree, before, forget) if before else [],
     }
     text = json.dumps([loaded.tree, compiled], sort_keys=True)
     return settings.Settings(loaded.tree, {**compiled, "hash": hashlib.sha256(text.encode()).hexdigest()[:12]})
@@ -147,12 +149,13 @@ def _before(lib: str) -> "settings.Settings | None":
         return None
 
 
-def _former(tree: "dict[str, Any]", before: settings.Settings) -> "list[str]":
+def _former(tree: "dict[str, Any]", before: settings.Settings, forget: bool) -> "list[str]":
     """The templates once in use whose caches may still be there, of the settings compiled before."""
     current = [tree["path"], *(rule["path"] for rule in tree["rules"] if "path" in rule)]
     known = dict.fromkeys([*before.current, *before.former])
     # A task may be about to make a cache by the policy that is being replaced: what it knows stays known once more.
-    return [text for text in known if text not in current and (text in before.current or may_have_caches(Template(text)))]
+    kept = [text for text in known if text not in current]
+    return [text for text in kept if not forget or text in before.current or may_have_caches(Template(text))]
 
 
 def may_have_caches(template: Template) -> bool:

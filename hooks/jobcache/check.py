@@ -31,12 +31,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The configuration and what it was compiled into. insecure: words. stale: paths. version: of jobcache that compiled."""
+    """The configuration and what it was compiled into. insecure: words. stale: paths. cluster: compiled in.
+
+    version: of jobcache that compiled.
+    """
 
     config: str
     lib: str
     problems: tuple[str, ...] = ()
     settings_error: str = ""
+    cluster: str = ""
     stale: tuple[str, ...] = ()
     insecure: tuple[str, ...] = ()
     mode: str = "on"
@@ -59,7 +63,7 @@ class Interpreter:
 
 @dataclass(frozen=True)
 class Script:
-    """A file that Slurm is told to run. kind: ours, chained (a script that calls ours), other, missing.
+    """A file that Slurm is told to run. kind: ours, swapped (our other hook), chained (a script that calls ours), other, missing.
 
     executable: by everybody. lib: where one of ours reads its policy. shipped: it is the hook of this version.
     insecure: why others could change it.
@@ -145,12 +149,13 @@ class Log:
 @dataclass(frozen=True)
 class Schedule:
     """What starts the sweep here. systemd: it runs here. timer: enabled, disabled, missing … cron: the file is there, and why
-    it would do nothing ("" where it would)."""
+    it would do nothing ("" where it would), with the mend."""
 
     systemd: bool = False
     timer: str = ""
     cron: bool = False
     cron_idle: str = ""
+    cron_mend: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class Facts:
 
     compiled: Compiled
     interpreters: tuple[Interpreter, ...] = ()
-    wiring: Wiring = field(default_factory=Wiring)
+    wiring: Optional[Wiring] = None  # None: not looked at, as there are no settings to go by
     scratch: tuple[Scratch, ...] = ()
     log: Optional[Log] = None
     schedule: Optional[Schedule] = None
@@ -175,7 +180,11 @@ def findings(facts: Facts) -> Iterator[Finding]:
     yield from _compiled(facts.compiled)
     for one in facts.interpreters:
         yield _interpreter(one)
-    yield from _wiring(facts)
+    if facts.wiring is None:
+        words = "hooks, slurm.conf, scratch, log and sweep were not looked at: there are no settings to go by"
+        yield Finding("config", "settings", WARNING, words, f"{facts.compiled.command} && jobcache check")
+    else:
+        yield from _wiring(facts, facts.wiring)
     for place in facts.scratch:
         yield from _scratch(place)
     if facts.log is not None:
@@ -186,12 +195,12 @@ def findings(facts: Facts) -> Iterator[Finding]:
 
 def _compiled(facts: Compiled) -> Iterator[Finding]:
     for problem in facts.problems:
-        yield Finding("config", "valid", PROBLEM, problem, f"jobcache show-config --config {facts.config}")
+        yield Finding("config", "valid", PROBLEM, problem, f"editor {facts.config} && {facts.command}")
     if not facts.problems:
         yield Finding("config", "valid", OK, facts.config)
     if facts.settings_error:
         yield Finding("config", "compiled", PROBLEM, facts.settings_error, facts.command)
-    for path in facts.stale:
+    for path in () if facts.settings_error else facts.stale:
         yield Finding("config", "current", PROBLEM, f"{path} is not what {facts.config} says", facts.command)
     for words in facts.insecure:
         yield Finding(
@@ -228,22 +237,30 @@ def _interpreter(one: Interpreter) -> Finding:
 # ------------------------------------------------------------------------------------------------------------- wiring
 
 
-def _wiring(facts: Facts) -> Iterator[Finding]:
-    wiring = facts.wiring
+def _wiring(facts: Facts, wiring: Wiring) -> Iterator[Finding]:
     if wiring.unknown:
         yield Finding("slurm", "answers", PROBLEM, f"Slurm does not say how it is configured: {wiring.unknown}", "scontrol ping")
         return
     conf = wiring.conf or "slurm.conf"
-    yield from _task_prolog(facts, conf)
-    yield from _epilog(facts, conf)
+    yield from _cluster(facts.compiled, wiring)
+    yield from _task_prolog(facts, wiring, conf)
+    yield from _epilog(facts, wiring, conf)
     for key in ("TaskProlog", "Epilog"):
         running, written = values(wiring.running, key), values(wiring.file, key)
         if wiring.file and running != written:
             words = f"{conf} says {key}={','.join(written) or '(nothing)'}, slurmctld goes by {','.join(running) or '(nothing)'}"
             yield Finding("slurm", "reconfigured", WARNING, words, "scontrol reconfigure")
-    yield from _limits(facts, conf)
-    yield from _private(facts)
-    yield from _containers(facts)
+    yield from _limits(facts, wiring, conf)
+    yield from _private(facts, wiring)
+    yield from _containers(facts, wiring)
+
+
+def _cluster(compiled: Compiled, wiring: Wiring) -> Iterator[Finding]:
+    name = (values(wiring.running, "ClusterName") or [""])[0]
+    if name and compiled.cluster and name != compiled.cluster:
+        words = f"Slurm's ClusterName is {name}, the one compiled in {compiled.cluster}: the sweep reaps nothing"
+        mend = f"cluster: {name}    # in {compiled.config}, then {compiled.command}"
+        yield Finding("slurm", "ClusterName", PROBLEM, words, mend)
 
 
 def values(config: dict[str, str], key: str) -> list[str]:
@@ -270,7 +287,8 @@ def _paste(conf: str, key: str, value: str) -> str:
 def _script(area: str, name: str, one: Script, lib: str, command: str) -> Iterator[Finding]:
     """What is wrong with a hook of ours that is wired in."""
     if not one.executable:
-        yield Finding(area, name, PROBLEM, f"{one.path}: not executable by everybody", f"chmod 755 {one.path}")
+        harm = " by everybody: Slurm cancels every task" if name == "TaskProlog" else ": Slurm drains the node"
+        yield Finding(area, name, PROBLEM, f"{one.path}: not executable{harm}", f"chmod 755 {one.path}")
     if one.insecure:
         yield Finding(area, name, PROBLEM, f"{one.path}: {one.insecure}", f"chown root: {one.path} && chmod 755 {one.path}")
     if one.lib and one.lib != lib:
@@ -280,14 +298,16 @@ def _script(area: str, name: str, one: Script, lib: str, command: str) -> Iterat
         yield Finding(area, name, WARNING, f"{one.path}: not the hook of this version of jobcache", command)
 
 
-def _task_prolog(facts: Facts, conf: str) -> Iterator[Finding]:
-    wiring, ours = facts.wiring, f"{facts.hooks}/task-prolog"
+def _task_prolog(facts: Facts, wiring: Wiring, conf: str) -> Iterator[Finding]:
+    ours = f"{facts.hooks}/task-prolog"
     wired = wiring.task_prologs[0] if wiring.task_prologs else None
     mend = _paste(conf, "TaskProlog", ours)
     if wired is None:
         yield Finding("slurm", "TaskProlog", PROBLEM, "TaskProlog is not set: no job gets a cache", mend)
     elif wired.kind == "missing":
         yield Finding("slurm", "TaskProlog", PROBLEM, f"{wired.path} is not there: Slurm cancels every task", mend)
+    elif wired.kind == "swapped":
+        yield Finding("slurm", "TaskProlog", PROBLEM, f"TaskProlog is {wired.path}, our Epilog: no job gets a cache", mend)
     elif wired.kind == "other":
         words = f"TaskProlog is {wired.path}, and does not run ours; there is one TaskProlog, and ours runs the site's after it"
         chain = f"task_prolog: {{chain: {wired.path}}}    # in {facts.compiled.config}, then {facts.compiled.command} && {mend}"
@@ -311,13 +331,16 @@ def _task_prolog(facts: Facts, conf: str) -> Iterator[Finding]:
             yield Finding("slurm", "chain", OK, f"after ours runs {chain_to.path}")
 
 
-def _epilog(facts: Facts, conf: str) -> Iterator[Finding]:
-    wiring, ours = facts.wiring, f"{facts.hooks}/epilog"
+def _epilog(facts: Facts, wiring: Wiring, conf: str) -> Iterator[Finding]:
+    ours = f"{facts.hooks}/epilog"
     mend = _paste(conf, "Epilog", ours)
     if wiring.epilog_pattern:
         words = f"Epilog={wiring.epilog_pattern} matches nothing here: Slurm drains the node"
         yield Finding("slurm", "Epilog", PROBLEM, words, f"ln -s {ours} {wiring.epilog_pattern.rpartition('/')[0]}/50-jobcache")
     for script in wiring.epilogs:
+        if script.kind == "swapped":
+            words = f"Epilog is {script.path}, our TaskProlog: every cache is left to the sweep"
+            yield Finding("slurm", "Epilog", PROBLEM, words, mend)
         if script.kind == "missing" or (script.kind == "other" and not script.executable):
             words = f"{script.path} is not there, or not executable: Slurm drains the node"
             yield Finding("slurm", "Epilog", PROBLEM, words, f"chmod 755 {script.path}" if script.kind == "other" else mend)
@@ -341,8 +364,8 @@ def _epilog(facts: Facts, conf: str) -> Iterator[Finding]:
         yield Finding("slurm", "Epilog", PROBLEM, "Epilog is not set: every cache is left to the sweep", mend)
 
 
-def _limits(facts: Facts, conf: str) -> Iterator[Finding]:
-    running, deadline = {**facts.wiring.file, **facts.wiring.running}, facts.epilog_deadline
+def _limits(facts: Facts, wiring: Wiring, conf: str) -> Iterator[Finding]:
+    running, deadline = {**wiring.file, **wiring.running}, facts.epilog_deadline
     flags = {flag.lower() for value in values(running, "PrologFlags") for flag in value.split(",")}
     limit = seconds(running, "EpilogTimeout", "PrologEpilogTimeout")
     key = "EpilogTimeout" if seconds(running, "EpilogTimeout") else "PrologEpilogTimeout"
@@ -366,8 +389,8 @@ def _limits(facts: Facts, conf: str) -> Iterator[Finding]:
         yield Finding("slurm", "MinJobAge", OK, f"MinJobAge {age or 0:g} s, sweep.grace {facts.grace:g} s")
 
 
-def _private(facts: Facts) -> Iterator[Finding]:
-    private = {word.lower() for value in values(facts.wiring.running, "PrivateData") for word in value.split(",")}
+def _private(facts: Facts, wiring: Wiring) -> Iterator[Finding]:
+    private = {word.lower() for value in values(wiring.running, "PrivateData") for word in value.split(",")}
     if "jobs" in private and not facts.root:
         words = "PrivateData=jobs: who is not root sweeps and lists only what is their own"
         yield Finding("slurm", "PrivateData", WARNING, words, "sudo jobcache check")
@@ -375,8 +398,7 @@ def _private(facts: Facts) -> Iterator[Finding]:
         yield Finding("slurm", "PrivateData", OK, "PrivateData=jobs: the sweep asks as root, who sees them all")
 
 
-def _containers(facts: Facts) -> Iterator[Finding]:
-    wiring = facts.wiring
+def _containers(facts: Facts, wiring: Wiring) -> Iterator[Finding]:
     hidden = [
         (place.template, above) for place in facts.scratch for above in wiring.tmpfs_dirs if is_below(place.template, above)
     ]
@@ -387,12 +409,11 @@ def _containers(facts: Facts) -> Iterator[Finding]:
     if wiring.tmpfs_dirs and not hidden:
         yield Finding("slurm", "job_container", OK, f"private to each job: {', '.join(wiring.tmpfs_dirs)}; no cache is there")
     if wiring.pyxis:
-        yield _pyxis(facts)
+        yield _pyxis(facts, wiring)
 
 
-def _pyxis(facts: Facts) -> Finding:
+def _pyxis(facts: Facts, wiring: Wiring) -> Finding:
     """The TaskProlog runs inside the container: what is not mounted there does not exist, and Slurm cancels the task."""
-    wiring = facts.wiring
     hooks = list(dict.fromkeys([facts.hooks, facts.compiled.lib]))
     scratch = [place.template.partition("{")[0].rpartition("/")[0] or "/" for place in facts.scratch]
     needed = list(dict.fromkeys([*hooks, *scratch]))
@@ -425,7 +446,9 @@ def _scratch(place: Scratch) -> Iterator[Finding]:
         words = f"{where}: a symlink that is not root's is in the path, and is not followed: {place.error}"
         yield Finding("scratch", "link", PROBLEM, words, f"namei -l {place.parent}")
         return
-    if place.error:
+    if place.error and place.above and place.above != place.parent:
+        yield _cannot_be_made(place, where)
+    elif place.error:
         yield Finding("scratch", "writable", PROBLEM, f"{where}: {place.error}", f"namei -l {place.above or place.parent}")
     elif place.above == place.parent:
         yield Finding("scratch", "writable", OK, f"{where}: written and deleted")
@@ -439,6 +462,17 @@ def _scratch(place: Scratch) -> Iterator[Finding]:
     if place.squashed is not None:
         words = "root is squashed, or closed out" if place.squashed else "root is not squashed"
         yield Finding("scratch", "root", OK, f"{place.above}: {words}; all is done as the user")
+
+
+def _cannot_be_made(place: Scratch, where: str) -> Finding:
+    """The user's own directory is the admin's to make; what stands above it is a mount, or a slip of the pen."""
+    missing = f"{place.above.rstrip('/')}/{place.parent[len(place.above) :].lstrip('/').partition('/')[0]}"
+    named = "/".join(place.template.split("/")[: missing.count("/") + 1])
+    if "{user}" not in named and "{uid}" not in named:
+        mend = f"ls -ld {missing}    # mount or make it, or correct `path` in jobcache.yaml"
+    else:
+        mend = f"install -d -m 700 -o {place.user} {missing}    # as each user's, or let users make it in {place.above}"
+    return Finding("scratch", "writable", PROBLEM, f"{where}: {missing} is not there, and not to be made: {place.error}", mend)
 
 
 def _room(place: Scratch) -> Iterator[Finding]:
@@ -533,11 +567,7 @@ def _schedule(schedule: Schedule, log: Optional[Log]) -> Iterator[Finding]:
     else:
         why = f"; cron: {schedule.cron_idle}" if schedule.cron else ""
         what = f"jobcache-sweep.timer is {schedule.timer or 'not there'}" if schedule.systemd else "no systemd"
-        mend = (
-            enable
-            if schedule.systemd
-            else "echo JOBCACHE_SWEEP= >>/etc/default/jobcache    # with etc/cron.d/jobcache in /etc/cron.d"
-        )
+        mend = enable if schedule.systemd else schedule.cron_mend or "cp etc/cron.d/jobcache /etc/cron.d    # of slurm-jobcache"
         yield Finding("sweep", "schedule", WARNING, f"nothing starts the sweep on this host ({what}{why}); one host has to", mend)
     if log is None or log.file is None:
         return

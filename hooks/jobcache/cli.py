@@ -51,12 +51,13 @@ def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> No
 
     lib = os.path.abspath(hooks) if hooks else settings.LIB
     try:
-        compiled = applying.compile_settings(config_file, lib, again or check)
+        compiled = applying.compile_settings(config_file, lib, again=again or check, forget=not check)
         files = applying.wanted(compiled, lib, with_hooks=bool(hooks))
         stale = applying.stale(files, lib)
         if check:
+            command = f"jobcache apply --config {config_file}{f' --hooks {lib}' if hooks else ''}"
             for path in stale:
-                click.echo(f"{path}: not what {config_file} says; run `jobcache apply`", err=True)
+                click.echo(f"{path}: not what {config_file} says; run `{command}`", err=True)
             sys.exit(1 if stale else 0)
         applying.put(files, lib)
     except (config.ConfigError, applying.ApplyError) as error:

@@ -1,6 +1,8 @@
 """The command `check`: its table and its JSON."""
 
 import json
+import os
+import pwd
 import socket
 import sys
 from collections.abc import Iterable
@@ -13,12 +15,15 @@ from jobcache import check, probe
 from jobcache.cli_sweep import plain
 
 _MARKS = {check.OK: "ok", check.WARNING: "warning", check.PROBLEM: "PROBLEM"}
+_COUNTED = {check.PROBLEM: "problem", check.WARNING: "warning"}
 _STYLES = {check.OK: "green", check.WARNING: "yellow", check.PROBLEM: "bold red"}
 
 
 def check_command(config_file: str, lib: str, user: Optional[str], node: Optional[str], as_json: bool) -> int:
     """Print all findings; return the exit status."""
     try:
+        if user is not None:
+            _may_be(pwd.getpwnam(user).pw_uid)
         facts = probe.gather(config_file, lib, user, node or socket.gethostname().partition(".")[0])
     except KeyError:
         raise click.BadParameter(f"there is no user {user}", param_hint="--user") from None
@@ -28,6 +33,14 @@ def check_command(config_file: str, lib: str, user: Optional[str], node: Optiona
     else:
         _print(found)
     return 1 if any(one.level == check.PROBLEM for one in found) else 0
+
+
+def _may_be(uid: int) -> None:
+    """Refuse whom nobody can, or may, try scratch as."""
+    if uid == 0:
+        raise click.BadParameter("scratch is never tried as root; name an ordinary user", param_hint="--user")
+    if os.geteuid() not in (0, uid):
+        raise click.BadParameter("only root can try scratch as another user", param_hint="--user")
 
 
 def _print(found: Iterable[check.Finding]) -> None:
@@ -42,4 +55,5 @@ def _print(found: Iterable[check.Finding]) -> None:
         console.print(mark + Text(f" {one.area}: {one.name}: {plain(one.fact)}", style=""))
         if one.mend:
             console.print(Text(f"           {plain(one.mend)}", style="bold"))
-    console.print(f"{counts[check.PROBLEM]} problems, {counts[check.WARNING]} warnings, {counts[check.OK]} fine")
+    words = (f"{counts[level]} {name}{'' if counts[level] == 1 else 's'}" for level, name in _COUNTED.items())
+    console.print(f"{', '.join(words)}, {counts[check.OK]} fine")

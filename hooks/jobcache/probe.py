@@ -33,7 +33,8 @@ _PYTHON = 20.0  # seconds for one start of it
 _TAIL = 4 << 20  # bytes of the log that are looked at
 _DAY = 86400.0
 _SCRIPT = 1 << 16  # bytes of a script that are looked at
-_OURS = re.compile(r"^# (?:TaskProlog|Epilog) of slurm-jobcache", re.MULTILINE)
+_OURS = re.compile(r"^# (TaskProlog|Epilog) of slurm-jobcache", re.MULTILINE)
+_CALLED = {"TaskProlog": "task-prolog", "Epilog": "epilog"}
 _LIB_OF = re.compile(r"^jc_lib=(?:'([^'\n]*)'|(\S+))$", re.MULTILINE)
 # What each hook needs of its Python.
 _NEEDS = {
@@ -82,9 +83,10 @@ def _compiled(config_file: str, lib: str) -> tuple[Compiled, Optional[Settings]]
     except SettingsError as error:
         facts = replace(facts, settings_error=str(error))  # and nothing that they name is run
     if site is not None:
-        facts = replace(facts, version=str(site.compiled.get("version", "")), mode=site.tree["mode"])
+        version = str(site.compiled.get("version", ""))
+        facts = replace(facts, version=version, mode=site.tree["mode"], cluster=site.cluster)
     try:
-        wanted = apply.compile_settings(config_file, lib, again=True)
+        wanted = apply.compile_settings(config_file, lib, again=True, forget=False)
         stale = apply.stale(apply.wanted(wanted, lib, with_hooks=os.path.exists(f"{lib}/task-prolog")), lib)
         facts = replace(facts, stale=tuple(stale))
         site = site or wanted
@@ -225,7 +227,10 @@ def script(path: str, name: str, hooks: str) -> Script:
     except OSError:
         return Script(path, "missing", executable=False)
     executable = mode & 0o111 == 0o111 if name == "task-prolog" else bool(mode & 0o111)
-    if _OURS.search(text):
+    ours = _OURS.search(text)
+    if ours and _CALLED[ours[1]] != name:
+        return Script(path, "swapped", executable)
+    if ours:
         found = _LIB_OF.search(text)
         lib = (found[1] or found[2]) if found else ""
         return Script(path, "ours", executable, lib, _is_shipped(name, lib, text), _insecure(real))
@@ -377,7 +382,8 @@ class _Trial:
                 report({"step": f"meeting the other nodes in {above}"})
                 report({"across": meet(fd, self.meeting, time.monotonic() + _ACROSS)})
         except OSError as error:
-            report({"error": str(error)})
+            # Its path begins at a descriptor of ours, which tells nobody anything.
+            report({"error": error.strerror or str(error)})
 
 
 def _nearest(path: str) -> tuple[str, int]:
@@ -591,16 +597,17 @@ def _schedule() -> Schedule:
     timer = ""
     if systemd and shutil.which("systemctl"):
         timer = _systemctl("jobcache-sweep.timer")
-    idle = ""
+    idle = mend = ""
     if os.path.exists("/etc/cron.d/jobcache"):
         defaults = _read("/etc/default/jobcache")
         if systemd:
             idle = "it leaves the sweep to systemd"
-        elif "JOBCACHE_SWEEP" not in defaults:
+        elif not re.search(r"^\s*(export\s+)?JOBCACHE_SWEEP=", defaults, re.MULTILINE):
             idle = "/etc/default/jobcache sets no JOBCACHE_SWEEP"
+            mend = "echo JOBCACHE_SWEEP= >>/etc/default/jobcache    # --node-local behind the = for this node's own scratch"
         elif not any(os.path.exists(f"/var/run/{name}.pid") for name in ("crond", "cron")):
-            idle = "no cron daemon runs"
-    return Schedule(systemd, timer, os.path.exists("/etc/cron.d/jobcache"), idle)
+            idle, mend = "no cron daemon runs", "service cron start    # of the package cron; cronie and crond on EL"
+    return Schedule(systemd, timer, os.path.exists("/etc/cron.d/jobcache"), idle, mend)
 
 
 def _systemctl(unit: str) -> str:

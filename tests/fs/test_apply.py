@@ -104,6 +104,13 @@ def test_former_templates_stay_known_while_they_have_caches(site: Site) -> None:
     assert site.configure().former == []
 
 
+def test_a_changed_path_is_current_at_once(site: Site) -> None:
+    """What was just applied is what the file says, though a template without caches is still known."""
+    site.configure(path=f"{site.scratch}/{{user}}/other-{{job_id}}")
+    assert settings.load(f"{site.hooks}/settings.json").former != []
+    assert (again(site, "--check").exit_code, again(site, "--check").output) == (0, "")
+
+
 def test_a_former_template_that_cannot_be_looked_at_stays_known(site: Site) -> None:
     """Where a directory cannot be listed, caches may be hidden in it."""
     site.task_prolog()

@@ -73,6 +73,16 @@ def test_scratch_is_closed(site: Site) -> None:
     site.scratch.chmod(0o755)
     status, found = findings(site, "--user", ALICE)
     assert status == 1 and "Permission denied" in found["writable"][0]["fact"]
+    assert "/proc/" not in found["writable"][0]["fact"] and f"install -d -m 700 -o {ALICE} " in found["writable"][0]["mend"]
+
+
+@needs_root
+def test_as_whom_nobody_can_try(site: Site) -> None:
+    """As root, which is wrong use, and no fault of scratch; as nobody whom there is."""
+    argv = ["check", "--config", str(site.dir / "jobcache.yaml"), "--hooks", str(site.hooks), "--user"]
+    for user, words in (("root", "never tried as root"), ("no-such-user", "there is no user")):
+        result = CliRunner().invoke(main, [*argv, user])
+        assert result.exit_code == 2 and words in result.output
 
 
 @needs_root
@@ -172,6 +182,35 @@ def test_a_configuration_that_is_not_compiled(site: Site) -> None:
     assert level(site, "current") == "problem"
     (site.hooks / "settings.json").unlink()
     assert level(site, "compiled") == "problem"
+
+
+def test_neither_compiled_nor_valid(site: Site) -> None:
+    """Then there is nothing to go by, which it says, and says nothing of what it cannot know."""
+    (site.hooks / "settings.json").unlink()
+    (site.dir / "jobcache.yaml").write_text("moed: on\n")
+    status, found = findings(site)
+    assert status == 1 and set(found) == {"valid", "compiled", "settings"}
+
+
+@pytest.mark.parametrize(
+    "text, idle", [("#JOBCACHE_SWEEP=\n", True), ("JOBCACHE_SWEEP=\n", False), (" export JOBCACHE_SWEEP=--node-local\n", False)]
+)
+def test_what_cron_goes_by(monkeypatch: pytest.MonkeyPatch, text: str, idle: bool) -> None:
+    """A line that is commented out sets nothing."""
+    real = os.path.exists
+    monkeypatch.setattr(os.path, "isdir", lambda path: False)
+    monkeypatch.setattr(os.path, "exists", lambda path: "cron" in str(path) or real(path))
+    monkeypatch.setattr(probe, "_read", lambda path: text)
+    schedule = probe._schedule()
+    assert ("sets no JOBCACHE_SWEEP" in schedule.cron_idle, bool(schedule.cron_mend)) == (idle, idle)
+
+
+def test_a_hook_in_the_others_place(site: Site) -> None:
+    """A hook of ours that is wired in as the other one is not taken for it."""
+    hooks = str(site.hooks)
+    assert probe.script(f"{hooks}/epilog", "task-prolog", hooks).kind == "swapped"
+    assert probe.script(f"{hooks}/task-prolog", "epilog", hooks).kind == "swapped"
+    assert probe.script(f"{hooks}/task-prolog", "task-prolog", hooks).kind == "ours"
 
 
 def test_a_policy_that_others_may_write(site: Site) -> None:

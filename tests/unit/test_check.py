@@ -119,6 +119,19 @@ FAULTS: dict[str, tuple[Facts, str, str, str]] = {
     "PrivateData": (
         replace(running(PrivateData="jobs,users"), root=False), "slurm PrivateData", "warning", "their own",
     ),
+    "another cluster": (
+        replace(running(ClusterName="tiger"), compiled=replace(GOOD.compiled, cluster="lion")),
+        "slurm ClusterName", "problem", "compiled in lion",
+    ),
+    "Epilog for TaskProlog": (
+        wiring(task_prologs=(Script(f"{HOOKS}/epilog", "swapped"),)), "slurm TaskProlog", "problem", "our Epilog",
+    ),
+    "TaskProlog for Epilog": (
+        wiring(epilogs=(Script(f"{HOOKS}/task-prolog", "swapped"),)), "slurm Epilog", "problem", "our TaskProlog",
+    ),
+    "Epilog not executable": (
+        wiring(epilogs=(replace(WIRING.epilogs[0], executable=False),)), "slurm Epilog", "problem", "drains",
+    ),
     "private tmp": (
         replace(scratch(template="/tmp/{user}/c-{job_id}"), wiring=replace(WIRING, tmpfs_dirs=("/tmp", "/dev/shm"))),
         "slurm job_container", "problem", "/tmp of its own",
@@ -130,6 +143,9 @@ FAULTS: dict[str, tuple[Facts, str, str, str]] = {
     ),
     "scratch hangs": (scratch(hung="writing in /scratch"), "scratch answers", "problem", "writing"),
     "scratch is closed": (scratch(error="[Errno 13] Permission denied"), "scratch writable", "problem", "denied"),
+    "a user without a directory": (
+        scratch(above="/scratch/gpfs", error="Permission denied"), "scratch writable", "problem", "/scratch/gpfs/alice is not",
+    ),
     "a link in the path": (scratch(link=True, error="[Errno 40]"), "scratch link", "problem", "symlink"),
     "scratch is full": (scratch(free=5), "scratch space", "problem", "0.5 %"),
     "scratch gets full": (scratch(free=40), "scratch space", "warning", "4.0 %"),
@@ -177,6 +193,7 @@ def test_a_fault_is_found(fault: str) -> None:
         running(PrologEpilogTimeout="65534"),
         running(PrologEpilogTimeout="10", PrologFlags="Alloc,RunInJob"),
         running(PrivateData="jobs"),
+        replace(running(ClusterName="tiger"), compiled=replace(GOOD.compiled, cluster="tiger")),
         scratch(fstype="xfs", local=True),
         scratch(fstype="ext4", has_node=True),
         scratch(inodes=0, inodes_free=0),
@@ -195,3 +212,31 @@ def test_several_faults_are_all_found() -> None:
     """One fault hides no other."""
     facts = replace(FAULTS["no TaskProlog"][0], compiled=FAULTS["stale"][0].compiled, scratch=FAULTS["no flock"][0].scratch)
     assert [one.name for one in bad(facts)] == ["current", "TaskProlog", "flock"]
+
+
+def test_without_settings_nothing_is_said_of_slurm() -> None:
+    """What was not looked at is neither fine nor wrong, and no line is given to paste that names no hook."""
+    found = bad(Facts(replace(GOOD.compiled, problems=("cluster: Slurm does not tell its name",), settings_error="none")))
+    assert [(one.area, one.name) for one in found] == [("config", "valid"), ("config", "compiled"), ("config", "settings")]
+    assert not any("TaskProlog" in one.mend or "scontrol" in one.mend for one in found)
+
+
+def test_nothing_compiled_is_said_once() -> None:
+    """Files that are not there are not called stale as well."""
+    facts = compiled(settings_error=f"{LIB}/settings.json: No such file", stale=(f"{LIB}/settings.json", f"{LIB}/policy.sh"))
+    assert [one.name for one in bad(facts)] == ["compiled"]
+
+
+@pytest.mark.parametrize(
+    "template, parent, above, mend",
+    [
+        ("/scratch/{user}/hf-{job_id}", "/scratch/alice", "/", "ls -ld /scratch "),
+        ("/scratch/{cluster}/{user}/hf-{job_id}", "/scratch/tiger/alice", "/scratch", "ls -ld /scratch/tiger "),
+        ("/scratch/{user}/hf-{job_id}", "/scratch/alice", "/scratch", "install -d -m 700 -o alice /scratch/alice "),
+        ("/s/{uid}/c/hf-{job_id}", "/s/5/c", "/s", "install -d -m 700 -o alice /s/5 "),
+    ],
+)
+def test_what_is_to_be_made_and_whose_it_is(template: str, parent: str, above: str, mend: str) -> None:
+    """A user's directory is made for the user; what stands above it is never given to one."""
+    (one,) = bad(scratch(template=template, parent=parent, above=above, error="Permission denied"))
+    assert one.mend.startswith(mend)
