@@ -105,7 +105,8 @@ def put(files: "dict[str, tuple[str, int]]", lib: str) -> None:
         for temporary, final in written:
             os.rename(temporary, final)
     except OSError as error:
-        raise ApplyError([f"{error.filename or lib}: {error.strerror}; nothing that the hooks obey was changed"]) from None
+        mend = "; run this as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
+        raise ApplyError([f"{lib}: {error.strerror}{mend}; nothing that the hooks obey was changed"]) from None
     finally:
         for temporary, _ in written:
             if os.path.lexists(temporary):

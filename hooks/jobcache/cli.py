@@ -15,6 +15,14 @@ _config_option = click.option(
 )
 
 
+def _raw_job_id(ctx: click.Context, param: click.Parameter, text: str) -> int:
+    """Return a raw job id. `123_4` is Slurm's name for a task of an array, and Python's spelling of another number."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        where = f": `squeue -h -j {text} -o %A` tells it, later `sacct -j {text} -o JobIDRaw`" if text[:1].isdigit() else ""
+        raise click.BadParameter(f"{text!r} is not a raw job id, such as 4242{where}")
+    return int(text)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="jobcache")
 def main() -> None:
@@ -99,13 +107,14 @@ def check(config_file: str, hooks: "str | None", user: "str | None", node: "str 
 @click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
 @click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("job_id", metavar="JOBID", type=click.IntRange(min=1))
+@click.argument("job_id", metavar="JOBID", callback=_raw_job_id)
 @click.argument("files", metavar="[FILE]...", nargs=-1)
 def explain(**options: "Any") -> None:
     """Tell the life of a job's cache, and why it is not there.
 
-    JOBID is the raw job id. FILEs hold events: the log, what a rotation made of it, compressed or not, exports of a system
-    log, a directory of these, or - for standard input. Without any: the site's log and this host's system log.
+    JOBID is the raw job id, for a task of an array too. FILEs hold events: the log, what a rotation made of it, compressed
+    or not, exports of a system log, a directory of these, or - for standard input. Without any: the log and the system log
+    of this host, which know what happened on this node.
 
     \b
     Example:

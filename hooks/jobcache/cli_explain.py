@@ -17,7 +17,7 @@ import click
 
 from jobcache import eventlog, evidence, explain
 from jobcache.cli_sweep import load, plain
-from jobcache.settings import Settings
+from jobcache.settings import OFF, Settings
 
 _SYSTEM_LOGS = ("/var/log/syslog", "/var/log/messages")
 
@@ -26,7 +26,7 @@ def explain_command(
     config_file: str, hooks: Optional[str], job_id: int, files: tuple[str, ...], node: Optional[str], as_json: bool
 ) -> int:
     """Print the story of a job; return the exit status, 1 where nothing at all is known of it."""
-    site, _ = load(config_file, hooks)
+    site, lib = load(config_file, hooks)
     node = node or socket.gethostname().partition(".")[0]
     tally = eventlog.Tally()
     with sources(site, files) as found:
@@ -35,9 +35,9 @@ def explain_command(
     trouble: list[str] = []
     there = evidence.still_there(site, job_id, _whose(events, slurm), node, trouble)
     names = tuple(source for source in found if isinstance(source, str))
-    told = explain.tell(
-        job_id, events, there, slurm, explain.Site(site.hash, site.tree["mode"], _first(names), names), "; ".join(trouble)
-    )
+    off = f"{lib}/{OFF}" if os.path.lexists(f"{lib}/{OFF}") else ""
+    known = explain.Site(site.hash, site.tree["mode"], _first(names), names, off, "" if files else closed(site))
+    told = explain.tell(job_id, events, there, slurm, known, "; ".join(trouble))
     if as_json:
         click.echo(json.dumps(asdict(told), indent=1))
     else:
@@ -68,6 +68,16 @@ def sources(site: Optional[Settings], files: tuple[str, ...]) -> "Iterator[list[
         journal.kill()
 
 
+def closed(site: Optional[Settings]) -> str:
+    """Return the site's log where this user may not read it, else ""."""
+    log = site.log_file if site else None
+    if not log:
+        return ""
+    above = os.path.dirname(log)
+    barred = os.path.isdir(above) and not os.access(above, os.R_OK | os.X_OK)
+    return log if barred or (os.path.exists(log) and not os.access(log, os.R_OK)) else ""
+
+
 def _named(name: str) -> list[str]:
     if not os.path.exists(name):
         raise click.BadParameter(f"{name}: there is no such file", param_hint="FILE")
@@ -96,7 +106,7 @@ def _print(told: explain.Story) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, soft_wrap=True)
     slurm = told.slurm
-    state = f"{slurm.state}, by {slurm.by}" if slurm.state else "Slurm does not know it (any more)"
+    state = f"{slurm.state}, by {slurm.by}" if slurm.state else "Slurm does not know it, or no more"
     facts = [f"of {plain(told.user)}" if told.user else "", f"on {slurm.nodes}" if slurm.nodes else "", f"({state})"]
     console.print(Text(f"Job {told.job_id} {' '.join(fact for fact in facts if fact)}", style="bold"))
     styles = {"warning": "yellow", "error": "red", "debug": "dim"}

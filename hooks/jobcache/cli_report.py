@@ -10,7 +10,7 @@ from typing import Any, Optional
 import click
 
 from jobcache import asuser, cachedir, eventlog, report
-from jobcache.cli_explain import sources
+from jobcache.cli_explain import closed, sources
 from jobcache.cli_sweep import load, plain
 from jobcache.config import parse_duration
 from jobcache.explain import duration
@@ -49,11 +49,14 @@ def report_command(
         _print(told, by, top)
     else:
         click.echo(f"{html}: {told.total.caches} caches of {len(told.groups['user'])} users")
+    barred = closed(site)
+    if barred:
+        click.echo(f"not read: {barred} is not yours to read; ask who runs the cluster, or name files that you have", err=True)
     for broken in tally.broken:
         click.echo(f"not read to its end: {plain(broken)}", err=True)
     if tally.torn:
         click.echo(f"{tally.torn} lines were cut short, or forged, and passed over", err=True)
-    return 0
+    return 1 if barred else 0
 
 
 def moment(text: str, now: float, option: str) -> float:

@@ -59,15 +59,17 @@ def sweep_command(
 def load(config_file: str, hooks: Optional[str], path: Optional[str] = None) -> tuple[settings.Settings, str]:
     """Return the compiled settings, of `hooks` or of the installed package, and the directory they are in.
 
-    Where nothing is compiled yet, the configuration file itself will do; where there is none either, as for `path`, a
-    user has what `jobcache run` goes by.
+    Where nothing is compiled yet, or another file is named than the one that was, the configuration file itself will do;
+    where there is none either, as for `path`, a user has what `jobcache run` goes by.
     """
     lib = os.path.abspath(hooks) if hooks else settings.LIB
     try:
         if path:
             return run.own_settings(None if config_file == settings.CONFIG else config_file, path), lib
         if hooks or os.path.exists(f"{lib}/{settings.FILE}"):
-            return settings.load(f"{lib}/{settings.FILE}"), lib
+            compiled = settings.load(f"{lib}/{settings.FILE}")
+            if hooks or config_file == settings.CONFIG or os.path.abspath(config_file) == compiled.config:
+                return compiled, lib
         if os.geteuid() != 0 and config_file == settings.CONFIG and not os.path.exists(config_file):
             return run.own_settings(None, None), lib
         return apply.compile_settings(config_file, lib), lib

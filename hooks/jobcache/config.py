@@ -318,7 +318,8 @@ def _contents(path: str) -> bytes:
         raise _Unreadable(None, "no such file", "make it (empty, it gives the defaults), or name another with --config") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
-        raise _Unreadable(None, f"cannot be read: {reason}", "make it a file that root can read") from None
+        mend = "make it a file that root can read" if os.geteuid() == 0 else "run this as root, or make it readable to you"
+        raise _Unreadable(None, f"cannot be read: {reason}", mend) from None
     if len(contents) > _FILE_MAX:
         raise _Unreadable(None, "larger than 1 MiB", "check that this is jobcache's configuration")
     return contents

@@ -81,12 +81,17 @@ class Slurms:
 
 @dataclass(frozen=True)
 class Site:
-    """What is in force now. hash: of the policy. mode. first: moment of the oldest event that was read, "" for none."""
+    """What is in force now. hash: of the policy. mode. first: moment of the oldest event that was read, "" for none.
+
+    off: path of the file that stops all hooks, "" where there is none. closed: the log that may not be read, or "".
+    """
 
     hash: str = ""
     mode: str = "on"
     first: str = ""
     sources: tuple[str, ...] = ()
+    off: str = ""
+    closed: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,10 @@ def tell(job_id: int, events: Iterable[Event], there: Sequence[Remains], slurm: 
     user = next((event["user"] for event in told if event.get("user")), slurm.user)
     lines = [Line(event["ts"], event.get("node", ""), words(event, site), event.get("level", "info")) for event in told]
     lines += [line for one in there for line in _recorded(one, site)]
-    answer, advice = _answer(told, there, slurm, site)
+    answer, advice = _answer(job_id, told, there, slurm, site)
+    if site.closed:
+        answer = f"{answer}\nThe log with its events, {site.closed}, is not yours to read."
+        advice = advice if told or there else f"ask who runs the cluster for `jobcache explain {job_id}`"
     if trouble:
         answer = f"{answer}\nWhat is on scratch now is not known: {trouble}"
     return Story(
@@ -199,7 +207,7 @@ def _policy(event: Event, site: Site, made: str = "") -> str:
     )
 
 
-def _answer(told: list[Event], there: Sequence[Remains], slurm: Slurms, site: Site) -> tuple[str, str]:
+def _answer(job_id: int, told: list[Event], there: Sequence[Remains], slurm: Slurms, site: Site) -> tuple[str, str]:
     if there:
         return _still_there(told, there, slurm)
     ended = [event for event in told if event["event"] in _ENDED]
@@ -212,7 +220,7 @@ def _answer(told: list[Event], there: Sequence[Remains], slurm: Slurms, site: Si
         return f"It had no cache of its own: {means}. Its files are where its own settings put them.", mend
     if told:
         return "No event says what became of it, and it is not on scratch.", "Was it removed by hand, or by the job's script?"
-    return _nothing(slurm, site)
+    return _nothing(job_id, slurm, site)
 
 
 def _still_there(told: list[Event], there: Sequence[Remains], slurm: Slurms) -> tuple[str, str]:
@@ -279,7 +287,7 @@ def duration(seconds: float) -> str:
     return " ".join(said[:2])
 
 
-def _nothing(slurm: Slurms, site: Site) -> tuple[str, str]:
+def _nothing(job_id: int, slurm: Slurms, site: Site) -> tuple[str, str]:
     """No event and no directory: why there may be none."""
     if site.mode == "off":
         return "The site's mode is off: no job gets a cache.", "`mode: on` in jobcache.yaml"
@@ -291,13 +299,19 @@ def _nothing(slurm: Slurms, site: Site) -> tuple[str, str]:
         return (
             "The job runs, and has no cache: its first task may not have begun, or it got none. Why, the TaskProlog says to "
             "the system log of the node.",
-            "jobcache explain JOBID /var/log/syslog, on its node",
+            f"jobcache explain {job_id}, on {slurm.nodes or 'its node'}",
+        )
+    if slurm.state and site.off:
+        return f"The job is over, and no event tells of a cache of it. {site.off} is there: no hook does anything.", (
+            f"rm {site.off}, when they may again"
         )
     if slurm.state:
-        return "The job is over, and no event tells of a cache of it.", "jobcache check; name the nodes' system logs as files"
+        return "The job is over, and no event that was read tells of a cache of it.", (
+            f"each node has its own log: jobcache explain {job_id}, and jobcache check, on {slurm.nodes or 'its nodes'}"
+        )
     return (
         f"Nothing is known of this job: no event in {', '.join(site.sources) or 'any log'}, and nothing from Slurm.",
-        "is it the raw job id? `sacct -j JOBID -o JobIDRaw`",
+        f"is it the raw job id? `sacct -j {job_id} -o JobIDRaw`. Each node has its own log: run this there",
     )
 
 

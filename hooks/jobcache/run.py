@@ -88,7 +88,7 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
         parent_fd, name, fd = _opened(claim.path)
         lock = holder.hold(fd, claim.node)
     except (cachedir.Refused, layout.BadName, OSError) as error:
-        return _without(command, env, str(error))
+        return _without(command, env, _words(error))
     if made != "joined":
         _say(wish, job, claim, "cache.created", made, "", began)
     elif claim.below:
@@ -100,6 +100,13 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
     os.close(lock)
     _end(parent_fd, name, fd, claim, wish, job, stores["store"], status)
     return status
+
+
+def _words(error: Exception) -> str:
+    """Return what the system says, and of which file, as a person reads it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _without(command: Sequence[str], env: "dict[str, str]", why: str) -> int:

@@ -104,6 +104,26 @@ def test_former_templates_stay_known_while_they_have_caches(site: Site) -> None:
     assert site.configure().former == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_not_as_a_user(site: Site) -> None:
+    """Who may not is told as who may, by the directory's name."""
+    argv = [
+        sys.executable,
+        "-m",
+        "jobcache.cli",
+        "apply",
+        "--config",
+        str(site.dir / "jobcache.yaml"),
+        "--hooks",
+        str(site.hooks),
+    ]
+    done = subprocess.run(
+        argv, env={"PYTHONPATH": os.pathsep.join(sys.path)}, cwd="/", user=ALICE, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{site.hooks}: Permission denied; run this as root; nothing")
+
+
 def test_a_changed_path_is_current_at_once(site: Site) -> None:
     """What was just applied is what the file says, though a template without caches is still known."""
     site.configure(path=f"{site.scratch}/{{user}}/other-{{job_id}}")

@@ -134,6 +134,13 @@ def test_commands_that_cannot_be_run(user: User) -> None:
     assert "No such file" in missing.stderr and "Permission denied" in barred.stderr and user.left() == []
 
 
+def test_a_cache_that_cannot_be_made(user: User) -> None:
+    """The command runs without, and why is said with the file's name, and no Python."""
+    done = user.jobcache("run", "--path", "/proc/x/{user}/hf-{job_id}", "--", "/bin/echo", "ran")
+    assert (done.returncode, done.stdout) == (0, "ran\n")
+    assert done.stderr.startswith("jobcache run: no private cache: /proc/x") and "Errno" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_to_us_is_handed_on(user: User, name: str) -> None:
     """To the process that a person sees: the command gets it, once, and ends as it likes."""

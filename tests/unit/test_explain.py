@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import jobcache
 from jobcache import explain
+from jobcache.cli import main
 from jobcache.explain import Remains, Site, Slurms, tell
 from jobcache.plan import Found
 
@@ -49,7 +51,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[Remains], Slurms, str]] = {
     "before the log": ([], [], Slurms("COMPLETED", end="2026-10-01T00:00:00Z"), "begin at 2026-11-01"),
     "not begun": ([], [], Slurms("PENDING"), "has not begun"),
     "runs without": ([], [], Slurms("RUNNING"), "has no cache"),
-    "over without": ([], [], OVER, "no event tells"),
+    "over without": ([], [], OVER, "no event that was read tells"),
     "unheard of": ([], [], Slurms(unknown="Invalid job id"), "Nothing is known"),
 }  # fmt: skip
 
@@ -66,6 +68,36 @@ def test_the_answer(case: str) -> None:
 
 def test_mode_off() -> None:
     assert "mode is off" in tell(42, [], [], OVER, Site(mode="off")).answer
+
+
+def test_switched_off() -> None:
+    """The file that stops the hooks explains a job without a cache, and is said."""
+    told = tell(42, [], [], OVER, Site(off="/var/lib/jobcache/off"))
+    assert "/var/lib/jobcache/off is there" in told.answer and "rm /var/lib/jobcache/off" in told.advice
+
+
+def test_a_log_that_is_not_ones_own_to_read() -> None:
+    """That no event was read is not that there is none: it says so, and whom to ask."""
+    told = tell(42, [], [], OVER, Site(closed="/var/log/jobcache/events.jsonl"))
+    assert "/var/log/jobcache/events.jsonl, is not yours to read" in told.answer and "jobcache explain 42" in told.advice
+    told = tell(42, [], [remains()], Slurms("RUNNING"), Site(closed="/l"))
+    assert "Its job is RUNNING" in told.answer and "/l, is not yours" in told.answer
+
+
+def test_where_else_to_look() -> None:
+    """Each node has its own log: the advice names the job, and its nodes."""
+    advice = tell(42, [], [], OVER, SITE).advice
+    assert "jobcache explain 42" in advice and "on n1" in advice
+    assert "sacct -j 42 " in tell(42, [], [], Slurms(unknown="Invalid job id"), SITE).advice
+
+
+@pytest.mark.parametrize(
+    "text, mend", [("123_4", "squeue -h -j 123_4 -o %A"), ("12+1", "sacct -j 12+1 "), ("abc", ""), ("0", "")]
+)
+def test_what_is_no_raw_job_id(text: str, mend: str) -> None:
+    """A task of an array is not the job that Python reads its name as; how to get its id is said."""
+    result = CliRunner().invoke(main, ["explain", text, "/dev/null"])
+    assert result.exit_code == 2 and "not a raw job id" in result.output and mend in result.output
 
 
 def test_the_timeline() -> None:

@@ -1,0 +1,54 @@
+"""The commands that read, as somebody who may not read everything, and of a file that was not compiled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from jobcache import cli_sweep, settings
+from site_dir import ALICE, Site
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+
+
+def as_alice(site: Site, *argv: str) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "jobcache.cli", *argv[:1], "--hooks", str(site.hooks), *argv[1:]]
+    env = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(whole, env=env, cwd="/", user=ALICE, capture_output=True, text=True, check=False)
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_log_that_is_roots(site: Site, what: str) -> None:
+    """An event that may not be read is not one that is not there: report and explain say so."""
+    above = site.dir / "private"
+    above.mkdir()
+    log = above / "events.jsonl"
+    log.touch()
+    site.configure(log={"file": str(log), "syslog": False})
+    {"file": log, "directory": above}[what].chmod(0o700 if what == "directory" else 0o600)
+    report, explain = as_alice(site, "report"), as_alice(site, "explain", "4242")
+    assert report.returncode == 1 and f"{log} is not yours to read" in report.stderr
+    assert f"{log}, is not yours to read" in explain.stdout and "jobcache explain 4242" in explain.stdout
+    above.chmod(0o755)
+    log.chmod(0o644)
+    report, explain = as_alice(site, "report"), as_alice(site, "explain", "4242")
+    assert (report.returncode, report.stderr) == (0, "") and "not yours" not in explain.stdout
+
+
+def test_a_file_that_was_not_compiled(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--config says which configuration holds, whatever is compiled; the compiled one is that of its own file."""
+    monkeypatch.setattr(settings, "LIB", str(site.hooks))
+    compiled = settings.load(f"{site.hooks}/settings.json")
+    assert cli_sweep.load(compiled.config, None)[0].hash == compiled.hash
+    assert cli_sweep.load(settings.CONFIG, None)[0].hash == compiled.hash
+    other = site.dir / "other.yaml"
+    other.write_text("cluster: another\n")
+    assert cli_sweep.load(str(other), None)[0].cluster == "another"
+    with pytest.raises(click.ClickException, match="no such file"):
+        cli_sweep.load(str(Path(site.dir) / "none.yaml"), None)
