@@ -102,7 +102,8 @@ class Wiring:
 
 @dataclass(frozen=True)
 class Scratch:
-    """Where a template puts one user's caches, as that user saw it. parent: the directory. above: the part that exists.
+    """Where a template puts one user's caches, as that user saw it; user "": nobody tried. parent: the directory. above: the
+    part that exists.
 
     hung: what was being done when it stopped answering. error: the system's words. link: a user's symlink is in the path.
     fstype, options: from the mount table. flock: EXCLUDED, OBTAINED, or the error. across: the same by node, None: not
@@ -182,7 +183,8 @@ def findings(facts: Facts) -> Iterator[Finding]:
         yield _interpreter(one)
     if facts.wiring is None:
         words = "hooks, slurm.conf, scratch, log and sweep were not looked at: there are no settings to go by"
-        yield Finding("config", "settings", WARNING, words, f"{facts.compiled.command} && jobcache check")
+        again = facts.compiled.command.replace("jobcache apply", "jobcache check", 1)
+        yield Finding("config", "settings", WARNING, words, f"{facts.compiled.command} && {again}")
     else:
         yield from _wiring(facts, facts.wiring)
     for place in facts.scratch:
@@ -437,6 +439,10 @@ def is_below(path: str, above: str) -> bool:
 
 
 def _scratch(place: Scratch) -> Iterator[Finding]:
+    if not place.user:
+        words = f"{place.template}: no user has a directory there yet, so nobody tried it"
+        yield Finding("scratch", "writable", PROBLEM, words, "jobcache check --user NAME    # of an ordinary user")
+        return
     where = f"{place.parent or place.template} as {place.user}"
     if place.hung:
         words = f"{where}: did not answer while {place.hung}"

@@ -225,7 +225,8 @@ def _answer(job_id: int, told: list[Event], there: Sequence[Remains], slurm: Slu
 
 def _still_there(told: list[Event], there: Sequence[Remains], slurm: Slurms) -> tuple[str, str]:
     one = there[-1].found
-    holders = f", used by {', '.join(one.nodes)}" if one.nodes else ""
+    held = "used by" if is_alive(slurm.state) else "with leases of"
+    holders = f", {held} {', '.join(one.nodes)}" if one.nodes else ""
     where = f"It is there: {', '.join(remains.found.path for remains in there)}{holders}."
     if one.kind != "cache":
         return f"{where} It is no cache any more: renamed away, or never finished.", "jobcache sweep --dry-run"
@@ -239,7 +240,10 @@ def _still_there(told: list[Event], there: Sequence[Remains], slurm: Slurms) -> 
     if kept:
         means, mend = REASONS.get(kept.get("reason", ""), (kept.get("reason", ""), ""))
         return f"{where} Its job is over, and it is kept: {means}.", mend
-    return f"{where} Its job is over: an orphan, which the next sweep reaps.", "jobcache sweep --dry-run"
+    return (
+        f"{where} Its job is over: an orphan. A sweep reaps it, when it has given no sign of life for `sweep.grace`.",
+        "jobcache sweep --dry-run",
+    )
 
 
 def _gone(ended: list[Event], told: list[Event], slurm: Slurms) -> tuple[str, str]:

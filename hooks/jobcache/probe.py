@@ -65,8 +65,7 @@ def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
         root=root,
     )
     if who is None:
-        lost = "no user has a directory there yet, so nobody tried it; name one with --user"
-        facts = replace(facts, scratch=tuple(Scratch(text, "?", error=lost) for text in site.current))
+        facts = replace(facts, scratch=tuple(Scratch(text, "") for text in site.current))
     return facts
 
 

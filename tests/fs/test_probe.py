@@ -61,7 +61,8 @@ def test_scratch_as_its_user(site: Site, home: Path) -> None:
 @needs_root
 def test_nobody_has_a_directory_yet(site: Site) -> None:
     """Then it says that nobody tried, and tries as whom it is told to: the directory can be made."""
-    assert "--user" in findings(site)[1]["writable"][0]["fact"]
+    (row,) = findings(site)[1]["writable"]
+    assert row["level"] == "problem" and "nobody tried it" in row["fact"] and "jobcache check --user NAME" in row["mend"]
     (row,) = findings(site, "--user", ALICE)[1]["writable"]
     assert row["level"] == "ok" and "is not there yet" in row["fact"]
     assert list(site.scratch.iterdir()) == []

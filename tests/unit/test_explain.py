@@ -43,7 +43,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[Remains], Slurms, str]] = {
     "a reason of another version": ([event("cache.skipped", 1, reason="phase_of_moon")], [], OVER, "phase_of_moon"),
     "alive": ([MADE], [remains()], Slurms("RUNNING"), "used by n1. Its job is RUNNING"),
     "kept": ([event("cache.kept", 5, outcome="kept", reason="user_keep")], [remains()], OVER, "JOBCACHE=keep"),
-    "an orphan": ([MADE], [remains()], OVER, "which the next sweep reaps"),
+    "an orphan": ([MADE], [remains()], OVER, "with leases of n1. Its job is over: an orphan"),
     "slurm forgot": ([MADE], [remains()], Slurms(unknown="Invalid job id"), "Invalid job id"),
     "trash": ([], [Remains(Found(kind="trash", path=PATH, job_id=42, run=None, uid=5))], OVER, "no cache any more"),
     "by hand": ([], [Remains(Found(kind="cache", path=PATH, job_id=42, run=0, uid=5))], OVER, "no record of ours"),
