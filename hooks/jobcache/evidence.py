@@ -67,5 +67,6 @@ def _again(one: Found) -> Iterator[Remains]:
     record = facts.pop("record", {})
     if facts:
         identity = tuple(facts["identity"]) if facts["identity"] else None
-        found = Found(**{**facts, "identity": identity, "nodes": tuple(facts["nodes"]), "pids": tuple(facts["pids"])})
+        seen = {"identity": identity, "nodes": tuple(facts["nodes"]), "pids": tuple(facts["pids"])}
+        found = Found(**{**facts, **seen, "now": facts["now"] or time.time()})  # no decision hangs on it
         yield Remains(found, {key: value for key, value in record.items() if value})

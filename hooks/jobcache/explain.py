@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobcache.eventlog import SYSLOG, Event, epoch
+from jobcache.eventlog import SYSLOG, Event, epoch, stamp
 from jobcache.plan import Found
 
 # Each reason: what it means, and what to do about it, "" where nothing is to be done.
@@ -237,6 +237,8 @@ def _still_there(told: list[Event], there: Sequence[Remains], slurm: Slurms) -> 
         return f"{where} Slurm says nothing of its job: {slurm.unknown}.", "jobcache sweep --dry-run"
     if is_alive(slurm.state):
         return f"{where} Its job is {slurm.state}.", ""
+    if not kept and one.keep_until is not None and one.now is not None and one.now < one.keep_until:
+        return f"{where} Its job is over, and it is kept until {stamp(one.keep_until)[:19]}Z, as its record says.", ""
     if kept:
         means, mend = REASONS.get(kept.get("reason", ""), (kept.get("reason", ""), ""))
         return f"{where} Its job is over, and it is kept: {means}.", mend

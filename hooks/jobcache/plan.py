@@ -104,10 +104,10 @@ def _decide_without_job(one: Found, rules: Rules) -> Decision:
     if one.kind == RUN and one.holder not in (holder.GONE, holder.RELEASED, holder.SILENT):
         return Decision(one, KEEP, {holder.ALIVE: "alive", holder.ELSEWHERE: "other_host"}.get(one.holder, "unconfirmed"))
     least = max(rules.grace, holder.SILENCE) if one.holder == holder.SILENT or one.kind == NEW else rules.grace
+    if one.now is not None and one.now < _keep_until(one, rules):
+        return Decision(one, KEEP, "user_keep" if one.kept else "job_failed")
     if one.now is None or one.now - one.sign < least:
         return Decision(one, KEEP, "young")
-    if one.now < _keep_until(one, rules):
-        return Decision(one, KEEP, "user_keep" if one.kept else "job_failed")
     if one.pids:
         return Decision(one, KEEP, "in_use")
     return Decision(one, REAP, {NEW: "half_made", TRASH: "trash"}.get(one.kind, "orphan"))
@@ -123,10 +123,10 @@ def _decide(one: Found, listings: Sequence[Listing], rules: Rules, confirmed: bo
         return Decision(one, KEEP, "alive")
     if not confirmed:
         return Decision(one, KEEP, "unconfirmed")
+    if one.now is not None and one.now < _keep_until(one, rules):
+        return Decision(one, KEEP, "user_keep" if one.kept else "job_failed")
     if one.now is None or one.now - one.sign < rules.grace:
         return Decision(one, KEEP, "young")
-    if one.now < _keep_until(one, rules):
-        return Decision(one, KEEP, "user_keep" if one.kept else "job_failed")
     if one.pids:
         return Decision(one, KEEP, "in_use")
     if one.local and any(node != rules.node for node in one.nodes):

@@ -76,6 +76,7 @@ def test_kept_and_requeued(site: Wired) -> None:
     site.wait(job)
     story = explain(site, job)
     assert "JOBCACHE=keep" in story["answer"] and "until 2" in story["lines"][-1]["what"]
+    assert "kept until 2" in explain(site, job, "/dev/null")["answer"]  # as to who may not read the log
     job = site.batch('touch $HF_DATASETS_CACHE/x; [ -n "$SLURM_RESTART_COUNT" ] || sleep 60', "--requeue")
     site.wait_for(site.cache(job) / "x")
     site.cluster.run("scontrol", "requeue", str(job))

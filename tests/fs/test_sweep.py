@@ -146,7 +146,7 @@ def test_young_and_kept(site: Site, slurm: FakeSlurm) -> None:
     site.task_prolog(8, JOBCACHE="keep")
     site.epilog(8)
     site.configure(sweep={"grace": "1h", "confirm": "0s"})
-    assert set(decisions(site).values()) == {("keep", "young")}
+    assert decisions(site) == {"hf-datasets-7": ("keep", "young"), "hf-datasets-8": ("keep", "user_keep")}
     site.configure(sweep={"grace": "0s", "confirm": "0s"})
     assert decisions(site) == {"hf-datasets-7": ("reap", "orphan"), "hf-datasets-8": ("keep", "user_keep")}
     site.configure(keep_max="0s")

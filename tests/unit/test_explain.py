@@ -44,6 +44,8 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[Remains], Slurms, str]] = {
     "alive": ([MADE], [remains()], Slurms("RUNNING"), "used by n1. Its job is RUNNING"),
     "kept": ([event("cache.kept", 5, outcome="kept", reason="user_keep")], [remains()], OVER, "JOBCACHE=keep"),
     "an orphan": ([MADE], [remains()], OVER, "with leases of n1. Its job is over: an orphan"),
+    "kept, and no event": ([], [remains(keep_until=1795440127.0, now=1795353809.0)], OVER, "kept until 2026-11-23T13:22:07Z"),
+    "kept for long enough": ([], [remains(keep_until=1795353808.0, now=1795353809.0)], OVER, "an orphan"),
     "slurm forgot": ([MADE], [remains()], Slurms(unknown="Invalid job id"), "Invalid job id"),
     "trash": ([], [Remains(Found(kind="trash", path=PATH, job_id=42, run=None, uid=5))], OVER, "no cache any more"),
     "by hand": ([], [Remains(Found(kind="cache", path=PATH, job_id=42, run=0, uid=5))], OVER, "no record of ours"),

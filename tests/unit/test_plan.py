@@ -133,6 +133,7 @@ def test_a_forged_keep_is_bounded() -> None:
     """keep_until in a record is honoured within keep_max."""
     assert decide(orphan(kept=True, keep_until=NOW + 10)).reason == "user_keep"
     assert decide(orphan(keep_until=NOW + 10)).reason == "job_failed"
+    assert decide(orphan(kept=True, keep_until=NOW + 10, sign=NOW - 1)).reason == "user_keep"  # from the first moment
     assert decide(orphan(kept=True, keep_until=NOW + 1e9, sign=NOW - 86401)).action == REAP
 
 
