@@ -324,7 +324,9 @@ def _task_prolog(facts: Facts, wiring: Wiring, conf: str) -> Iterator[Finding]:
     if chain_to is not None:
         if chain_to.kind == "missing" or not chain_to.executable:
             words = f"task_prolog.chain: {chain_to.path} is not there, or not executable: it is not run"
-            yield Finding("slurm", "chain", PROBLEM, words, f"chmod 755 {chain_to.path}")
+            put = f"ls -l {chain_to.path}    # put it there, or correct task_prolog.chain in {facts.compiled.config}"
+            mend = put if chain_to.kind == "missing" else f"chmod 755 {chain_to.path}"
+            yield Finding("slurm", "chain", PROBLEM, words, mend)
         elif chain_to.kind in ("ours", "chained"):
             words = f"task_prolog.chain: {chain_to.path} runs our TaskProlog again, without end"
             mend = f"task_prolog: {{chain: null}}    # in {facts.compiled.config}, then {facts.compiled.command}"

@@ -106,7 +106,7 @@ def _print(told: explain.Story) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, soft_wrap=True)
     slurm = told.slurm
-    state = f"{slurm.state}, by {slurm.by}" if slurm.state else "Slurm does not know it, or no more"
+    state = f"{slurm.state}, by {slurm.by}" if slurm.state else f"Slurm says nothing of it: {plain(slurm.unknown)}"
     facts = [f"of {plain(told.user)}" if told.user else "", f"on {slurm.nodes}" if slurm.nodes else "", f"({state})"]
     console.print(Text(f"Job {told.job_id} {' '.join(fact for fact in facts if fact)}", style="bold"))
     styles = {"warning": "yellow", "error": "red", "debug": "dim"}

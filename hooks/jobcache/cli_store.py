@@ -105,10 +105,21 @@ def _say_published(to: store.Publisher, done: store.Published) -> int:
 # --------------------------------------------------------------------------------------------------------------- looking
 
 
+def _not_roots(place: prune.Place) -> None:
+    """Refuse a store that is root's, with the mend."""
+    if place.owner == 0:
+        raise click.ClickException(
+            f"{place.path} belongs to root, and is looked at and pruned as its owner, who is not root: "
+            f"give it to an account of its own (`chown -R NAME {place.path}`)"
+        )
+
+
 def list_command(config_file: str, hooks: Optional[str], sites: bool, user: Optional[str], as_json: bool, deep: bool) -> int:
     """Print what is in a store; `deep` reads each build, and says which are not whole. Return the exit status."""
     site, _ = load(config_file, hooks)
     place = place_of(site, sites, user)
+    if os.geteuid() == 0:
+        _not_roots(place)
     trouble: list[str] = []
     rows = [_row(place, one) for one in prune.seen(place, deep, trouble) if one.kind == "build"]
     bad = [row for row in rows if row["problem"]]
@@ -171,11 +182,9 @@ def prune_command(config_file: str, hooks: Optional[str], sites: bool, user: Opt
     if os.geteuid() == 0 and not sites and not user and site.store_site and os.path.isdir(site.store_site):
         places.append(prune.sites_place(site))
     for place in places:
-        if place.owner == 0 or os.geteuid() not in (0, place.owner):
-            raise click.ClickException(
-                f"{place.path} belongs to {user_name(place.owner)}, and is pruned as its owner, who is not root: "
-                f"give it to an account of its own (`chown -R NAME {place.path}`)"
-            )
+        _not_roots(place)
+        if os.geteuid() not in (0, place.owner):
+            raise click.ClickException(f"{place.path} belongs to {user_name(place.owner)}: run this as that account, or as root")
     result = prune.run(site, places, dry_run)
     if not dry_run:
         _tell_pruned(site, result)

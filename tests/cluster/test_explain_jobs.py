@@ -90,3 +90,4 @@ def test_a_job_that_never_was(site: Wired) -> None:
     argv = ["explain", "--hooks", str(site.site.hooks), "99999", str(site.site.log)]
     result = CliRunner().invoke(main, argv, catch_exceptions=False)
     assert result.exit_code == 1 and "Nothing is known of this job" in result.output
+    assert "Slurm says nothing of it: " in result.output and "Invalid job id" in result.output

@@ -290,12 +290,15 @@ def test_the_sites_store_has_an_owner_who_is_not_root(jobs: Jobs, template: Temp
         (stored / "files/x").write_text("x")
     assert command(jobs, "verify", "--site").returncode == 0
     used(stored, 100)
-    assert "belongs to" in command(jobs, "prune", "--site").stderr and stored.exists()
+    said = command(jobs, "prune", "--site").stderr
+    assert f"belongs to {BOB}: run this as that account" in said and "chown" not in said and stored.exists()
     queue(jobs, running(time.time() + 3600))
     assert command(jobs, "prune", "--site", user="root").returncode == 0
     assert not stored.exists()
     shutil.chown(place, "root")
-    assert "is not root" in command(jobs, "prune", "--site", user="root").stderr
+    for name in ("prune", "list", "verify"):
+        done = command(jobs, name, "--site", user="root")
+        assert done.returncode == 1 and "is not root" in done.stderr and "chown -R NAME" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------ decisions

@@ -240,3 +240,10 @@ def test_what_is_to_be_made_and_whose_it_is(template: str, parent: str, above: s
     """A user's directory is made for the user; what stands above it is never given to one."""
     (one,) = bad(scratch(template=template, parent=parent, above=above, error="Permission denied"))
     assert one.mend.startswith(mend)
+
+
+def test_what_is_not_there_is_not_made_executable() -> None:
+    (one,) = bad(wiring(chain=Script("/s", "missing", executable=False)))
+    assert "chmod" not in one.mend and "task_prolog.chain" in one.mend
+    (one,) = bad(wiring(chain=Script("/s", "other", executable=False)))
+    assert one.mend == "chmod 755 /s"
