@@ -408,6 +408,8 @@ def day_two(job: int) -> None:
     admin("find /scratch/gpfs/alice/.cache | sort")
     said = admin("jobcache report --since 30d")
     check("it tells whose caches those were", ALICE in said, said)
+    run("jobcache", "report", "--html", "/tmp/report.html")
+    check("and draws it", "<svg" in Path("/tmp/report.html").read_text())
     admin("jobcache sweep --dry-run")
     admin("jobcache sweep --shard 3/8")
     admin("jobcache sweep")

@@ -1,4 +1,4 @@
-"""Completion in real shells: what a user gets who types a part of a word and presses Tab."""
+"""Completion in real shells, by the files that packages install: what a user gets who types a part of a word and presses Tab."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def needs(shell: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(shell) is None, reason=f"apt-get install {shell}")
 
 
+FILES = Path(__file__).parents[2] / "etc/completion"
 CASES = {
     "jobcache che": {"check"},
     "jobcache sweep --dry": {"--dry-run"},
@@ -47,7 +48,7 @@ CASES = {
 def test_bash(env: dict[str, str], typed: str) -> None:
     words = typed.split()
     script = (
-        'eval "$(jobcache completion bash)"; complete -p jobcache >/dev/null || exit 9\n'
+        f". {FILES}/jobcache; complete -p jobcache >/dev/null || exit 9\n"
         f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}\n"
         "_jobcache_completion jobcache; printf '%s\\n' \"${COMPREPLY[@]}\""
     )
@@ -59,7 +60,7 @@ def test_bash(env: dict[str, str], typed: str) -> None:
 @needs("fish")
 @pytest.mark.parametrize("typed", CASES)
 def test_fish(env: dict[str, str], typed: str) -> None:
-    script = f"jobcache completion fish | source; complete -C '{typed}'"
+    script = f"source {FILES}/jobcache.fish; complete -C '{typed}'"
     done = subprocess.run(["fish", "--no-config", "-c", script], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert {line.split("\t")[0] for line in done.stdout.splitlines()} == CASES[typed]
@@ -74,7 +75,7 @@ def test_zsh(env: dict[str, str], typed: str) -> None:
     if pid == 0:
         os.execve("/usr/bin/zsh", ["zsh", "-f", "-i"], env)
     try:
-        setup = 'PS1="> "; unsetopt zle_bracketed_paste; autoload -U compinit; compinit -D -u; eval "$(jobcache completion zsh)"'
+        setup = f'PS1="> "; unsetopt zle_bracketed_paste; fpath=({FILES} $fpath); autoload -U compinit; compinit -D -u'
         os.write(terminal, f'{setup}; echo rea""dy\n'.encode())
         seen = until(terminal, rb"ready\r?\n")
         os.write(terminal, typed.encode() + b"\t")

@@ -103,8 +103,9 @@ def test_hooks_as_shipped_agree(tmp_path: Path) -> None:
         hook = tmp_path / "deb/usr/libexec/jobcache" / name
         assert hook.read_bytes() == (ROOT / "hooks" / name).read_bytes() and os.access(hook, os.X_OK)
         assert f"jc_lib={settings.LIB}\n" in hook.read_text()
-    shipped = {path.name for path in (tmp_path / "deb/usr/share/slurm-jobcache/jobcache").glob("*.py")}
-    assert shipped == {path.name for path in (ROOT / "hooks/jobcache").glob("*.py")}
+    shipped, source = tmp_path / "deb/usr/share/slurm-jobcache/jobcache", ROOT / "hooks/jobcache"
+    files = {path.relative_to(source) for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()} == files
 
 
 def test_rpm_and_deb_are_alike(tmp_path: Path) -> None:
