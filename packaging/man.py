@@ -108,7 +108,7 @@ def one_command(name: str, found: click.Command, above: click.Context) -> list[s
         return lines
     arguments = [param for param in found.params if isinstance(param, click.Argument)]
     words = " ".join(param.make_metavar(context) if _takes_context(param) else param.make_metavar() for param in arguments)  # type: ignore[call-arg]
-    lines = [f".Ss {name} {re.sub('[][.]', '', words)}".rstrip(), *body(found.help or "")]
+    lines = [f".Ss {name} {_several(words)}".rstrip(), *body(found.help or "")]
     options = [param for param in found.params if isinstance(param, click.Option) and not param.hidden]
     if options:
         lines += [".Bl -tag -width Ds"]
@@ -116,6 +116,11 @@ def one_command(name: str, found: click.Command, above: click.Context) -> list[s
             lines += one_option(option, context)
         lines += [".El"]
     return lines
+
+
+def _several(words: str) -> str:
+    """`[FILE]...` as manuals have it; nothing after it is punctuation."""
+    return re.sub(r"(\w)(\]?)\.\.\.", r"\1 ...\2\\&", words)
 
 
 def _takes_context(param: click.Parameter) -> bool:
@@ -170,7 +175,9 @@ def configuration() -> str:
         if key.kind.get("kind") == "rules":
             lines += ["Default: none.", "Example:", *literal(_rules(key.about["examples"][0]))]
         else:
-            lines += textwrap.wrap(f"Default: {quoted(default)} ; for example {quoted(example)} .", 78, **_WHOLE)
+            # As one types it: a hyphen that a line may end after is another character.
+            typed = (quoted(value).replace("-", "\\-") for value in (default, example))
+            lines += textwrap.wrap("Default: {}; for example {}.".format(*typed), 78, **_WHOLE)
     return "\n".join([*lines, ".El", *see("jobcache-hooks 7", "jobcache 8")]) + "\n"
 
 

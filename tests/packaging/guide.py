@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-PROGRAMS = "apt-get|cp|dnf|editor|find|jobcache|ln|/opt/jobcache-\\S+|packaging/\\S+|scontrol|srun|systemctl|tar|touch|zypper"
-TRIALS = {"dnf ": "rpm", "zypper ": "opt", "tar ": "tree", "/opt/": "tree", "packaging/": "build"}
+PROGRAMS = (
+    "apt-get|cp|dnf|editor|find|install|jobcache|ln|/opt/jobcache-\\S+|packaging/\\S+|scontrol|srun|systemctl|tar|touch|zypper"
+)
+TRIALS = {"dnf ": "rpm", "zypper ": "opt", "tar ": "tree", "install -d /etc/": "tree", "/opt/": "tree", "packaging/": "build"}
 
 
 def commands(page: str) -> dict[str, str]:

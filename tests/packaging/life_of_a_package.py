@@ -357,6 +357,7 @@ def package(by: Deb) -> None:
     mine = CONFIG.read_text()
     check("the configuration that comes along has all its keys", mentions(mine, "\n  grace: 1s", "\n  confirm: 1s"), mine)
     admin("jobcache apply", status=1)
+    admin("install -d -m 700 -o alice /scratch/gpfs/alice")
     check("hooks without a policy do nothing", not run(f"{by.libexec}/task-prolog") and not run(f"{by.libexec}/epilog"))
 
     with Cluster(name="life", root="/tmp", conf=CONF) as cluster:
@@ -456,7 +457,7 @@ def removals(by: Deb, cluster: Cluster) -> None:
     text = cluster.conf_file.read_text()
     cluster.conf_file.write_text("".join(line for line in text.splitlines(True) if "jobcache" not in line))
     refused = by.refused()
-    check("nor before Slurm has been told", "scontrol show config: " in refused, refused)
+    check("nor before Slurm has been told", mentions(refused, "scontrol show config: ", "slurm.conf is clean"), refused)
 
     site = Path("/etc/slurm/epilog.d")
     site.mkdir()
@@ -522,11 +523,10 @@ def tree(old: str, new: str) -> None:
         said = admin(f"{named}/setup", *trees)
         check("setup finds a Python, and says what comes next", mentions(said, "by /usr/bin/python3", "apply --config"), said)
         check("in there, a user can run it", run("su", "-s", "/bin/sh", "-c", f"{one}/bin/jobcache --version", ALICE))
-    CONFIG.parent.mkdir()
+    admin("install -d /etc/jobcache && install -d -m 750 /var/log/jobcache")
     admin("/opt/jobcache-0.1.0/bin/jobcache show-config --example >/etc/jobcache/jobcache.yaml", *trees)
     edit("  #grace: 1h", "  grace: 1s")
     edit("  #confirm: 2m", "  confirm: 1s")
-    LOG.parent.mkdir()
     with Cluster(name="life", root="/tmp", conf=CONF) as cluster:
         conf = found_by_default(cluster)
         said = run(f"{old_tree}/bin/jobcache", "apply")
