@@ -39,6 +39,8 @@ os.read(0, 1)
 
 def replace(command: "Sequence[str]", env: "dict[str, str]") -> "int":
     """Become the command. Return, having said why, only where that fails: the exit status that a shell would give."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and a command does not expect to be
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvpe(command[0], list(command), env)
     except OSError as error:
@@ -57,8 +59,6 @@ def run(command: "Sequence[str]", env: "dict[str, str]", tick: "Callable[[], Non
     try:
         pid = os.fork()
         if pid == 0:
-            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and a command does not expect to be
-                signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os._exit(replace(command, env))
         return _exit_status(_attend(pid, witness, tick, every))

@@ -205,6 +205,13 @@ def test_without_a_cache(user: User, env: dict[str, str], said: str) -> None:
     assert (done.stdout, done.returncode) == ("/mine\n\n", 4) and said in done.stderr
 
 
+@pytest.mark.parametrize("env", [{}, {"JOBCACHE": "off"}, {"HF_HUB_OFFLINE": "1"}])
+def test_no_signal_is_ignored(user: User, env: dict[str, str]) -> None:
+    """With a cache and without: Python ignores SIGPIPE, which a command that writes into `head` lives by."""
+    done = user.run("grep SigIgn /proc/self/status", env=env)
+    assert int(done.stdout.split()[1], 16) == 0
+
+
 def test_as_root_there_is_none(user: User) -> None:
     """Nothing is deleted as root, so nothing is made; the command runs, and why is said."""
     if os.geteuid() != 0:
