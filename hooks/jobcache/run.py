@@ -71,7 +71,12 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
         forget_another(env, tree["exports"])
     if env.get("JOBCACHE") == "off" or ours:
         return relay.replace(command, env)
-    wish = wish_of(env, tree)
+    try:
+        wish = wish_of(env, tree)
+    except layout.TemplateError as error:
+        if path or config_file:
+            raise
+        return _without(command, env, f"no path can be made of HOME and XDG_CACHE_HOME: {error}")
     why_not = wish.why_not or ("nothing is ever deleted as root, so nothing is made" if os.geteuid() == 0 else "")
     if os.path.lexists(f"{settings.LIB}/{settings.OFF}"):
         why_not = f"{settings.LIB}/{settings.OFF} is there"
@@ -139,7 +144,9 @@ def default_path() -> str:
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not base.startswith("/"):  # as the XDG specification has it
         base = os.path.expanduser("~/.cache")
-    return f"{base.rstrip('/')}/jobcache/{{uid}}/hf-datasets-{{job_id}}"
+    if base.startswith("/"):
+        base = "".join(f"/{part}" for part in base.split("/") if part not in ("", "."))
+    return f"{base}/jobcache/{{uid}}/hf-datasets-{{job_id}}"
 
 
 def own_settings(config_file: Optional[str], path: Optional[str]) -> settings.Settings:

@@ -227,6 +227,17 @@ def test_where_none_can_be_made(user: User) -> None:
     assert (done.stdout, done.returncode) == ("\n\n", 5) and "Permission denied" in done.stderr
 
 
+@pytest.mark.parametrize("env", [{"HOME": "here"}, {"HOME": "/home/../home"}, {"XDG_CACHE_HOME": "/home/{x}"}])
+def test_a_home_of_which_no_path_can_be_made(user: User, env: dict[str, str]) -> None:
+    """That is no mistake of the command's, which runs."""
+    if os.path.exists("/etc/jobcache/jobcache.yaml"):
+        pytest.skip("this machine has a configuration")
+    done = user.jobcache("run", "sh", "-c", f"{SHOW}; exit 5", env=env)
+    assert (done.stdout, done.returncode) == ("\n\n", 5) and "HOME" in done.stderr
+    done = user.jobcache("run", "sh", "-c", SHOW, env={"XDG_CACHE_HOME": f"{user.home}//x/./"})
+    assert done.stdout.startswith(f"{user.home}/x/jobcache/") and done.stderr == ""
+
+
 def test_within_another(user: User) -> None:
     """A script that calls itself, or is called, by `jobcache run` has one cache, and the inner one does not reap it."""
     command = f"{sys.executable} -m jobcache.cli run --config {user.config} -- sh -c 'echo $HF_DATASETS_CACHE'"
