@@ -37,6 +37,10 @@ os.read(0, 1)
 """
 
 
+class NoProcess(Exception):
+    """There is no process to be had for the command; nothing has begun."""
+
+
 def replace(command: "Sequence[str]", env: "dict[str, str]") -> "int":
     """Become the command. Return, having said why, only where that fails: the exit status that a shell would give."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and a command does not expect to be
@@ -52,15 +56,25 @@ def run(command: "Sequence[str]", env: "dict[str, str]", tick: "Callable[[], Non
     """Run the command to its end; return its exit status as a shell tells it, 128+n where signal n killed it.
 
     tick: called each `every` seconds meanwhile. From now on the signals in PASSED are blocked in this process, so that
-    what is to be done at the end is done; ask `told`. Raise OSError where there is no process to be had.
+    what is to be done at the end is done; ask `told`. Raise NoProcess, with all signals as they were.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED | {signal.SIGCHLD})
-    witness = _Witness()
+    reaping = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it, as some who start us do, is told no status
+    witness = None
     try:
+        witness = _Witness()
         pid = os.fork()
-        if pid == 0:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            os._exit(replace(command, env))
+    except OSError as error:
+        if witness:
+            witness.dismiss()
+        signal.signal(signal.SIGCHLD, reaping)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise NoProcess(str(error)) from None
+    if pid == 0:
+        signal.signal(signal.SIGCHLD, reaping)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os._exit(replace(command, env))
+    try:
         return _exit_status(_attend(pid, witness, tick, every))
     finally:
         witness.dismiss()

@@ -99,9 +99,13 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
     elif claim.below:
         seeds.late(claim.path)
     seeds.tell(wish.syslog, _facts(job, claim))
-    env.update((name, value.replace("{cache}", cache)) for name, value in wish.exports.items())
-    env["JOBCACHE_DIR"] = claim.path
-    status = relay.run(command, env, lambda: holder.beat(lock), holder.BEAT)
+    exports = {name: value.replace("{cache}", cache) for name, value in wish.exports.items()}
+    try:
+        status = relay.run(command, {**env, **exports, "JOBCACHE_DIR": claim.path}, lambda: holder.beat(lock), holder.BEAT)
+    except relay.NoProcess as error:
+        os.close(lock)
+        _end(parent_fd, name, fd, claim, wish, job, "", 0)
+        return _without(command, env, str(error))
     os.close(lock)
     _end(parent_fd, name, fd, claim, wish, job, stores["store"], status)
     return status

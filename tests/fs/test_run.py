@@ -238,6 +238,32 @@ def test_a_home_of_which_no_path_can_be_made(user: User, env: dict[str, str]) ->
     assert done.stdout.startswith(f"{user.home}/x/jobcache/") and done.stderr == ""
 
 
+def test_where_no_process_is_to_be_had(user: User) -> None:
+    """The command takes our place, and no cache is left behind."""
+    limits = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NPROC, (1, 1)); os.execv(sys.argv[1], sys.argv[1:])"
+    argv = [sys.executable, "-m", "jobcache.cli", "run", "--config", user.config, "--", "/bin/echo", "ran"]
+    env = {"HOME": str(user.home), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", limits, *argv], env=env, cwd="/", capture_output=True, text=True, check=False,
+        user=WHO.pw_uid, group=WHO.pw_gid, extra_groups=[],
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "ran\n") and "temporarily unavailable" in done.stderr
+    assert user.left() == []
+
+
+def test_started_by_one_who_ignores_its_children(user: User) -> None:
+    """As some schedulers and containers do: the status is the command's all the same, and the cache goes."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    done = user.run("exit 7", preexec_fn=ignore)
+    assert (done.returncode, done.stderr) == (7, "")
+    done = user.jobcache("run", "--config", user.config, "--", "grep", "SigIgn", "/proc/self/status", preexec_fn=ignore)
+    assert int(done.stdout.split()[1], 16) == 1 << (signal.SIGCHLD - 1), "as it would be without us"
+    assert user.left() == []
+
+
 def test_within_another(user: User) -> None:
     """A script that calls itself, or is called, by `jobcache run` has one cache, and the inner one does not reap it."""
     command = f"{sys.executable} -m jobcache.cli run --config {user.config} -- sh -c 'echo $HF_DATASETS_CACHE'"
