@@ -179,7 +179,8 @@ def _split(build: Build, build_fd: int, info: "dict[str, Any]", split: str, abou
 def _maps(build_fd: int) -> "list[str]":
     """The results of `map`, `filter` and the like: each is a stream of its own that no info names."""
     with os.scandir(build_fd) as entries:
-        return sorted(entry.name for entry in entries if entry.name.startswith("cache-") and entry.name.endswith(".arrow"))
+        names = [entry.name for entry in entries if entry.name.startswith("cache-") and entry.name.endswith(".arrow")]
+    return sorted(filter(layout.is_build_file, names))
 
 
 def _add(build: Build, build_fd: int, name: str) -> None:

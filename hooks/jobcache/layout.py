@@ -210,7 +210,9 @@ def is_key(key: str) -> bool:
 
 def is_build_file(name: str) -> bool:
     """Whether a file of this name can be part of a build: locks, `tmp*` and what is incomplete never are."""
-    return component(name) and name[0] != "." and not name.startswith("tmp") and not name.endswith((".lock", ".incomplete"))
+    if not component(name) or name[0] == "." or name.startswith("tmp") or name.endswith((".lock", ".incomplete")):
+        return False
+    return not any("\ud800" <= ch < "\udc80" or "\udcff" < ch < "\ue000" for ch in name)  # JSON can say what no name can be
 
 
 class Contents:

@@ -203,8 +203,10 @@ def _fill(staged_fd: int, build_fd: int, key: str, build: builds.Build, to: Publ
         os.utime(files_fd, ns=(build.mtime, build.mtime))
         os.fchmod(files_fd, 0o555 if to.shared else 0o500)
         _write(staged_fd, layout.MANIFEST, json.dumps(_manifest(key, build, to), indent=1) + "\n", sync)
-        contents = layout.Contents(key, build.files, seed.checksum(files_fd))
-        _write(staged_fd, layout.CONTENTS, layout.format_contents(contents), sync)
+        contents = layout.format_contents(layout.Contents(key, build.files, seed.checksum(files_fd)))
+        if layout.parse_contents(contents) is None:
+            raise builds.NotWhole("it has too many files, or one dated before 1970")
+        _write(staged_fd, layout.CONTENTS, contents, sync)
         if sync:
             os.fsync(files_fd)
         os.fchmod(staged_fd, 0o755 if to.shared else 0o700)

@@ -171,6 +171,8 @@ def test_what_else_lies_in_a_build_is_left_behind(jobs: Jobs, template: Template
     names = {path.name for path in build.iterdir()}
     for name in ("x.lock", "tmpabc", "notes.txt", "cache-0000000000000000.arrow"):
         (build / name).write_text("x")
+    (whole,) = build.glob("cache-*[!0].arrow")
+    shutil.copy2(whole, build / "cache-two\nlines.arrow")  # a name that the user gave to `map`
     (build / "cache-1111111111111111.arrow").symlink_to("/etc/passwd")
     os.mkfifo(build / "cache-2222222222222222.arrow")
     (cache / f"{template.key}.incomplete").mkdir()
@@ -181,6 +183,7 @@ def test_what_else_lies_in_a_build_is_left_behind(jobs: Jobs, template: Template
     (stored,) = jobs.stored(LABEL)
     assert {path.name for path in (stored / "files").iterdir()} == names
     seeded = jobs.begin(LABEL)
+    assert links(seeded / template.key) == (len(names), 0)
     assert [str(p.relative_to(seeded)) for p in seeded.rglob("*") if p.name.endswith((".lock", ".incomplete"))] == []
 
 
@@ -271,6 +274,17 @@ def info_that_leads_outside(build: Path) -> None:
     rewrite(build / "dataset_info.json", json.dumps({**said, "dataset_name": "../x"}).encode())
 
 
+def info_with_a_split_that_no_file_can_be(build: Path) -> None:
+    said = info(build)
+    rewrite(
+        build / "dataset_info.json", json.dumps({**said, "splits": {**said["splits"], "\ud800": said["splits"]["test"]}}).encode()
+    )
+
+
+def a_date_before_all(build: Path) -> None:
+    os.utime(shards(build)[0], (-5, -5))
+
+
 def a_link_for_a_shard(build: Path) -> None:
     path = shards(build)[0]
     data = path.read_bytes()
@@ -293,6 +307,7 @@ def rewrite(path: Path, data: bytes) -> None:
 DAMAGE = [
     zero_the_tail, zero_the_end, cut_in_a_batch, cut_between_batches, empty_a_shard, lose_a_shard, empty_info, cut_info,
     lose_info, miscount, swap_two_shards, info_that_names_no_split, info_that_leads_outside, a_link_for_a_shard,
+    info_with_a_split_that_no_file_can_be, a_date_before_all,
 ]  # fmt: skip
 
 
