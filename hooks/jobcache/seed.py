@@ -173,18 +173,25 @@ def _section(source: Source, label: str, into_fd: int, place_fd: int, until: flo
 
 
 def by_last_use(section_fd: int, until: float) -> "list[str]":
-    """Return the builds of a section, the most recently used first; those that were seen by `until`. Raise OSError."""
-    found = []
+    """Return the builds of a section, the most recently used first; those that were seen by `until`. Raise OSError.
+
+    Of several generations only the newest: those before it hold what was replaced, whether retired yet or not.
+    """
+    found: "dict[str, tuple[int, int, str]]" = {}
     with os.scandir(section_fd) as entries:
         for entry in entries:
-            if layout.parse_build(entry.name):
+            parsed = layout.parse_build(entry.name)
+            if parsed:
+                of, generation = parsed
                 try:
-                    found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+                    used = entry.stat(follow_symlinks=False).st_mtime_ns
                 except FileNotFoundError:
                     continue
+                if of not in found or found[of][1] < generation:
+                    found[of] = used, generation, entry.name
                 if time.monotonic() >= until:
                     break
-    return [name for _, name in sorted(found, reverse=True)]
+    return [name for _, _, name in sorted(found.values(), reverse=True)]
 
 
 def _link(section_fd: int, target: str, name: str, owner: int, into_fd: int, place_fd: int) -> "tuple[int, int] | None":

@@ -154,6 +154,16 @@ def test_replaced_when_the_data_changes(jobs: Jobs, template: Template) -> None:
     assert jobs.stored(LABEL) == [new]
 
 
+def test_what_was_replaced_is_not_linked_again(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """Not even where whoever replaced it was killed before it was retired, and a job that had it has dated it since."""
+    old = filled(jobs, template)
+    assert command(jobs, "build", "--label", LABEL, "--rebuild", "--", *copying(template)).returncode == 0
+    (old / "retired").unlink()
+    new = jobs.stored(LABEL)[1]
+    used(new, 1)
+    assert os.readlink(jobs.begin(LABEL) / template.key / "dataset_info.json") == str(new / "files/dataset_info.json")
+
+
 def test_verify_and_list(jobs: Jobs, template: Template) -> None:  # noqa: F811
     """Whole, then damaged: verify says which, and why, with status 1; list shows it."""
     stored = filled(jobs, template)
