@@ -536,19 +536,24 @@ def act(path: str, owner: "int | None", verdicts: "Iterable[Verdict]", until: fl
                     retire(section_fd, one.name)
                     yield verdict, 0, 0
                 else:
-                    yield (verdict, *drop(section_fd, one.name, until))
+                    yield (verdict, *drop(section_fd, one.name, until, one.retired if one.kind == "build" else None))
             except FileNotFoundError:
-                continue  # another pruning was faster
+                continue  # another pruning was faster; what has the name by now is not what was judged
             finally:
                 os.close(section_fd)
     finally:
         os.close(store_fd)
 
 
-def drop(section_fd: int, name: str, until: float) -> "tuple[int, int]":
-    """Delete what no job links to; return (bytes, files). Raise OSError, reaper.Kept."""
+def drop(section_fd: int, name: str, until: float, retired: "float | None" = None) -> "tuple[int, int]":
+    """Delete what no job links to; return (bytes, files). Raise OSError, reaper.Kept.
+
+    retired: when it was, as judged. Raise FileNotFoundError where a build of that name was not retired then.
+    """
     fd = os.open(name, _DIRECTORY, dir_fd=section_fd)
     try:
+        if retired is not None and _retired(fd) != retired:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         trash = reaper.retire_stored(section_fd, name, fd)
         freed = files = 0
         while True:

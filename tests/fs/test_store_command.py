@@ -213,6 +213,22 @@ def test_pruned_by_age_when_nobody_can_hold_a_link(jobs: Jobs, template: Templat
     assert (event["builds"], event["bytes"], event["uid"], event["store"]) == (1, size, UID, str(jobs.path))
 
 
+def test_two_prunings_and_a_publisher(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """While one looks, another deletes the build, and a job publishes it anew, under the same name: that one stays."""
+    old = filled(jobs, template)
+    used(old, 31)
+    with acting_as(ALICE):
+        store.retire(os.open(old.parent, os.O_RDONLY), old.name)
+        judged = store.to_delete(list(store.look(str(jobs.path), UID)), time.time(), None)
+    assert [one.action for one in judged] == ["delete"]
+    assert command(jobs, "prune").returncode == 0 and not old.exists()
+    new = filled(jobs, template)
+    assert new == old and links(jobs.begin(LABEL) / template.key)[0] > 0
+    with acting_as(ALICE):
+        assert list(store.act(str(jobs.path), UID, judged, time.monotonic() + 60)) == []
+    assert (new / "files/dataset_info.json").exists()
+
+
 def test_pruned_by_size_the_longest_unused_first(jobs: Jobs, template: Template) -> None:  # noqa: F811
     """Until the rest fits."""
     for at in range(3):
