@@ -27,6 +27,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _SCHEMA = 1
 _LONGEST = 1 << 24  # bytes of a manifest
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)  # something of a build is not what it was
 _CLOCK_SKEW = 300.0  # seconds by which a filesystem's clock and the controller's may differ
 _DEBRIS_AGE = 86400.0  # seconds without a change, and whoever made it is gone
 _CLEARING = 0.2  # seconds for what could not be published
@@ -299,7 +300,8 @@ class Stored:
     """A build in a store, or what is left of one.
 
     kind: "build", "new", "trash" or "staging". used, retired: seconds since the epoch by the filesystem's clock; retired None:
-    it is not. bytes: allocated. problem: why it is not whole, as far as a look tells.
+    it is not. bytes: allocated. problem: why it is not whole, as far as a look tells. unread: the filesystem did not let us
+    look, and it may be whole.
     """
 
     def __init__(self, kind: str, label: str, name: str, **seen: "Any") -> None:
@@ -313,6 +315,7 @@ class Stored:
         self.files: int = seen.get("files", 0)
         self.manifest: "dict[str, Any]" = seen.get("manifest", {})
         self.problem: str = seen.get("problem", "")
+        self.unread: bool = seen.get("unread", False)
 
     @property
     def path(self) -> str:
@@ -365,25 +368,22 @@ def _stored(section_fd: int, label: str, name: str) -> "Stored | None":
 def _see(section_fd: int, one: Stored, owner: int, deep: bool) -> None:
     try:
         fd = seed.open_below(section_fd, one.name, owner)
-    except (OSError, cachedir.Refused) as error:
-        one.problem = str(error)
-        return
-    try:
-        one.used = os.fstat(fd).st_mtime
-        if one.kind != "build":
-            one.used, one.bytes, one.files = _measure(fd)
-            return
-        one.retired = _retired(fd)
-        _, one.bytes, one.files = _measure(fd)
         try:
+            one.used = os.fstat(fd).st_mtime
+            if one.kind != "build":
+                one.used, one.bytes, one.files = _measure(fd)
+                return
+            one.retired = _retired(fd)
+            _, one.bytes, one.files = _measure(fd)
             contents = seed.read_contents(fd)
             one.key = contents.key
             one.manifest = _read_manifest(fd)
             _verify(fd, one, contents, owner, deep)
-        except (OSError, cachedir.Refused, builds.NotWhole) as error:
-            one.problem = str(error)
-    finally:
-        os.close(fd)
+        finally:
+            os.close(fd)
+    except (OSError, cachedir.Refused, builds.NotWhole) as error:
+        one.problem = str(error)
+        one.unread = isinstance(error, OSError) and error.errno not in _NOT_THERE
 
 
 def _verify(build_fd: int, one: Stored, contents: layout.Contents, owner: int, deep: bool) -> None:
@@ -425,7 +425,7 @@ def _measure(fd: int) -> "tuple[float, int, int]":
         for name in names:
             try:
                 found = os.stat(name, dir_fd=at, follow_symlinks=False)
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):
                 continue
             newest = max(newest, min(found.st_ctime, time.time()))
             total += found.st_blocks * 512
@@ -477,9 +477,14 @@ def to_retire(
 
     Damaged ones go, those of which there is a newer generation, those unused for `max_age`, and then the longest unused
     until the rest has at most `max_size` bytes. What was used since `oldest`, the start of the oldest live job (None:
-    there is none), stays, unless it is damaged or superseded: those who have linked it keep it in either case.
+    there is none), stays, unless it is damaged or superseded: those who have linked it keep it in either case. So does what
+    could not be read.
     """
-    standing = sorted((one for one in found if one.kind == "build" and one.retired is None), key=lambda one: one.used)
+    found = list(found)
+    unread = [one for one in found if one.kind == "build" and one.unread]
+    standing = sorted(
+        (one for one in found if one.kind == "build" and one.retired is None and not one.unread), key=lambda one: one.used
+    )
     newest: "dict[tuple[str, str], int]" = {}
     for one in standing:
         of, generation = layout.parse_build(one.name) or ("", 0)
@@ -492,7 +497,7 @@ def to_retire(
         superseded = generation < newest[one.label, of]
         reasons.append("damaged" if one.problem else "superseded" if superseded else "age" if aged else "")
     total = others + sum(one.bytes for one, reason in zip(standing, reasons) if not reason)
-    verdicts = []
+    verdicts = [Verdict(one, "keep", "unread") for one in unread]
     for one, reason, is_needed in zip(standing, reasons, needed):
         if not reason and not is_needed and total > max_size:
             reason = "size"
@@ -508,9 +513,9 @@ def to_delete(found: "Iterable[Stored]", now: float, oldest: "float | None") -> 
         if one.kind == "trash":
             verdicts.append(Verdict(one, "delete", "trash"))
         elif one.kind in ("new", "staging"):
-            old = now - one.used > _DEBRIS_AGE
+            old = now - one.used > _DEBRIS_AGE and not one.unread
             verdicts.append(Verdict(one, "delete" if old else "keep", "half_made" if old else "young"))
-        elif one.retired is not None:
+        elif one.retired is not None and not one.unread:
             free = oldest is None or one.retired < oldest - _CLOCK_SKEW
             verdicts.append(Verdict(one, "delete" if free else "keep", "retired" if free else "linked"))
     return verdicts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -227,6 +228,27 @@ def test_two_prunings_and_a_publisher(jobs: Jobs, template: Template) -> None:  
     with acting_as(ALICE):
         assert list(store.act(str(jobs.path), UID, judged, time.monotonic() + 60)) == []
     assert (new / "files/dataset_info.json").exists()
+
+
+@pytest.mark.parametrize("operation", ["read", "open", "getattr", "lookup"])
+def test_what_cannot_be_read_is_not_taken_for_damaged(jobs: Jobs, template: Template, operation: str) -> None:  # noqa: F811
+    """A filesystem that errs for a while costs no store a build."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
+    from faultfs import Faults, faulty
+
+    stored = filled(jobs, template)
+    section, under = stored.parent, jobs.site.dir / "under"
+    section.rename(under)
+    section.mkdir()
+    shutil.chown(section, ALICE)
+    for at in range(3, 40, 6):
+        with faulty(under, section, Faults(errors={operation: errno.EIO}, after=at)) as fs:
+            fs.arm()
+            command(jobs, "prune")
+        assert sorted(path.name for path in (under / stored.name).iterdir()) == ["contents", "files", "manifest.json"], at
+    section.rmdir()
+    under.rename(section)
+    assert command(jobs, "verify").returncode == 0 and command(jobs, "prune").returncode == 0
 
 
 def test_pruned_by_size_the_longest_unused_first(jobs: Jobs, template: Template) -> None:  # noqa: F811
