@@ -18,7 +18,7 @@ from jobcache.slurm import Slurm, Unknown
 _AT_ONCE = 4  # stores
 _PATIENCE = 120.0  # seconds without a word, and a store is taken to hang
 _LONGEST = 600.0  # seconds for one store in one pruning
-_REPORT = 1 << 28  # bytes
+_REPORT = 1 << 26  # bytes
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,13 @@ def sites_place(site: Settings) -> Place:
     return Place(path, found.st_uid, found.st_gid, sites=True)
 
 
-def seen(place: Place, deep: bool, trouble: list[str]) -> list[store.Stored]:
-    """Return what is in a store, as its owner sees it, or whoever we are where that is not root."""
+def seen(place: Place, deep: bool, trouble: list[str], told: bool = True) -> list[store.Stored]:
+    """Return what is in a store, as its owner sees it, or whoever we are where that is not root. told: as store.look."""
 
     def work(report: Callable[[dict[str, Any]], None]) -> None:
         try:
-            for one in store.look(place.path, None if place.sites else place.owner, deep, lambda: report({"going": 1})):
+            owner = None if place.sites else place.owner
+            for one in store.look(place.path, owner, deep, lambda: report({"going": 1}), told):
                 report(vars(one))
         except (OSError, cachedir.Refused) as error:
             report({"trouble": f"{place.path}: {error}"})
@@ -106,7 +107,7 @@ def run(site: Settings, stores: Iterable[Place], dry: bool) -> Result:
     try:
         starts = slurm.starts(site.cluster, only_own=own) if stores else {}
         for place in stores:
-            found = seen(place, False, result.trouble)
+            found = seen(place, False, result.trouble, told=False)
             verdicts = store.to_retire(
                 found, time.time(), site.store_max_size, site.store_max_age, _oldest(starts, place), _waiting(found)
             )
@@ -116,7 +117,7 @@ def run(site: Settings, stores: Iterable[Place], dry: bool) -> Result:
         result.unknown = unknown
         return result
     for place in stores:
-        found = seen(place, False, result.trouble)
+        found = seen(place, False, result.trouble, told=False)
         _carry_out(place, store.to_delete(found, time.time(), _oldest(starts, place)), dry, result)
     return result
 

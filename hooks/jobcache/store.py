@@ -26,6 +26,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _SCHEMA = 1
 _LONGEST = 1 << 24  # bytes of a manifest
+_LONGEST_WORD = 255  # characters of a manifest's that are shown
+_MOST_SPLITS = 1000
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)  # something of a build is not what it was
 _CLOCK_SKEW = 300.0  # seconds by which a filesystem's clock and the controller's may differ
@@ -323,9 +325,11 @@ class Stored:
         return f"{layout.VERSION}/{layout.section(self.label)}/{self.name}"
 
 
-def look(path: str, owner: "int | None", deep: bool = False, going: "Callable[[], None]" = lambda: None) -> "Iterator[Stored]":
+def look(
+    path: str, owner: "int | None", deep: bool = False, going: "Callable[[], None]" = lambda: None, told: bool = True
+) -> "Iterator[Stored]":
     """Yield what is in the store at `path`. owner: as of seed.Source. deep: read every file's framing, not its end alone.
-    going: is called before each build.
+    going: is called before each build. told: with what the manifests tell.
 
     Raise cachedir.Refused, OSError; nothing where there is no store.
     """
@@ -347,7 +351,7 @@ def look(path: str, owner: "int | None", deep: bool = False, going: "Callable[[]
                         one = _stored(section_fd, label, name)
                         if one is not None:
                             going()
-                            _see(section_fd, one, owner, deep)
+                            _see(section_fd, one, owner, deep, told)
                             yield one
                 finally:
                     os.close(section_fd)
@@ -365,7 +369,7 @@ def _stored(section_fd: int, label: str, name: str) -> "Stored | None":
     return Stored("build", label, name) if layout.parse_build(name) else None
 
 
-def _see(section_fd: int, one: Stored, owner: int, deep: bool) -> None:
+def _see(section_fd: int, one: Stored, owner: int, deep: bool, told: bool) -> None:
     try:
         fd = seed.open_below(section_fd, one.name, owner)
         try:
@@ -377,16 +381,27 @@ def _see(section_fd: int, one: Stored, owner: int, deep: bool) -> None:
             _, one.bytes, one.files = _measure(fd)
             contents = seed.read_contents(fd)
             one.key = contents.key
-            one.manifest = _read_manifest(fd)
-            _verify(fd, one, contents, owner, deep)
+            manifest = _read_manifest(fd) if told or deep else {}
+            one.manifest = _told(manifest)
+            _verify(fd, one, contents, manifest, owner, deep)
         finally:
             os.close(fd)
     except (OSError, cachedir.Refused, builds.NotWhole) as error:
-        one.problem = str(error)
+        one.problem = str(error)[:1000]
         one.unread = isinstance(error, OSError) and error.errno not in _NOT_THERE
 
 
-def _verify(build_fd: int, one: Stored, contents: layout.Contents, owner: int, deep: bool) -> None:
+def _told(manifest: "dict[str, Any]") -> "dict[str, Any]":
+    """Return what of a manifest is shown, which is the user's to forge: nothing nested, and nothing long."""
+    told = {key: manifest.get(key) for key in ("published_at", "job_id", "by")}
+    told = {key: value for key, value in told.items() if isinstance(value, (str, int)) and len(str(value)) <= _LONGEST_WORD}
+    rows = manifest.get("rows")
+    if isinstance(rows, dict) and len(rows) <= _MOST_SPLITS and all(len(split) <= _LONGEST_WORD for split in rows):
+        told["rows"] = {split: count for split, count in rows.items() if isinstance(count, int) and count < 1 << 63}
+    return told
+
+
+def _verify(build_fd: int, one: Stored, contents: layout.Contents, manifest: "dict[str, Any]", owner: int, deep: bool) -> None:
     """Raise where a build is not whole, or its manifest says what is not so."""
     if one.name.partition(".")[0] != digest(one.key):
         raise cachedir.Refused("damaged", "its name is not that of its key")
@@ -398,7 +413,7 @@ def _verify(build_fd: int, one: Stored, contents: layout.Contents, owner: int, d
         build = builds.check(files_fd, time.monotonic() + 3600, with_maps=True)
         if set(build.files) != set(contents.files):
             raise cachedir.Refused("damaged", "a file in it is not whole, or belongs to no split")
-        said = {key: one.manifest.get(key) for key in ("key", "rows", "files")}
+        said = {key: manifest.get(key) for key in ("key", "rows", "files")}
         if said != {"key": one.key, "rows": build.rows, "files": len(contents.files)}:
             raise cachedir.Refused("damaged", "its manifest says what is not so")
     finally:

@@ -319,6 +319,21 @@ def test_pruning_stays_in_the_store(jobs: Jobs, template: Template) -> None:  # 
     assert sorted(str(path) for path in outside.rglob("*")) == before
 
 
+def test_manifests_that_are_a_bomb(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """Of a user's manifests, root's pruning reads nothing, and `list` no more than it shows."""
+    stored = filled(jobs, template)
+    manifest = stored / "manifest.json"
+    manifest.unlink()
+    manifest.write_text('{"rows": [' + "[]," * 5_000_000 + '0], "by": "' + "x" * 1_000_000 + '"}')
+    used(stored, 31)
+    queue(jobs, running(time.time() - 3600))
+    limited = ["prlimit", f"--as={1 << 28}", sys.executable, "-m", "jobcache.cli", "store", "prune", "--hooks", jobs.site.hooks]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False, env={"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert (done.returncode, done.stderr) == (0, "") and (stored / "retired").exists()
+    (row,) = json.loads(command(jobs, "list", "--json", "--user", ALICE, user="root").stdout)
+    assert (row["rows"], row["by"]) == (None, None)
+
+
 def test_the_sites_store_has_an_owner_who_is_not_root(jobs: Jobs, template: Template) -> None:  # noqa: F811
     """Filled by its owner, read by everybody, pruned by its owner or by root in their place; never by a user."""
     place = jobs.site.dir / "site-store"
