@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
-from jobcache import asuser, cachedir, find, layout, reaper, seed, store, sweep
+from jobcache import asuser, cachedir, find, layout, reaper, seed, store, survey, sweep
 from jobcache.settings import Settings
 from jobcache.slurm import Slurm, Unknown
 
 _AT_ONCE = 4  # stores
 _PATIENCE = 120.0  # seconds without a word, and a store is taken to hang
-_LONGEST = 600.0  # seconds for one store in one pruning
+_LONGEST = 600.0  # seconds for one owner's stores in one pruning, so that nobody keeps it from the others
+_MOST_LATE = 4  # stores in a row that do not answer, before the others are left for another time
 _REPORT = 1 << 26  # bytes
 
 
@@ -71,7 +72,34 @@ def sites_place(site: Settings) -> Place:
     return Place(path, found.st_uid, found.st_gid, sites=True)
 
 
-def seen(place: Place, deep: bool, trouble: list[str], told: bool = True) -> list[store.Stored]:
+class Turns:
+    """Who has had how much of a pruning's time: an owner whose is up, and a store that hangs, is left for another time."""
+
+    def __init__(self, hung: survey.Hung) -> None:
+        self._hung = hung
+        self._spent: dict[int, float] = {}  # seconds by owner
+        self._lost: set[str] = set()
+        self._late = 0
+
+    def left(self, place: Place) -> float:
+        """Return the seconds that are left for this store."""
+        if place.path in self._lost:
+            return 0.0
+        if self._late >= _MOST_LATE or self._hung.holds(place.path):
+            self._lost.add(place.path)
+        return 0.0 if place.path in self._lost else max(0.0, _LONGEST - self._spent.get(place.owner, 0.0))
+
+    def took(self, place: Place, seconds: float, child: asuser.Child) -> None:
+        """Note how long a child was at this store, and whether it got done."""
+        self._spent[place.owner] = self._spent.get(place.owner, 0.0) + seconds
+        self._late = self._late + 1 if child.status == "late" else 0
+        if child.status != "done":
+            self._lost.add(place.path)
+        if child.stuck:
+            self._hung.note(place.path, child.pid)
+
+
+def seen(place: Place, deep: bool, trouble: list[str], told: bool = True, turns: Optional[Turns] = None) -> list[store.Stored]:
     """Return what is in a store, as its owner sees it, or whoever we are where that is not root. told: as store.look."""
 
     def work(report: Callable[[dict[str, Any]], None]) -> None:
@@ -82,17 +110,26 @@ def seen(place: Place, deep: bool, trouble: list[str], told: bool = True) -> lis
         except (OSError, cachedir.Refused) as error:
             report({"trouble": f"{place.path}: {error}"})
 
-    return [store.Stored(**fact) for fact in _facts(place, work, trouble)]
+    return [store.Stored(**fact) for fact in _facts(place, work, trouble, turns)]
 
 
-def _facts(place: Place, work: "asuser.Work", trouble: list[str]) -> Iterator[dict[str, Any]]:
+def _facts(place: Place, work: "asuser.Work", trouble: list[str], turns: Optional[Turns]) -> Iterator[dict[str, Any]]:
     uid = place.owner if os.geteuid() == 0 else os.geteuid()
+    began = time.monotonic()
+    left = turns.left(place) if turns else float("inf")
+    if not left:
+        trouble.append(f"{place.path}: left for another time, since it or others do not answer")
+        return
     child = asuser.start(work, uid=uid, gid=place.gid, user=None, places=[], most=_REPORT)
-    for _, _, fact in asuser.each([("", lambda: child)], 1, _PATIENCE):
+    for _, _, fact in asuser.each([("", lambda: child)], 1, min(left, _PATIENCE)):
         if fact is not None and "trouble" in fact:
             trouble.append(fact["trouble"])
         elif fact is not None and "going" not in fact:
             yield fact
+        if fact is not None and time.monotonic() - began >= left:
+            child.kill()
+    if turns:
+        turns.took(place, time.monotonic() - began, child)
     if child.status != "done":
         trouble.append(f"{place.path}: {child.error or 'it does not answer'}")
 
@@ -101,24 +138,25 @@ def run(site: Settings, stores: Iterable[Place], dry: bool) -> Result:
     """Prune `stores` once."""
     result = Result()
     stores = list(stores)
+    turns = Turns(sweep.hung_of(site))
     ask = site.tree["slurm"]
     slurm = Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
     own = all(place.owner == os.geteuid() and not place.sites for place in stores)
     try:
         starts = slurm.starts(site.cluster, only_own=own) if stores else {}
         for place in stores:
-            found = seen(place, False, result.trouble, told=False)
+            found = seen(place, False, result.trouble, told=False, turns=turns)
             verdicts = store.to_retire(
                 found, time.time(), site.store_max_size, site.store_max_age, _oldest(starts, place), _waiting(found)
             )
-            _carry_out(place, verdicts, dry, result)
+            _carry_out(place, verdicts, dry, result, turns)
         starts = slurm.starts(site.cluster, only_own=own) if stores else {}
     except Unknown as unknown:
         result.unknown = unknown
         return result
     for place in stores:
-        found = seen(place, False, result.trouble, told=False)
-        _carry_out(place, store.to_delete(found, time.time(), _oldest(starts, place)), dry, result)
+        found = seen(place, False, result.trouble, told=False, turns=turns)
+        _carry_out(place, store.to_delete(found, time.time(), _oldest(starts, place)), dry, result, turns)
     return result
 
 
@@ -132,7 +170,7 @@ def _waiting(found: Iterable[store.Stored]) -> int:
     return sum(one.bytes for one in found if one.kind == "staging")
 
 
-def _carry_out(place: Place, verdicts: list[store.Verdict], dry: bool, result: Result) -> None:
+def _carry_out(place: Place, verdicts: list[store.Verdict], dry: bool, result: Result, turns: Turns) -> None:
     by_name = {(one.stored.label, one.stored.name): one for one in verdicts}
     todo = [one for one in verdicts if one.action != "keep"]
     if dry or not todo:
@@ -149,7 +187,7 @@ def _carry_out(place: Place, verdicts: list[store.Verdict], dry: bool, result: R
             except (OSError, cachedir.Refused, reaper.Kept) as error:
                 report({"trouble": f"{place.path}/{one.stored.path}: {error}"})
 
-    for fact in _facts(place, work, result.trouble):
+    for fact in _facts(place, work, result.trouble, turns):
         result.verdicts.append((place, by_name[fact["label"], fact["name"]], fact["bytes"], fact["files"]))
 
 

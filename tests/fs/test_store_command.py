@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from test_store import DAMAGE, LABEL, template  # noqa: F401 - a fixture
 
 from home import acting_as
+from hungfs import hung
 from jobcache import layout, prune, settings, store
 from jobcache.cli import main
 from site_dir import ALICE, BOB, Site
@@ -283,6 +284,47 @@ def test_roots_sweep_prunes_once_a_day(jobs: Jobs, template: Template) -> None: 
 
 def sweep(jobs: Jobs, *options: str) -> int:
     return CliRunner().invoke(main, ["sweep", "--hooks", str(jobs.site.hooks), *options], catch_exceptions=False).exit_code
+
+
+def of_bob(jobs: Jobs, stored: Path) -> Path:
+    """The same store once more, which is Bob's."""
+    place = jobs.site.scratch / BOB / ".cache" / "hf-store"
+    shutil.copytree(jobs.path, place, copy_function=shutil.copy2)
+    for path in [place.parents[1], place.parents[0], place, *place.rglob("*")]:
+        shutil.chown(path, BOB)
+    return place / stored.relative_to(jobs.path)
+
+
+def test_a_store_that_hangs(jobs: Jobs, template: Template, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """It costs the others nothing, and one process, which no other follows while it is stuck."""
+    stored = filled(jobs, template)
+    used(stored, 31)
+    bobs = of_bob(jobs, stored)
+    monkeypatch.setattr(prune, "_PATIENCE", 0.5)
+    with hung(jobs.path / "v1") as server:
+        assert sweep(jobs) == 1 and not bobs.exists()
+        assert server.waiting == 1
+        (jobs.site.dir / "run/store-pruned").unlink()
+        assert sweep(jobs) == 1 and server.waiting == 1
+    assert stored.exists()
+
+
+def test_a_store_without_end(jobs: Jobs, template: Template, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """As many builds as a user cares to make keep no pruning from the others' for longer than that user's time."""
+    stored = filled(jobs, template)
+    used(stored, 31)
+    bobs = of_bob(jobs, stored)
+    real = store.look
+
+    def look(path: str, owner: int, deep: bool, going: Callable[[], None], told: bool = True) -> Iterator[store.Stored]:
+        while path == str(jobs.path):
+            going()
+            time.sleep(0.01)
+        yield from real(path, owner, deep, going, told)
+
+    monkeypatch.setattr(store, "look", look)
+    monkeypatch.setattr(prune, "_LONGEST", 3.0)
+    assert sweep(jobs) == 1 and not bobs.exists()
 
 
 def test_where_slurm_is_silent_nothing_is_pruned(jobs: Jobs, template: Template) -> None:  # noqa: F811
