@@ -50,6 +50,8 @@ def find(cache_fd: int, until: float) -> "Iterator[tuple[str, str]]":
     while roots:
         root = roots.pop()
         for path in _below(cache_fd, root, until):
+            if time.monotonic() >= until:
+                return
             if not root and layout.is_scope(path):
                 roots.append(path)
                 continue
@@ -64,7 +66,7 @@ def find(cache_fd: int, until: float) -> "Iterator[tuple[str, str]]":
 
 def _below(cache_fd: int, path: str, until: float) -> "list[str]":
     """Return the directories in a directory of the cache that a build can lie in."""
-    fd = _open(cache_fd, path)
+    fd = _open(cache_fd, path) if time.monotonic() < until else None
     if fd is None:
         return []
     found = []

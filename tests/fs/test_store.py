@@ -515,6 +515,30 @@ def test_the_most_recently_used_are_linked_and_time_is_kept(jobs: Jobs, template
     assert event.get("reason") == ("budget" if len(linked) < 1500 else None)
 
 
+def test_looking_for_builds_ends_in_time(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many directories a user has put into a cache."""
+    cache = jobs.begin(LABEL)
+    for at in range(300):
+        (cache / f"d{at}/a/b").mkdir(parents=True)
+    clock = Clock()
+    monkeypatch.setattr(builds, "time", clock)
+    fd = open_cache(cache)
+    assert list(builds.find(fd, 100.0)) == []
+    os.close(fd)
+    assert clock.now < 110, "it looks at the clock a few times beyond its end"
+
+
+class Clock:
+    """A clock that goes on by one second whenever somebody looks at it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+
 def fill_store(stored: Path, count: int) -> None:
     """Put `count` builds beside `stored`, the first of them used last."""
     import hashlib
