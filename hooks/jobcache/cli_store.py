@@ -105,13 +105,12 @@ def _say_published(to: store.Publisher, done: store.Published) -> int:
 # --------------------------------------------------------------------------------------------------------------- looking
 
 
-def _not_roots(place: prune.Place) -> None:
-    """Refuse a store that is root's, with the mend."""
-    if place.owner == 0:
-        raise click.ClickException(
-            f"{place.path} belongs to root, and is looked at and pruned as its owner, who is not root: "
-            f"give it to an account of its own (`chown -R NAME {place.path}`)"
-        )
+def _roots(place: prune.Place) -> str:
+    """Say what is wrong with a store that is root's, with the mend."""
+    return (
+        f"{place.path} belongs to root, and is looked at and pruned as its owner, who is not root: "
+        f"give it to an account of its own (`chown -R NAME {place.path}`)"
+    )
 
 
 def list_command(config_file: str, hooks: Optional[str], sites: bool, user: Optional[str], as_json: bool, deep: bool) -> int:
@@ -119,7 +118,8 @@ def list_command(config_file: str, hooks: Optional[str], sites: bool, user: Opti
     site, _ = load(config_file, hooks)
     place = place_of(site, sites, user)
     if os.geteuid() == 0:
-        _not_roots(place)
+        if place.owner == 0:
+            raise click.ClickException(_roots(place))
     trouble: list[str] = []
     rows = [_row(place, one) for one in prune.seen(place, deep, trouble) if one.kind == "build"]
     bad = [row for row in rows if row["problem"]]
@@ -181,10 +181,13 @@ def prune_command(config_file: str, hooks: Optional[str], sites: bool, user: Opt
     places = [place_of(site, True)] if sites else list(prune.places(site, wanted_user(user), trouble))
     if os.geteuid() == 0 and not sites and not user and site.store_site and os.path.isdir(site.store_site):
         places.append(prune.sites_place(site))
-    for place in places:
-        _not_roots(place)
-        if os.geteuid() not in (0, place.owner):
-            raise click.ClickException(f"{place.path} belongs to {user_name(place.owner)}: run this as that account, or as root")
+    for place in [place for place in places if place.owner == 0 or os.geteuid() not in (0, place.owner)]:
+        places.remove(place)  # the others' can be pruned all the same
+        trouble.append(
+            _roots(place)
+            if place.owner == 0
+            else f"{place.path} belongs to {user_name(place.owner)}: run this as that account, or as root"
+        )
     result = prune.run(site, places, dry_run)
     if not dry_run:
         _tell_pruned(site, result)
@@ -209,7 +212,7 @@ def prune_daily(config_file: str, hooks: Optional[str]) -> int:
         return 0
     stamp = f"{site.run_dir}/store-pruned"
     try:
-        if time.time() - os.stat(stamp).st_mtime < _DAY:
+        if 0 <= time.time() - os.stat(stamp).st_mtime < _DAY:  # one of tomorrow is of a clock that was wrong
             return 0
     except FileNotFoundError:
         pass

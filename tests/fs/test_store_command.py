@@ -282,6 +282,21 @@ def test_roots_sweep_prunes_once_a_day(jobs: Jobs, template: Template) -> None: 
     assert sweep(jobs) == 0 and not again.exists()
 
 
+def test_what_keeps_no_pruning_from_the_users_stores(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """A site's store that is root's, and a clock that was wrong for once."""
+    stored = filled(jobs, template)
+    used(stored, 31)
+    site = jobs.site.dir / "site-store"
+    site.mkdir()
+    jobs.site.configure(store={**jobs.site.keys["store"], "site": str(site)})
+    stamp = jobs.site.dir / "run/store-pruned"
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.touch()
+    os.utime(stamp, (time.time() + 1000 * DAY,) * 2)
+    done = CliRunner().invoke(main, ["sweep", "--hooks", str(jobs.site.hooks)], catch_exceptions=False)
+    assert done.exit_code == 1 and "is not root" in done.output and not stored.exists()
+
+
 def sweep(jobs: Jobs, *options: str) -> int:
     return CliRunner().invoke(main, ["sweep", "--hooks", str(jobs.site.hooks), *options], catch_exceptions=False).exit_code
 
