@@ -13,7 +13,9 @@ from jobcache import cli_sweep, toparquet
 
 def command(words: Sequence[str], fields: Sequence[str], destination: str, as_json: bool) -> int:
     """Convert, and say how to use it; return the exit status."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what is under way is cleaned up
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what is under way is cleaned up
     try:
         sources = toparquet.parse_sources(words, fields)
         with cli_sweep.progress(as_json) as say:

@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from jobcache.asuser import user_name
 from jobcache.cli_sweep import load, plain, wanted_user
 from jobcache.settings import OFF, Settings
 
+_ENDING = 5.0  # seconds that a command has to end when it is told to
 _DAY = 86400 - 3600  # seconds; less than 24 hours, so that a sweep every hour keeps to its hour
 
 
@@ -25,10 +27,13 @@ def build_command(
     site, _ = load(config_file, hooks)
     to = _to(site, label, sites)
     sources = [] if rebuild else [seed.Source(to.path, [label, ""] if label else [""], os.geteuid())]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what is under way is cleaned up
     try:
         with prune.Building(to, sources) as building:
             try:
-                status = subprocess.run(command, env={**os.environ, "HF_DATASETS_CACHE": building.path}, check=False).returncode
+                status = _run(command, {**os.environ, "HF_DATASETS_CACHE": building.path})
             except OSError as error:
                 raise click.ClickException(f"{command[0]}: {error.strerror}") from None
             if status != 0:
@@ -42,6 +47,21 @@ def build_command(
         raise click.ClickException(f"{to.path}: {error}") from None
     _tell_published(site, to, done)
     return _say_published(to, done)
+
+
+def _run(command: tuple[str, ...], env: dict[str, str]) -> int:
+    """Run a command that ends with us; return its status. Raise OSError, and what a signal to us raises."""
+    process = subprocess.Popen(command, env=env)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(_ENDING)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
 
 
 def _to(site: Settings, label: str, sites: bool) -> store.Publisher:

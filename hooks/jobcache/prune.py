@@ -205,15 +205,24 @@ class Building:
         self.section_fd = store.open_section(self.to)
         self.name = layout.STAGING + cachedir.nonce()
         os.mkdir(self.name, 0o700, dir_fd=self.section_fd)
-        self.fd = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.section_fd)
+        self.fd = self._open()
         self.path = f"{self.to.path}/{layout.VERSION}/{layout.section(self.to.label)}/{self.name}"
         os.mkdir(layout.META, 0o700, dir_fd=self.fd)
         if self.sources:
             seed.seed(self.fd, "", f"{layout.META}/{layout.SEEDS}", self.sources, budget=10 * seed.BUDGET)
         return self
 
+    def _open(self) -> int:
+        return os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.section_fd)
+
     def publish(self) -> store.Published:
         """Publish what is whole, safe from a crash, and date what was used of the store. Raise as store.publish does."""
+        try:
+            fd = self._open()
+        except FileNotFoundError:
+            return store.Published()  # the command has removed it
+        os.close(self.fd)
+        self.fd = fd  # as it is now: the command may have removed and remade it
         forever = time.monotonic() + 1e9
         used = store.mark_used(self.fd, self.to.path, forever)
         done = store.publish(self.fd, self.to, forever, sync=True)
@@ -221,6 +230,9 @@ class Building:
         return done
 
     def __exit__(self, *exc: object) -> None:
-        store.drop(self.section_fd, self.name, time.monotonic() + _LONGEST)
+        try:
+            store.drop(self.section_fd, self.name, time.monotonic() + _LONGEST)
+        except FileNotFoundError:
+            pass
         os.close(self.fd)
         os.close(self.section_fd)

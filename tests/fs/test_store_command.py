@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -123,6 +124,32 @@ def test_what_fails_publishes_nothing(jobs: Jobs, template: Template) -> None:  
         assert jobs.stored() == [] and jobs.left() == [] and not (jobs.path.parent / "x").exists()
     done = command(jobs, "build", "--", *copying(template), user="root")
     assert done.returncode == 1 and "never filled as root" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_who_is_ended_leaves_nothing(jobs: Jobs, name: str) -> None:
+    """A closed terminal, scancel, Ctrl-C: the command ends with us, and what it had built goes."""
+    who = pwd.getpwnam(ALICE)
+    argv = [sys.executable, "-m", "jobcache.cli", "store", "build", "--hooks", str(jobs.site.hooks), "--"]
+    argv += ["sh", "-c", 'trap "" INT; touch "$HF_DATASETS_CACHE/x"; echo $$; exec sleep 60']
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(jobs.home), "PYTHONPATH": os.pathsep.join(sys.path)}
+    ids: dict[str, Any] = {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []}
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **ids) as process:
+        assert process.stdout and process.stderr
+        pid = process.stdout.readline().strip()
+        assert jobs.left()
+        process.send_signal(getattr(signal, name))
+        assert process.wait(30) == (1 if name == "SIGINT" else 128 + getattr(signal, name))
+    assert jobs.left() == [] and not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_command_that_clears_its_cache_first(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """What it builds then is published; where it leaves no cache at all, that is said."""
+    *shell, script = copying(template)
+    done = command(jobs, "build", "--", *shell, f'rm -rf "$HF_DATASETS_CACHE"; {script}')
+    assert done.returncode == 0 and len(jobs.stored()) == 1, done.stderr
+    done = command(jobs, "build", "--", *shell, f'{script}; rm -rf "$HF_DATASETS_CACHE"')
+    assert done.returncode == 1 and "left no dataset" in done.stderr and jobs.left() == []
 
 
 @pytest.mark.parametrize("damage", DAMAGE[:10:3])

@@ -234,7 +234,7 @@ def command(*argv: str, code: str = "", **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", start, "to-parquet", *argv], env=env, **pipes, **more)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM in the middle of the work."""
     source = tmp_path / "a.json"
