@@ -14,7 +14,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 PASSED = frozenset((signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
 _SI_KERNEL = 0x80  # si_code of a signal that comes from a terminal, and so reaches its whole foreground group
@@ -52,13 +52,37 @@ def replace(command: "Sequence[str]", env: "dict[str, str]") -> "int":
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUN
 
 
-def run(command: "Sequence[str]", env: "dict[str, str]", tick: "Callable[[], None]", every: float) -> int:
+def hold_back() -> "set[int]":
+    """Block the signals in PASSED, so that what is begun is ended; return what was blocked before, for `run`."""
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, PASSED))
+
+
+def let_through(before: "Iterable[int]") -> None:
+    """Block what was blocked before, and nothing else."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def came() -> int:
+    """Return the number of a signal that has come meanwhile, and take it; 0 for none."""
+    info = signal.sigtimedwait(PASSED, 0)
+    return info.si_signo if info else 0
+
+
+def run(
+    command: "Sequence[str]",
+    env: "dict[str, str]",
+    tick: "Callable[[], None]",
+    every: float,
+    held: "Iterable[int] | None" = None,
+) -> int:
     """Run the command to its end; return its exit status as a shell tells it, 128+n where signal n killed it.
 
     tick: called each `every` seconds meanwhile. From now on the signals in PASSED are blocked in this process, so that
-    what is to be done at the end is done; ask `told`. Raise NoProcess, with all signals as they were.
+    what is to be done at the end is done; ask `told`. held: what `hold_back` returned, where that is so already. Raise
+    NoProcess, with all signals as they were.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED | {signal.SIGCHLD})
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED | {signal.SIGCHLD})
+    before = blocked if held is None else held
     reaping = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it, as some who start us do, is told no status
     witness = None
     try:

@@ -9,7 +9,7 @@ import fnmatch
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -83,16 +83,21 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
     if why_not:
         return _without(command, env, why_not)
     began = time.monotonic()
+    held: "list[set[int]]" = []  # the signals that were blocked before we held them back
     try:
         claim = _claim(env, wish, job)
         cache = _scoped(claim.path, wish.scope, env, job)
         claim.below = cache[len(claim.path) + 1 :]
         stores = _store_words(env, wish, job)
         seeds = prepare.Seeds(stores, claim)
+        if claim.seed:
+            claim.seed = _held_back(claim.seed, held)
         made = cachedir.enter(claim, began + _PATIENCE)
         parent_fd, name, fd = _opened(claim.path)
         lock = holder.hold(fd, claim.node)
     except (cachedir.Refused, layout.BadName, OSError) as error:
+        if held:
+            relay.let_through(held[0])
         return _without(command, env, _words(error))
     if made != "joined":
         _say(wish, job, claim, "cache.created", made, "", began)
@@ -100,8 +105,14 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
         seeds.late(claim.path)
     seeds.tell(wish.syslog, _facts(job, claim))
     exports = {name: value.replace("{cache}", cache) for name, value in wish.exports.items()}
+    number = relay.came() if held else 0
+    if number:
+        os.close(lock)
+        _end(parent_fd, name, fd, claim, wish, job, "", 0)
+        return 128 + number
+    env_with = {**env, **exports, "JOBCACHE_DIR": claim.path}
     try:
-        status = relay.run(command, {**env, **exports, "JOBCACHE_DIR": claim.path}, lambda: holder.beat(lock), holder.BEAT)
+        status = relay.run(command, env_with, lambda: holder.beat(lock), holder.BEAT, held[0] if held else None)
     except relay.NoProcess as error:
         os.close(lock)
         _end(parent_fd, name, fd, claim, wish, job, "", 0)
@@ -116,6 +127,16 @@ def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)
+
+
+def _held_back(seed: "Callable[[int], None]", held: "list[set[int]]") -> "Callable[[int], None]":
+    """Return what seeds once signals are held back: it takes a second, and what it has begun would stay."""
+
+    def seed_to_the_end(cache_fd: int) -> None:
+        held.append(relay.hold_back())
+        seed(cache_fd)
+
+    return seed_to_the_end
 
 
 def _without(command: Sequence[str], env: "dict[str, str]", why: str) -> int:

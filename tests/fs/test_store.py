@@ -111,6 +111,23 @@ def test_a_command_outside_of_any_job_begins_with_them_too(jobs: Jobs, template:
     assert stored.stat().st_mtime > 1 and jobs.print().keys() == before.keys()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_is_ended_before_it_begins(jobs: Jobs, template: Template, number: signal.Signals) -> None:
+    """A signal while `jobcache run` links what the store has: the command does not run, and no cache is left behind."""
+    fill_store(published(jobs, template), 1500)
+    argv = [sys.executable, "-m", "jobcache.cli", "run", "--config", str(jobs.site.dir / "jobcache.yaml"), "--", "echo", "ran"]
+    with subprocess.Popen(
+        argv, env={"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"], "JOBCACHE_STORE": LABEL, "HOME": str(jobs.home)},
+        user=UID, group=pwd.getpwnam(ALICE).pw_gid, extra_groups=[], cwd="/", stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout
+        while not list(jobs.path.parent.glob(".jobcache-new-*/json/many-1")):
+            assert process.poll() is None
+        process.send_signal(number)
+        assert (process.wait(60), process.stdout.read()) == (128 + number, "")
+    assert list(jobs.path.parent.iterdir()) == [jobs.path]
+
+
 def test_a_label_that_is_none_is_refused_with_the_reason(jobs: Jobs, template: Template) -> None:
     """The job has its cache and the default store's builds all the same."""
     published(jobs, template)
