@@ -99,14 +99,23 @@ class Turns:
             self._hung.note(place.path, child.pid)
 
 
-def seen(place: Place, deep: bool, trouble: list[str], told: bool = True, turns: Optional[Turns] = None) -> list[store.Stored]:
-    """Return what is in a store, as its owner sees it, or whoever we are where that is not root. told: as store.look."""
+def seen(
+    place: Place, deep: bool, trouble: list[str], told: bool = True, turns: Optional[Turns] = None, tidy: bool = False
+) -> list[store.Stored]:
+    """Return what is in a store, as its owner sees it, or whoever we are where that is not root. told: as store.look.
+
+    tidy: and remove empty sections then.
+    """
 
     def work(report: Callable[[dict[str, Any]], None]) -> None:
         try:
             owner = None if place.sites else place.owner
             for one in store.look(place.path, owner, deep, lambda: report({"going": 1}), told):
                 report(vars(one))
+            if tidy:
+                store.tidy(place.path, owner, time.time())
+        except FileNotFoundError:
+            pass  # there is nothing yet
         except (OSError, cachedir.Refused) as error:
             report({"trouble": f"{place.path}: {error}"})
 
@@ -155,7 +164,7 @@ def run(site: Settings, stores: Iterable[Place], dry: bool) -> Result:
         result.unknown = unknown
         return result
     for place in stores:
-        found = seen(place, False, result.trouble, told=False, turns=turns)
+        found = seen(place, False, result.trouble, told=False, turns=turns, tidy=not dry)
         _carry_out(place, store.to_delete(found, time.time(), _oldest(starts, place)), dry, result, turns)
     return result
 

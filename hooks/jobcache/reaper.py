@@ -85,6 +85,19 @@ def retire_stored(section_fd: int, name: str, fd: int) -> str:
     return _to_trash(section_fd, name, fd, os.geteuid(), layout.BUILD_TRASH + os.urandom(8).hex())
 
 
+def drop_section(version_fd: int, name: str) -> None:
+    """Remove a section of a store that is empty; leave any other. Raise Kept where it is not ours, OSError."""
+    if layout.parse_section(name) is None:
+        raise Kept("bad_name", "it has no name of ours")
+    if not _is_ours(version_fd):
+        raise Kept("foreign", "nothing is deleted as root, nor as another than its owner")
+    try:
+        os.rmdir(name, dir_fd=version_fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
+
+
 def _to_trash(parent_fd: int, name: str, fd: int, uid: int, trash: str) -> str:
     held = os.fstat(fd)
     if held.st_uid != uid:

@@ -565,6 +565,23 @@ def act(path: str, owner: "int | None", verdicts: "Iterable[Verdict]", until: fl
         os.close(store_fd)
 
 
+def tidy(path: str, owner: "int | None", now: float) -> None:
+    """Remove the sections in which nothing is, nor was for a day, as the store's owner. Raise cachedir.Refused, OSError."""
+    store_fd, owner = seed.open_store(path, owner)
+    try:
+        version_fd = seed.open_below(store_fd, layout.VERSION, owner)
+    finally:
+        os.close(store_fd)
+    try:
+        for name in os.listdir(version_fd):
+            if layout.parse_section(name) is not None:
+                found = os.stat(name, dir_fd=version_fd, follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode) and now - found.st_mtime > _DEBRIS_AGE:
+                    reaper.drop_section(version_fd, name)
+    finally:
+        os.close(version_fd)
+
+
 def drop(section_fd: int, name: str, until: float, retired: "float | None" = None) -> "tuple[int, int]":
     """Delete what no job links to; return (bytes, files). Raise OSError, reaper.Kept.
 

@@ -418,6 +418,24 @@ def test_manifests_that_are_a_bomb(jobs: Jobs, template: Template) -> None:  # n
     assert (row["rows"], row["by"]) == (None, None)
 
 
+def test_labels_of_which_nothing_is_left(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """Their sections go a day later; one in which anything is stays, as does what has no name of ours."""
+    section = filled(jobs, template).parent
+    used(jobs.stored(LABEL)[0], 31)
+    (section.parent / "label-notes").mkdir()
+    (section.parent / "label-notes/x").touch()
+    (section.parent / "mine").mkdir()
+    shutil.chown(section.parent / "label-notes", ALICE)
+    used(section.parent / "label-notes", 3)
+    assert command(jobs, "prune", user="root").returncode == 0
+    assert section.exists() and jobs.stored(LABEL) == []
+    used(section, 3)
+    assert command(jobs, "prune", "--dry-run").returncode == 0 and section.exists()
+    assert command(jobs, "prune", user="root").returncode == 0
+    assert sorted(path.name for path in section.parent.iterdir()) == ["label-notes", "mine"]
+    assert filled(jobs, template).exists()
+
+
 def test_the_sites_store_has_an_owner_who_is_not_root(jobs: Jobs, template: Template) -> None:  # noqa: F811
     """Filled by its owner, read by everybody, pruned by its owner or by root in their place; never by a user."""
     place = jobs.site.dir / "site-store"
