@@ -137,9 +137,8 @@ def list_command(config_file: str, hooks: Optional[str], sites: bool, user: Opti
     """Print what is in a store; `deep` reads each build, and says which are not whole. Return the exit status."""
     site, _ = load(config_file, hooks)
     place = place_of(site, sites, user)
-    if os.geteuid() == 0:
-        if place.owner == 0:
-            raise click.ClickException(_roots(place))
+    if os.geteuid() == 0 and place.owner == 0:
+        raise click.ClickException(_roots(place))
     trouble: list[str] = []
     rows = [_row(place, one) for one in prune.seen(place, deep, trouble) if one.kind == "build"]
     bad = [row for row in rows if row["problem"]]
