@@ -226,8 +226,9 @@ def test_another_jobs_value_goes_where_there_is_no_cache(site: Site, shell: str)
     inherited = {"HF_DATASETS_CACHE": str(site.cache(1)), "JOBCACHE_DIR": str(site.cache(1))}
     told = task(site, shell=shell, JOBCACHE="off", **inherited)
     assert (told.exports, told.unsets) == ({}, ["HF_DATASETS_CACHE", "JOBCACHE_DIR"])
-    told = task(site, shell=shell, JOBCACHE="off", HF_DATASETS_CACHE=str(site.cache()), JOBCACHE_DIR=str(site.cache()))
-    assert told.output == b""
+    own = {"HF_DATASETS_CACHE": str(site.cache()), "JOBCACHE_DIR": str(site.cache())}
+    told = task(site, shell=shell, JOBCACHE="off", **own)
+    assert (told.exports, told.unsets) == (own, [])
     told = task(site, shell=shell, JOBCACHE="off", HF_DATASETS_CACHE="/mine", JOBCACHE_DIR=str(site.cache(1)))
     assert (told.exports, told.unsets) == ({}, ["JOBCACHE_DIR"])
 
@@ -378,6 +379,21 @@ def test_none_here_but_one_from_another_node(site: Site, shell: str, keys: dict[
     site.configure(**keys)
     handed = {"HF_DATASETS_CACHE": str(site.cache()), "JOBCACHE_DIR": str(site.cache())}
     assert task(site, step="0", shell=shell, SLURMD_NODENAME="n2", **handed).exports == handed
+    assert sorted(os.listdir(site.cache() / ".jobcache/nodes")) == ["n1", "n2"]
+
+
+@each_shell
+@pytest.mark.parametrize("said", [{"HF_HUB_OFFLINE": "1"}, {"JOBCACHE": "off"}], ids=["offline", "off"])
+def test_a_step_that_asks_for_none(site: Site, shell: str, said: dict[str, str]) -> None:
+    """A script that has filled its cache goes offline for its steps: they work in that cache, so their nodes hold it. A
+    step that works elsewhere takes no part in it."""
+    cache = str(site.cache())
+    assert task(site, shell=shell).cache
+    handed = {"HF_DATASETS_CACHE": cache, "JOBCACHE_DIR": cache, "SLURMD_NODENAME": "n2", **said}
+    for elsewhere in ("", "/home/alice/hf", f"{cache}0"):
+        assert task(site, step="0", shell=shell, **{**handed, "HF_DATASETS_CACHE": elsewhere}).exports == {}, elsewhere
+    assert os.listdir(site.cache() / ".jobcache/nodes") == ["n1"]
+    assert task(site, step="0", shell=shell, **handed).exports == {"HF_DATASETS_CACHE": cache, "JOBCACHE_DIR": cache}
     assert sorted(os.listdir(site.cache() / ".jobcache/nodes")) == ["n1", "n2"]
 
 
