@@ -621,7 +621,7 @@ def test_the_shims_facts_are_numbers_and_names(site: Site) -> None:
 
 @pytest.mark.parametrize("python", ["", "/nonexistent"], ids=["python", "shim"])
 def test_a_system_log_that_takes_nothing(site: Site, python: str) -> None:
-    """Nobody waits for a stuck system log: Python not at all, the shim not beyond the deadline."""
+    """Nobody waits for a stuck system log: Python not at all, the shim for a second."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stuck, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         stuck.bind(str(site.dir / "stuck"))
         sender.setblocking(False)
@@ -633,8 +633,27 @@ def test_a_system_log_that_takes_nothing(site: Site, python: str) -> None:
         if python:
             site.policy(python=python)
         assert hook(site, **job_env()) < 4
-    in_time, late = ("hook.failed", "failed", "no_python"), ("hook.failed", "failed", "deadline")
-    assert said(site) == ([in_time, late] if python else [("cache.reaped", "reaped", None)])
+    assert said(site) == [("hook.failed", "failed", "no_python") if python else ("cache.reaped", "reaped", None)]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("script", ["", "exit 1"], ids=["python", "shim"])
+def test_the_log_is_on_a_filesystem_that_hangs(site: Site, shell: str, script: str) -> None:
+    """Neither Python's word nor the shim's holds the node beyond the deadline; the cache is reaped all the same."""
+    entered(site)
+    (site.dir / "log").mkdir()
+    site.configure(epilog={"deadline": "2s"}, log={"file": f"{site.dir}/log/events.jsonl", "syslog": str(site.syslog.path)})
+    if script:
+        broken_python(site, script)
+    with hung(site.dir / "log"):
+        command = [*shell.split(), str(site.hooks / "epilog")]
+        running = subprocess.Popen(command, env=job_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            running.wait(10)
+        finally:
+            held = running.poll() is None
+    assert not held and running.communicate()[0] == b"" and running.returncode == 0
+    assert site.cache().exists() == bool(script)
 
 
 SETTINGS: dict[str, Callable[[Path], object]] = {
