@@ -179,7 +179,7 @@ def _join(fd: int, claim: Claim) -> "str | None":
     except FileNotFoundError:
         return None
     try:
-        lease_fd = _create(meta_fd, f"{layout.NODES}/{claim.node}")
+        lease_fd = _create_lease(meta_fd, claim.node)
         if lease_fd is not None:
             try:
                 os.write(lease_fd, _lease(boot, uptime))
@@ -194,6 +194,14 @@ def _join(fd: int, claim: Claim) -> "str | None":
     finally:
         os.close(meta_fd)
     return "joined"
+
+
+def _create_lease(meta_fd: int, node: str) -> "int | None":
+    try:
+        return _create(meta_fd, f"{layout.NODES}/{node}")
+    except PermissionError:
+        os.close(_open_nodes(meta_fd))
+        return _create(meta_fd, f"{layout.NODES}/{node}")
 
 
 def _discard_earlier_life(parent_fd: int, name: str, fd: int, claim: Claim) -> bool:
@@ -316,6 +324,7 @@ def release(cache_fd: int, node: str, boot: str, uptime: float) -> str:
     if meta_fd is None:
         return "none"
     try:
+        _let_write(meta_fd)
         outcome = _drop_lease(meta_fd, node, boot, uptime)
         if outcome != "dropped":
             return outcome
@@ -339,6 +348,7 @@ def seize(cache_fd: int) -> bool:
     if meta_fd is None:
         return False
     try:
+        _let_write(meta_fd)
         os.rename(layout.NODES, f"{layout.NODES}-{nonce()}", src_dir_fd=meta_fd, dst_dir_fd=meta_fd)
     except FileNotFoundError:
         return False
@@ -350,7 +360,7 @@ def seize(cache_fd: int) -> bool:
 def _drop_lease(meta_fd: int, node: str, boot: str, uptime: float) -> str:
     """Unlink the lease where it is older than the Epilog; return "dropped", or what `release` returns instead."""
     try:
-        nodes_fd = os.open(layout.NODES, _DIRECTORY, dir_fd=meta_fd)
+        nodes_fd = _open_nodes(meta_fd)
     except FileNotFoundError:
         return "none"
     try:
@@ -370,6 +380,23 @@ def _drop_lease(meta_fd: int, node: str, boot: str, uptime: float) -> str:
     finally:
         os.close(nodes_fd)
     return "dropped"
+
+
+def _open_nodes(meta_fd: int) -> int:
+    """Return the directory of leases, open, and such that its owner can write in it. Raise OSError."""
+    nodes_fd = os.open(layout.NODES, _DIRECTORY, dir_fd=meta_fd)
+    try:
+        _let_write(nodes_fd)
+    except OSError:
+        os.close(nodes_fd)
+        raise
+    return nodes_fd
+
+
+def _let_write(fd: int) -> None:
+    """Who makes all of a cache read-only, to guard what is in it, does not mean our leases. Raise OSError."""
+    if os.fstat(fd).st_mode & stat.S_IWUSR == 0:
+        os.fchmod(fd, 0o700)
 
 
 def _mark_shared(meta_fd: int) -> None:

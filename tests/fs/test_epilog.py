@@ -144,6 +144,18 @@ def test_a_cache_that_its_user_closed(site: Site, closed: str) -> None:
     assert fingerprint(cache) == before and said(site) == [("cache.kept", "kept", "no_access")]
 
 
+def test_a_cache_that_its_user_made_read_only(site: Site) -> None:
+    """`chmod -R a-w`, so that nobody spoils the data: another node still joins, and the last one out reaps."""
+    cache = entered(site)
+    subprocess.run(["chmod", "-R", "a-w", str(cache)], check=True)
+    assert site.task_prolog(node="n2", step="0").cache == str(cache)
+    site.epilog(nodes=2)
+    assert os.listdir(cache / ".jobcache/nodes") == ["n2"]
+    subprocess.run(["chmod", "-R", "a-w", str(cache)], check=True)
+    site.epilog(node="n2", nodes=2)
+    assert not cache.exists() and site.debris() == [] and said(site) == [("cache.reaped", "reaped", None)]
+
+
 # ------------------------------------------------------------------------------------------------------ kept, or not
 
 

@@ -168,6 +168,15 @@ def test_half_made_and_trash(site: Site, slurm: FakeSlurm) -> None:
     assert {event["reason"] for event in site.events("cache.orphan_reaped")} == {"trash", "half_made"}
 
 
+def test_read_only_orphans_go(site: Site, slurm: FakeSlurm) -> None:
+    """What its user guarded with `chmod -R a-w` is dead all the same when its job is."""
+    site.task_prolog(7)
+    site.fill(site.cache(7), "json/a.arrow")
+    subprocess.run(["chmod", "-R", "a-w", str(site.cache(7))], check=True)
+    assert sweep(site).exit_code == 0
+    assert not site.cache(7).exists() and site.debris() == []
+
+
 def test_what_had_no_record_is_known_as_trash(site: Site, slurm: FakeSlurm) -> None:
     """A cache that its job's script removed and remade, larger than the Epilog's budget: the sweep finishes it."""
     site.task_prolog(7)
