@@ -84,7 +84,15 @@ def plan(found: Iterable[Found], listings: Sequence[Listing], rules: Rules) -> l
 
 def is_candidate(one: Found, rules: Rules) -> bool:
     """Whether it depends on the live jobs what becomes of it: where nothing does, Slurm need not be asked."""
-    return not has_no_job(one) and not one.running and _settled(one, rules) is None
+    return not has_no_job(one) and (one.kind == TRASH or not one.running) and _settled(one, rules) is None
+
+
+def is_retired(one: Found) -> bool:
+    """Whether this was renamed away by who had taken its nodes/, and so is no job's cache any more, a live job's neither.
+
+    A job that is requeued again and again, or of scrontab's, has one id for as long as it is wanted.
+    """
+    return one.kind == TRASH and one.now is not None and not one.joinable
 
 
 def has_no_job(one: Found) -> bool:
@@ -119,7 +127,8 @@ def _decide(one: Found, listings: Sequence[Listing], rules: Rules, confirmed: bo
     settled = _settled(one, rules)
     if settled:
         return settled
-    if one.running or any(listing.alive(one.job_id, one.uid) for listing in listings):
+    alive = one.running or any(listing.alive(one.job_id, one.uid) for listing in listings)
+    if alive and not is_retired(one):
         return Decision(one, KEEP, "alive")
     if not confirmed:
         return Decision(one, KEEP, "unconfirmed")

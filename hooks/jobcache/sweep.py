@@ -16,7 +16,7 @@ import psutil
 
 from jobcache import asuser, cachedir, find, processes, reaper
 from jobcache.layout import Template
-from jobcache.plan import CACHE, REAP, RUN, Decision, Found, Rules, has_no_job, is_candidate, plan
+from jobcache.plan import CACHE, REAP, RUN, TRASH, Decision, Found, Rules, has_no_job, is_candidate, plan
 from jobcache.settings import Settings
 from jobcache.slurm import Listing, Slurm, Unknown
 from jobcache.survey import AT_ONCE, PATIENCE, Hung, starter, survey, with_rights_of
@@ -133,14 +133,14 @@ def rules_of(site: Settings, node: str) -> Rules:
 
 
 def _dead(site: Settings, options: Options, found: list[Found], listings: list[Listing]) -> list[Found]:
-    """Ask Slurm, once for all, and return those whose job is not alive. No candidates, no question. Raise Unknown."""
+    """Ask Slurm, once for all; return those whose job is not alive, and trash. No candidates, no question. Raise Unknown."""
     if not found:
         return []
     ask = site.tree["slurm"]
     slurm = Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
     listing = slurm.listing(site.cluster, only_own=options.user == os.geteuid())
     listings.append(listing)
-    return [one for one in found if not listing.alive(one.job_id, one.uid)]
+    return [one for one in found if one.kind == TRASH or not listing.alive(one.job_id, one.uid)]
 
 
 def _wait(seconds: float, say: Say) -> None:

@@ -168,6 +168,20 @@ def test_half_made_and_trash(site: Site, slurm: FakeSlurm) -> None:
     assert {event["reason"] for event in site.events("cache.orphan_reaped")} == {"trash", "half_made"}
 
 
+def test_trash_of_a_job_that_is_requeued(site: Site, slurm: FakeSlurm) -> None:
+    """One that is preempted again and again leaves trash each time that the budget does not suffice: it does not pile up."""
+    site.configure(epilog={"budget": "0s"})
+    for run in ("0", "1", "2"):
+        site.task_prolog(7, SLURM_RESTART_COUNT=run)
+        site.fill(site.cache(7, int(run)), "json/a.arrow")
+        if run != "2":
+            site.epilog(7)
+    slurm.says("7|7|RUNNING|5")
+    assert len(site.debris()) == 2
+    assert sweep(site).exit_code == 0
+    assert site.debris() == [] and (site.cache(7, 2) / "json/a.arrow").exists()
+
+
 def test_read_only_orphans_go(site: Site, slurm: FakeSlurm) -> None:
     """What its user guarded with `chmod -R a-w` is dead all the same when its job is."""
     site.task_prolog(7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -50,6 +51,7 @@ def anything(draw: st.DrawFn) -> Found:
         error=draw(st.sampled_from(["", "", "EIO"])),
         pids=draw(st.sampled_from([(), (), (12,)])),
         bare=draw(st.booleans()),
+        joinable=draw(st.booleans()),
         local=draw(st.booleans()),
         running=draw(st.sampled_from([False, False, False, True])),
         nodes=draw(st.sampled_from([(), ("n1",), ("n1", "n2")])),
@@ -88,9 +90,10 @@ def test_only_what_nothing_speaks_for_is_reaped_and_all_of_that(
     until = min(one.keep_until, longest) if one.keep_until is not None else longest if one.kept else 0
     kept = one.now is not None and one.now < until
     elsewhere = one.local and "n2" in one.nodes
+    alive = (live or one.running) and (one.kind != TRASH or one.joinable)
     spoken_for = (
-        elsewhere or live or young or not ours or kept or bool(one.error) or bool(one.pids) or one.uid < max(1, rules.min_uid)
-        or one.running or one.kind == ASIDE
+        elsewhere or alive or young or not ours or kept or bool(one.error) or bool(one.pids) or one.uid < max(1, rules.min_uid)
+        or one.kind == ASIDE
     )  # fmt: skip
     reported = not recorded and not (rules.reap_unrecorded if one.kind == CACHE else one.bare)
     if spoken_for or apart < rules.confirm:
@@ -117,6 +120,14 @@ def test_alive_in_one_of_the_two() -> None:
     """A requeued job that one listing misses is alive."""
     assert decide(orphan(), {7: {1000}}, {}).reason == "alive"
     assert decide(orphan(), {}, {7: {1000}}).reason == "alive"
+
+
+def test_trash_of_a_job_that_is_requeued() -> None:
+    """What was renamed away is no cache, though its job lives on: but for one that could still be joined."""
+    trash = orphan(kind=TRASH, run=None)
+    assert decide(trash, {7: {1000}}, {7: {1000}}) == Decision(trash, REAP, "trash")
+    assert decide(replace(trash, running=True)).action == REAP
+    assert decide(replace(trash, joinable=True), {7: {1000}}, {7: {1000}}).reason == "alive"
 
 
 def test_an_id_that_is_another_users_now() -> None:
