@@ -30,6 +30,7 @@ _MOST_RUNS = 64  # directories of one job that are looked at: a user can make an
 _REAPING = "reaping"  # the outcome that a child reports first, and no event tells: the parent gets ready to say the real one
 _LOOK_UP = 1024  # entries of a directory between two looks at the clock
 _CLOCK_SKEW = 300  # seconds by which scratch's clock and the controller's may differ
+_RECENT = 86400  # seconds since it changed within which a directory may be the job's, where nobody says when that began
 
 
 def main(argv: "list[str]") -> int:
@@ -242,12 +243,14 @@ class Work:
         """No record: the job's script removed and remade its cache, or somebody keeps this by hand.
 
         Only the Epilog of a job that had one node, no sister jobs and no earlier run, whose late Epilog this may be, knows
-        that it is the last one; and what was last touched before the job began is not the job's.
+        that it is the last one; and what was last touched before the job began is not the job's. Before 23.02 Slurm does
+        not say when that was.
         """
         job = self.job
         if job.nodes != 1 or job.het or run != 0:
             return _fact("cache.kept", "info", path, run, "kept", "unrecorded")
-        if job.start is not None and os.fstat(fd).st_ctime < job.start - _CLOCK_SKEW:
+        since = time.time() - _RECENT if job.start is None else job.start - _CLOCK_SKEW
+        if os.fstat(fd).st_ctime < since:
             return _fact("cache.kept", "info", path, run, "kept", "older_than_job")
         try:
             cachedir.sign(fd, self.compiled.cluster, job.job_id, run, job.uid)

@@ -19,6 +19,7 @@ import pytest
 from home import acting_as, fingerprint, plant, uid_of
 from hungfs import hung
 from jobcache import epilog, events, layout, settings
+from jobcache.job import from_epilog
 from mounts import mount
 from site_dir import ALICE, BOB, SHELLS, Site, validated
 
@@ -298,6 +299,23 @@ def test_a_directory_without_a_record(site: Site, nodes: int, env: dict[str, str
         assert fingerprint(site.cache()) == before and said(site) == [("cache.kept", "kept", reason)]
     else:
         assert not site.cache().exists() and said(site) == [("cache.reaped", "reaped", None)]
+
+
+@pytest.mark.parametrize(("days", "reason"), [(0, None), (2, "older_than_job")])
+def test_a_directory_without_a_record_of_a_job_that_began_nobody_knows_when(
+    site: Site, monkeypatch: pytest.MonkeyPatch, days: int, reason: str | None
+) -> None:
+    """Slurm before 23.02 does not say when: what has not changed for long was kept by hand, and its name has come again."""
+    facts: list[dict[str, Any]] = []
+    compiled = settings.load(str(site.hooks / settings.FILE))
+    ended = from_epilog({**job_env(), "SLURM_JOB_NUM_NODES": "1"})
+    now = time.time
+    with acting_as(ALICE):
+        plant(site.cache())
+        monkeypatch.setattr(epilog.time, "time", lambda: now() + days * 86400)
+        epilog.Work(ended, compiled, compiled.templates, time.monotonic())(facts.append)
+    assert site.cache().exists() == bool(reason)
+    assert facts[-1]["reason"] == reason
 
 
 # ------------------------------------------------------------------------------------------------- templates, filesystems
