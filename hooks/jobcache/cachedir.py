@@ -352,8 +352,29 @@ def seize(cache_fd: int) -> bool:
         os.rename(layout.NODES, f"{layout.NODES}-{nonce()}", src_dir_fd=meta_fd, dst_dir_fd=meta_fd)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _drop_leases(meta_fd)
     finally:
         os.close(meta_fd)
+    return True
+
+
+def _drop_leases(meta_fd: int) -> bool:
+    """The same where a quota is used up, and a filesystem lets go but takes no new name: who removes nodes/ has the cache."""
+    try:
+        nodes_fd = _open_nodes(meta_fd)
+        try:
+            for lease in os.listdir(nodes_fd):
+                _unlink_if_there(nodes_fd, lease)
+        finally:
+            os.close(nodes_fd)
+        os.rmdir(layout.NODES, dir_fd=meta_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            return False  # somebody has joined, or was faster
+        raise
     return True
 
 

@@ -20,6 +20,8 @@ _DEEPEST = 32  # directories held open at once; what lies deeper is moved up fir
 _SLOW = 0.0005  # seconds an entry, from which on it helps to empty several directories at once
 _HELPERS = 3  # threads beside the first one: enough to hide the waiting, and no storm for a metadata server
 _MOVED = ".jobcache-deep-"  # its name there
+_NO_RENAME = (errno.EXDEV,)  # a lower overlay layer
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # for a new name
 
 
 class Kept(Exception):
@@ -72,10 +74,11 @@ class Tally:
 def retire(parent_fd: int, name: str, fd: int, uid: int, job_id: int) -> str:
     """Rename the directory `name`, held open at `fd`, to trash beside it; return the name it has now.
 
-    That is `name` itself where the filesystem cannot rename it (EXDEV: a lower overlay layer). Raise Kept for one that
+    That is `name` itself where the filesystem cannot rename it: a lower overlay layer, and some at the end of a quota, which
+    still let go. Raise Kept for one that
     is another user's, a mount point, or no longer what is held open; OSError where the rename fails.
     """
-    return _to_trash(parent_fd, name, fd, uid, layout.trash_name(job_id, os.urandom(8).hex()))
+    return _to_trash(parent_fd, name, fd, uid, layout.trash_name(job_id, os.urandom(8).hex()), _NO_RENAME + _NO_ROOM)
 
 
 def retire_stored(section_fd: int, name: str, fd: int) -> str:
@@ -98,7 +101,7 @@ def drop_section(version_fd: int, name: str) -> None:
             raise
 
 
-def _to_trash(parent_fd: int, name: str, fd: int, uid: int, trash: str) -> str:
+def _to_trash(parent_fd: int, name: str, fd: int, uid: int, trash: str, in_place: "tuple[int, ...]" = _NO_RENAME) -> str:
     held = os.fstat(fd)
     if held.st_uid != uid:
         raise Kept("foreign", f"it belongs to uid {held.st_uid}, not {uid}")
@@ -108,7 +111,7 @@ def _to_trash(parent_fd: int, name: str, fd: int, uid: int, trash: str) -> str:
     try:
         os.rename(name, trash, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
     except OSError as error:
-        if error.errno != errno.EXDEV:
+        if error.errno not in in_place:
             raise
         trash = name
     found = os.lstat(trash, dir_fd=parent_fd)

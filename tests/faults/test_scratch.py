@@ -103,6 +103,20 @@ def test_one_kind_of_call_fails(site: Site, operation: str, number: int) -> None
     brought_right(site)
 
 
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC], ids=errno.errorcode.get)
+def test_no_room_for_a_new_name(site: Site, number: int) -> None:
+    """A quota that is used up, by the very cache, on a filesystem that then takes no new name, and lets go: the cache goes."""
+    with trouble(site, Faults(errors=dict.fromkeys(("rename", "mkdir", "create", "write"), number))) as fs:
+        for job in ("7", "8"):
+            assert prolog(site, SLURM_JOB_ID=job).cache
+        fs.arm()
+        epilog(site, SLURM_JOB_ID="7")
+        assert said(site) == [("cache.reaped", "reaped", None)]
+        assert [one.done for one in swept(site).reaped] == [True]
+        fs.disarm()
+        assert left(site) == []
+
+
 @pytest.mark.parametrize("after", [0, 3, 6, 10, 15, 21, 28, 36, 45, 60])
 def test_scratch_disappears_halfway(site: Site, after: int) -> None:
     """The server is gone for good after so many calls, in a task and in an Epilog: in time, and all right when it is back."""
