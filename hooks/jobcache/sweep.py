@@ -29,7 +29,7 @@ _MOST_BESIDE = 8  # users' directories in one place that may be one user's: an a
 
 
 class Busy(Exception):
-    """Another sweep is under way; the words say whose."""
+    """Another sweep is under way, or may be; the words say whose, or why there is no lock."""
 
 
 @dataclass(frozen=True)
@@ -452,8 +452,11 @@ class Lock:
         self._path = path
 
     def __enter__(self) -> None:
-        os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Busy(f"no lock to be had on {self._path}: {error.strerror}; mend run_dir, or choose another") from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -464,7 +467,10 @@ class Lock:
             os.close(self._fd)
             raise Busy(f"another sweep is under way: {holder or 'it does not say whose'}") from None
         os.ftruncate(self._fd, 0)
-        os.write(self._fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n".encode())
+        try:
+            os.write(self._fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n".encode())
+        except OSError:
+            pass  # a full disk: the lock holds, and does not say whose it is
 
     def __exit__(self, *exc: object) -> None:
         os.close(self._fd)

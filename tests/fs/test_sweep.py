@@ -182,6 +182,19 @@ def test_trash_of_a_job_that_is_requeued(site: Site, slurm: FakeSlurm) -> None:
     assert site.debris() == [] and (site.cache(7, 2) / "json/a.arrow").exists()
 
 
+@pytest.mark.parametrize("inodes", [True, False], ids=["blocks", "inodes"])
+def test_run_dir_is_full(site: Site, slurm: FakeSlurm, inodes: bool) -> None:
+    """A full /run: where the lock can be had, the sweep does its work; where not, it says so, and what to do."""
+    site.task_prolog(7)
+    (site.dir / "run").mkdir(exist_ok=True)
+    with mount("tmpfs", site.dir / "run", "tmpfs", f"size=4k,nr_inodes={4 if inodes else 1}"):
+        if inodes:
+            (site.dir / "run/full").write_bytes(b"x" * 4096)
+        result = sweep(site)
+        assert inodes or (result.exit_code == 1 and "No space left on device; mend run_dir" in result.output)
+    assert site.cache(7).exists() is not inodes
+
+
 def test_read_only_orphans_go(site: Site, slurm: FakeSlurm) -> None:
     """What its user guarded with `chmod -R a-w` is dead all the same when its job is."""
     site.task_prolog(7)
