@@ -75,8 +75,8 @@ def retire(parent_fd: int, name: str, fd: int, uid: int, job_id: int) -> str:
     """Rename the directory `name`, held open at `fd`, to trash beside it; return the name it has now.
 
     That is `name` itself where the filesystem cannot rename it: a lower overlay layer, and some at the end of a quota, which
-    still let go. Raise Kept for one that
-    is another user's, a mount point, or no longer what is held open; OSError where the rename fails.
+    still let go. Raise Kept for one that is another user's, a mount point, or no longer what is held open; OSError where
+    the rename fails.
     """
     return _to_trash(parent_fd, name, fd, uid, layout.trash_name(job_id, os.urandom(8).hex()), _NO_RENAME + _NO_ROOM)
 

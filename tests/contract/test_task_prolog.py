@@ -398,6 +398,18 @@ def test_a_step_that_asks_for_none(site: Site, shell: str, said: dict[str, str])
 
 
 @each_shell
+@pytest.mark.parametrize("scope", ["node", "task"])
+def test_a_step_that_goes_offline_keeps_what_the_script_filled(site: Site, shell: str, scope: str) -> None:
+    """Another node's or task's directory of the one cache would be empty, and nothing could fill it."""
+    site.configure(scope=scope)
+    filled = task(site, shell=shell).exports
+    assert filled["HF_DATASETS_CACHE"] == f"{site.cache()}/{'node-n1' if scope == 'node' else 'batch'}"
+    told = task(site, step="0", shell=shell, SLURMD_NODENAME="n2", HF_HUB_OFFLINE="1", **filled)
+    assert told.exports == filled
+    assert sorted(os.listdir(site.cache() / ".jobcache/nodes")) == ["n1", "n2"]
+
+
+@each_shell
 def test_handed_on_by_a_newer_policy(site: Site, shell: str) -> None:
     """A path that is not known here is no value of the user's where JOBCACHE_DIR says so: this job's gives way to the one
     that this node gives it, and stays where it gives none; another job's goes in any case."""
