@@ -35,7 +35,8 @@ class ApplyError(Exception):
 def compile_settings(config_file: str, lib: str, again: bool = False, forget: bool = True) -> settings.Settings:
     """Return the settings that `config_file` comes to, knowing the templates of those compiled into `lib` before.
 
-    again: by the slurm.conf of those too, whatever SLURM_CONF says now: it is set in every job, and in no cron's.
+    again: where the file leaves it open, Slurm is not asked, nor SLURM_CONF, which is set in every job and in no cron's: the
+    cluster and the slurm.conf of those hold.
     forget: drop former templates that have no caches any more. To ask whether `lib` is current, keep them: settings that
     know more templates than they need are not stale.
     Raise config.ConfigError, and ApplyError where what the hooks need on this host is not there.
@@ -45,7 +46,7 @@ def compile_settings(config_file: str, lib: str, again: bool = False, forget: bo
     ask = loaded.tree["slurm"]
     before = _before(lib)
     ask["conf"] = ask["conf"] or (before.slurm_conf if again and before else os.environ.get("SLURM_CONF") or None)
-    cluster = loaded.tree["cluster"]
+    cluster = loaded.tree["cluster"] or (before.cluster if again and before else None)
     if cluster is None:
         try:
             cluster = slurm.Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"]).cluster_name()

@@ -42,7 +42,7 @@ def main() -> None:
 @_config_option
 @click.option("--hooks", metavar="DIR", help="Put a self-contained set of hooks and policy into DIR.")
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 where what is compiled is not current.")
-@click.option("--again", is_flag=True, help="By the slurm.conf that was compiled before, whatever SLURM_CONF says now.")
+@click.option("--again", is_flag=True, help="By the cluster and the slurm.conf that were compiled before, as an upgrade does.")
 def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> None:
     """Validate the configuration and compile it into what the hooks obey.
 

@@ -178,6 +178,10 @@ def test_cluster_that_slurm_does_not_name(site: Site) -> None:
     fake.write_text("#!/bin/sh\n[ -z \"$SQUEUE_PARTITION\" ] && echo 'ClusterName             = tiger'\n")
     fake.chmod(0o755)
     assert site.configure(cluster=None, slurm={"scontrol": str(fake)}).cluster == "tiger"
+    fake.write_text("#!/bin/sh\nexit 1\n")  # while a package is upgraded, or the controller is down
+    for options in (["--again"], ["--check"]):
+        assert again(site, *options).exit_code == 0
+    assert again(site).exit_code == 1
 
 
 def test_unit_of_the_deadline_in_shell(site: Site) -> None:

@@ -534,6 +534,9 @@ WRONG = [
     ("log: {file: '/x/{user}'}", [(1, "log.file", "without placeholders")]),
     ("slurm: {conf: /x/..}", [(1, "slurm.conf", "is not an absolute path")]),
     ("metrics: {textfile: x.prom}", [(1, "metrics.textfile", "is not an absolute path")]),
+    ("metrics: {textfile: /x/jobcache.txt}", [(1, "metrics.textfile", "that ends in .prom")]),
+    ("metrics: {textfile: /x/.prom}", [(1, "metrics.textfile", "that ends in .prom")]),
+    ("metrics: {textfile: /x/../a.prom}", [(1, "metrics.textfile", "is not an absolute path")]),
     ("task_prolog:\n  chain: task_prolog.sh", [(2, "task_prolog.chain", "is not an absolute path")]),
     (
         "node_local: /local",

@@ -276,7 +276,7 @@ def hostile(site: Site, place: str, code: str) -> dict[str, Any]:
         "user store": {"store": {"user": f"{below}/{{user}}"}},
         "site store": {"store": {"site": below}},
         "node_local": {"node_local": [below]},
-        "textfile": {"metrics": {"textfile": below}},
+        "textfile": {"metrics": {"textfile": f"{below}.prom"}},
     }[place]
 
 
