@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,12 @@ import pytest
 
 from minicluster import Cluster
 from site_dir import ALICE, Site
+
+
+def asked(cluster: Cluster) -> dict[str, str | None]:
+    """The `slurm` of a configuration for this cluster, by the commands of the Slurm that it is of."""
+    commands = {name: shutil.which(name, path=cluster.env["PATH"]) for name in ("squeue", "scontrol")}
+    return {"conf": str(cluster.conf_file), **commands}
 
 
 class Wired:

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import minicluster
+from conftest import asked
 from jobcache import comments
 from jobcache.cli import main
 from minicluster import Cluster
@@ -93,8 +94,7 @@ def wait(done: Callable[[], bool]) -> None:
 def accounted() -> Iterator[tuple[Site, Accounted]]:
     site = Site()
     cluster = Accounted({"TaskProlog": f"{site.hooks}/task-prolog", "Epilog": f"{site.hooks}/epilog", "MinJobAge": "2"})
-    commands = {name: shutil.which(name, path=cluster.env["PATH"]) for name in ("squeue", "scontrol")}
-    site.configure(cluster=cluster.name, slurm={"conf": str(cluster.conf_file), **commands}, sweep={"comment": "admin"})
+    site.configure(cluster=cluster.name, slurm=asked(cluster), sweep={"comment": "admin"})
     try:
         with cluster:
             yield site, cluster

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import jobcache
+from conftest import asked
 from minicluster import Cluster
 from site_dir import ALICE, Site
 
@@ -25,8 +25,7 @@ class Place:
         self.hooks = self.site.hooks
         self.wired = {"TaskProlog": f"{self.hooks}/task-prolog", "Epilog": f"{self.hooks}/epilog", "PrologEpilogTimeout": "60"}
         self.cluster = Cluster(conf=self.wired)
-        scontrol = shutil.which("scontrol", path=self.cluster.env["PATH"])
-        self.slurm = {"conf": str(self.cluster.conf_file), "scontrol": scontrol, "timeout": "10s"}
+        self.slurm = {**asked(self.cluster), "timeout": "10s"}
         self.site.configure(cluster=self.cluster.name, slurm=self.slurm)
 
     def command(self, *options: str) -> list[str]:

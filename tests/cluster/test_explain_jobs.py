@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from conftest import Wired
+from conftest import Wired, asked
 from jobcache.cli import main
 
 FILL = 'head -c 8192 /dev/zero >"$HF_DATASETS_CACHE/a.arrow"'
@@ -17,8 +16,7 @@ FILL = 'head -c 8192 /dev/zero >"$HF_DATASETS_CACHE/a.arrow"'
 
 @pytest.fixture
 def site(wired: Wired) -> Wired:
-    scontrol = shutil.which("scontrol", path=wired.cluster.env["PATH"])
-    wired.site.configure(slurm={"conf": str(wired.cluster.conf_file), "scontrol": scontrol, "timeout": "10s"})
+    wired.site.configure(slurm={**asked(wired.cluster), "timeout": "10s"})
     return wired
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from conftest import Wired
+from conftest import Wired, asked
 from site_dir import ALICE
 
 SHOW = 'echo "$HF_DATASETS_CACHE"'
@@ -21,7 +21,7 @@ class Bare(Wired):
     def __init__(self, wired: Wired) -> None:
         super().__init__(wired.site, wired.cluster)
         site = self.site
-        site.configure(mode="off", sweep={"grace": "0s", "confirm": "0s"}, slurm={"conf": str(self.cluster.conf_file)})
+        site.configure(mode="off", sweep={"grace": "0s", "confirm": "0s"}, slurm=asked(self.cluster))
         self.config = site.dir / "user.yaml"
         self.config.write_text((site.dir / "jobcache.yaml").read_text())
 
