@@ -112,12 +112,13 @@ def link_of(build_fd: int) -> "str | None":
 def check(build_fd: int, until: float, with_maps: bool) -> Build:
     """Return what is to be handed on of the build held open. Raise NotWhole, arrow.Late after `until`, OSError."""
     build = Build()
-    info = _info(build_fd)
-    for split, about in _splits(info).items():
-        build.rows[split] = _split(build, build_fd, info, split, about, until)
+    for split, shards in _shards(build_fd).items():
+        build.rows[split] = _split(build, build_fd, shards, until)
     _add(build, build_fd, seed.INFO)
     if with_maps:
         for name in _maps(build_fd):
+            if name in build.files:
+                continue  # a shard of a dataset that is called `cache`
             try:
                 arrow.rows_of(name, build_fd, until)
                 _add(build, build_fd, name)
@@ -153,19 +154,42 @@ def _splits(info: "dict[str, Any]") -> "dict[str, dict[str, Any]]":
     return splits
 
 
-def _split(build: Build, build_fd: int, info: "dict[str, Any]", split: str, about: "dict[str, Any]", until: float) -> int:
-    """Check the files of one split, and return its rows. Raise NotWhole, arrow.Late."""
+def parts(build_fd: int) -> "tuple[list[str], dict[str, int]]":
+    """Return (files, rows by split) of the build held open, as its info says: all but results of `map`.
+
+    Raise NotWhole, OSError.
+    """
+    splits = _shards(build_fd)
+    files = [file for shards in splits.values() for file, _ in shards]
+    return [seed.INFO, *files], {split: sum(rows for _, rows in shards) for split, shards in splits.items()}
+
+
+def _shards(build_fd: int) -> "dict[str, list[tuple[str, int]]]":
+    """Return (file, rows) of each shard that the info names, by split. Raise NotWhole, OSError."""
+    info = _info(build_fd)
+    return {split: _shards_of(info, split, about) for split, about in _splits(info).items()}
+
+
+def _shards_of(info: "dict[str, Any]", split: str, about: "dict[str, Any]") -> "list[tuple[str, int]]":
     rows, lengths = about.get("num_examples"), about.get("shard_lengths") or [about.get("num_examples")]
     name = about.get("dataset_name") or info.get("dataset_name") or info.get("builder_name")
     if not isinstance(name, str) or not isinstance(lengths, list) or len(lengths) > _MOST_SHARDS:
         raise NotWhole(f"{seed.INFO} does not describe {split!r}")
     if type(rows) is not int or any(type(length) is not int for length in lengths) or sum(lengths) != rows:
         raise NotWhole(f"{seed.INFO} does not say how many rows {split!r} has")
+    shards = []
     for at, length in enumerate(lengths):
         shard = f"-{at:05d}-of-{len(lengths):05d}" if len(lengths) > 1 else ""
         file = f"{name}-{split}{shard}.arrow"
         if not layout.is_build_file(file):
             raise NotWhole(f"{seed.INFO} names a file {file!r}")
+        shards.append((file, length))
+    return shards
+
+
+def _split(build: Build, build_fd: int, shards: "list[tuple[str, int]]", until: float) -> int:
+    """Check the files of one split, and return its rows. Raise NotWhole, arrow.Late."""
+    for file, length in shards:
         try:
             found = arrow.rows_of(file, build_fd, until)
         except arrow.Broken as broken:
@@ -175,14 +199,18 @@ def _split(build: Build, build_fd: int, info: "dict[str, Any]", split: str, abou
         if found != length:
             raise NotWhole(f"{file} has {found} rows, and {seed.INFO} says {length}")
         _add(build, build_fd, file)
-    return rows
+    return sum(length for _, length in shards)
 
 
 def _maps(build_fd: int) -> "list[str]":
     """The results of `map`, `filter` and the like: each is a stream of its own that no info names."""
     with os.scandir(build_fd) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith("cache-") and entry.name.endswith(".arrow")]
-    return sorted(filter(layout.is_build_file, names))
+        return sorted(entry.name for entry in entries if is_map(entry.name))
+
+
+def is_map(name: str) -> bool:
+    """Whether a file of this name in a build can be a result of `map`, unless it is one of its parts."""
+    return name.startswith("cache-") and name.endswith(".arrow") and layout.is_build_file(name)
 
 
 def _add(build: Build, build_fd: int, name: str) -> None:

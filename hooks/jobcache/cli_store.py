@@ -74,7 +74,7 @@ def _to(site: Settings, label: str, sites: bool) -> store.Publisher:
             "run this as the account that the store belongs to, such as `sudo -u NAME jobcache store build …`"
         )
     facts = {"cluster": site.cluster, "by": user_name(os.geteuid())}
-    return store.Publisher(place_of(site, sites).path, label, replace=True, shared=sites, facts=facts)
+    return store.Publisher(place_of(site, sites).path, label, replace=True, shared=sites, most=site.store_max_size, facts=facts)
 
 
 def place_of(site: Settings, sites: bool, user: Optional[str] = None) -> prune.Place:
@@ -110,9 +110,12 @@ def _tell_published(site: Settings, to: store.Publisher, done: store.Published) 
 def _say_published(to: store.Publisher, done: store.Published) -> int:
     for key in done.keys:
         click.echo(f"published {plain(key)}")
+    for key in done.grown:
+        click.echo(f"added results of map to {plain(key)}")
     for key, why in done.broken.items():
         click.echo(f"not published: {plain(key)}: {plain(why)}", err=True)
-    click.echo(f"{to.path}: {done.builds} new, {done.used} as they were, {done.bytes} bytes more")
+    as_they_were = max(0, done.used - len(done.grown))
+    click.echo(f"{to.path}: {len(done.keys)} new, {as_they_were} as they were, {done.bytes} bytes more")
     if not done.builds and not done.used:
         click.echo(
             "the command left no dataset in HF_DATASETS_CACHE: does it pass cache_dir= to load_dataset, or set the variable?",

@@ -308,7 +308,7 @@ class Work:
             if job.nodes not in (1, None) or cachedir.is_shared(fd, job.node, record):
                 return
             facts = {"cluster": self.compiled.cluster, "job_id": job.job_id}
-            done = store.publish(fd, store.Publisher(place, label, facts=facts), until)
+            done = store.publish(fd, store.Publisher(place, label, most=self.compiled.store_max_size, facts=facts), until)
         except (OSError, cachedir.Refused, layout.BadName) as error:
             reason = error.reason if isinstance(error, cachedir.Refused) else _reason(error)
             self.report(_fact("store.published", "warning", path, run, "refused", reason, error=str(error)))

@@ -328,10 +328,11 @@ def _read(dir_fd: int, name: str) -> bytes:
         os.close(fd)
 
 
-def check_files(files_fd: int, contents: layout.Contents) -> None:
+def check_files(files_fd: int, contents: layout.Contents, until: float = float("inf")) -> None:
     """Raise cachedir.Refused where a build's files are not the very ones that were published, OSError.
 
     Each has the size and the mtime that it had, and each Arrow stream has its end. What is in it was checked then.
+    Raise TimeoutError after `until`.
     """
     files = contents.files
     seen = 0
@@ -340,6 +341,8 @@ def check_files(files_fd: int, contents: layout.Contents) -> None:
             found = entry.stat(follow_symlinks=False)
             if not stat.S_ISREG(found.st_mode) or files.get(entry.name) != (found.st_size, found.st_mtime_ns):
                 raise cachedir.Refused("damaged", f"{entry.name} is not as it was published")
+            if time.monotonic() >= until:
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             if entry.name.endswith(".arrow"):
                 _check_end(files_fd, entry.name, found.st_size)
             seen += 1

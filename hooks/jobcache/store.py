@@ -3,7 +3,8 @@
     <store>/v1/<section>/<digest of the key>.<generation>/    its mtime: the last use
         contents, manifest.json, files/…                      and `retired`, once it is
 
-A build comes into a store whole, by one rename, and the first one wins; from then on it is never changed. It leaves in
+A build comes into a store whole, by one rename, and the first one wins; from then on it is never changed. What jobs `map`
+on top of it comes as a new generation: the same files under a second name, hard links, and the new ones. A build leaves in
 two steps: retired, it is linked into no new cache; when every job that lived then has ended, nobody can hold a link to
 it, and it is deleted. All of this is done by the store's owner.
 """
@@ -15,7 +16,7 @@ import os
 import stat
 import time
 
-from jobcache import arrow, builds, cachedir, layout, reaper, seed
+from jobcache import arrow, builds, cachedir, layout, maps, reaper, seed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,30 +35,42 @@ _CLOCK_SKEW = 300.0  # seconds by which a filesystem's clock and the controller'
 _DEBRIS_AGE = 86400.0  # seconds without a change, and whoever made it is gone
 _CLEARING = 0.2  # seconds for what could not be published
 _STRIDE = 5.0  # seconds of deletion at a time
+_TRIES = 16  # to be the next generation, where others are at the same time
+_MOST_GENERATIONS = 32  # of one build, those included that wait to be deleted, before no job adds another
+_NO_LINKS = (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Publisher:
     """Where builds go and what their manifests say. path: the store's. label: "" for the default section.
 
     replace: a build of the same key takes the place of the one that is there. facts: further fields of the manifest.
-    shared: readable by others, as the site's store is.
+    shared: readable by others, as the site's store is. most: bytes of a build up to which results of `map` are added to it.
     """
 
     def __init__(
-        self, path: str, label: str, *, replace: bool = False, shared: bool = False, facts: "dict[str, Any] | None" = None
+        self,
+        path: str,
+        label: str,
+        *,
+        replace: bool = False,
+        shared: bool = False,
+        most: float = float("inf"),
+        facts: "dict[str, Any] | None" = None,
     ) -> None:
         self.path = path
         self.label = label
         self.replace = replace
         self.shared = shared
+        self.most = most
         self.facts = facts or {}
 
 
 class Published:
     """What came of publishing. bytes: allocated to the files that are in the store now, and gone from the cache.
 
-    there: builds that the store has already. used: of those it had, how many were used. late: time was up before the rest
-    was looked at. broken: why others were not published, by key.
+    builds: those that came into the store, and those to which results of `map` were added. keys: of the former; grown: of
+    the latter. there: builds that the store has already. used: of those it had, how many were used. late: there was no time,
+    or no turn, for the rest. broken: why others were not published, by key.
     """
 
     def __init__(self) -> None:
@@ -69,6 +82,7 @@ class Published:
         self.late = False
         self.broken: "dict[str, str]" = {}
         self.keys: "list[str]" = []
+        self.grown: "list[str]" = []
 
 
 # --------------------------------------------------------------------------------------------------------- publishing
@@ -81,33 +95,71 @@ def publish(cache_fd: int, to: Publisher, until: float, sync: bool = False) -> P
     Raise cachedir.Refused where the store cannot be used, OSError.
     """
     done = Published()
-    section_fd = -1
+    section = _Section(to)
+    linked: "list[tuple[str, str]]" = []
+
+    def one(build_fd: int, below: str, key: str) -> None:
+        link = builds.link_of(build_fd)
+        if link is None:
+            _publish_one(cache_fd, section.fd(), build_fd, key, to, until, done, sync)
+        elif to.label and not to.shared and link.startswith(section.path + "/") and maps.made_here(build_fd, until):
+            linked.append((below, key))
+
+    def other(build_fd: int, below: str, key: str) -> None:
+        _add_maps(section, build_fd, key, to, until, done, sync)
+
     try:
-        for below, key in builds.find(cache_fd, until):
-            if time.monotonic() >= until:
-                done.late = True
-                break
-            build_fd = builds.open_build(cache_fd, below, key)
-            if build_fd is None:
-                continue
-            try:
-                if builds.link_of(build_fd) is not None:
-                    continue  # linked from a store
-                if section_fd < 0:
-                    section_fd = open_section(to)
-                _publish_one(cache_fd, section_fd, build_fd, key, to, until, done, sync)
-            except builds.NotWhole as reason:
-                done.broken[key] = str(reason)
-            except arrow.Late:
-                done.late = True
-                break
-            finally:
-                os.close(build_fd)
+        _each(cache_fd, builds.find(cache_fd, until), until, done, one)
+        _each(cache_fd, linked, until, done, other)
     finally:
-        if section_fd >= 0:
-            os.close(section_fd)
+        section.close()
     done.late = done.late or time.monotonic() >= until
     return done
+
+
+def _each(
+    cache_fd: int,
+    found: "Iterable[tuple[str, str]]",
+    until: float,
+    done: Published,
+    work: "Callable[[int, str, str], None]",
+) -> None:
+    """Do `work` on each build (below, key) of a cache, until `until`. Raise cachedir.Refused, OSError."""
+    for below, key in found:
+        if time.monotonic() >= until:
+            done.late = True
+            break
+        build_fd = builds.open_build(cache_fd, below, key)
+        if build_fd is None:
+            continue
+        try:
+            work(build_fd, below, key)
+        except builds.NotWhole as reason:
+            done.broken[key] = str(reason)
+        except arrow.Late:
+            done.late = True
+            break
+        finally:
+            os.close(build_fd)
+
+
+class _Section:
+    """A section of a store that is opened, and made, when it is needed."""
+
+    def __init__(self, to: Publisher) -> None:
+        self.path = f"{to.path}/{layout.VERSION}/{layout.section(to.label)}"
+        self._to = to
+        self._fd = -1
+
+    def fd(self) -> int:
+        """Raise as open_section does."""
+        if self._fd < 0:
+            self._fd = open_section(self._to)
+        return self._fd
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def digest(key: str) -> str:
@@ -148,12 +200,82 @@ def _publish_one(
         done.there += 1
         return
     build = builds.check(build_fd, until, with_maps=bool(to.label))
+    staged = _staged(section_fd, lambda fd: _fill(fd, build_fd, key, build, to, sync))
+    for _ in range(_TRIES):
+        name = layout.build_name(digest(key), _newest(before) + 1)
+        if _rename_new(section_fd, staged, name):
+            break
+        before = _generations(section_fd, digest(key))
+        newest = layout.build_name(digest(key), _newest(before))
+        if not any(_is_same(section_fd, old, newest) for old in current):
+            # Another was first. Ours goes back into the cache, and with it.
+            os.rename(staged, f"lost-{cachedir.nonce()}", src_dir_fd=section_fd, dst_dir_fd=cache_fd)
+            done.there += 1
+            return
+        current.append(newest)  # what is to be replaced was added to meanwhile
+    else:
+        drop(section_fd, staged, time.monotonic() + _CLEARING)
+        raise builds.NotWhole("others change it all the time")
+    _retire_replaced(section_fd, current)
+    done.builds += 1
+    done.files += len(build.files)
+    done.bytes += build.bytes
+    done.keys.append(key)
+
+
+def _add_maps(section: _Section, build_fd: int, key: str, to: Publisher, until: float, done: Published, sync: bool) -> None:
+    """Publish what a job has made with `map` in a build that is linked into its cache: a new generation of that build.
+
+    Raise builds.NotWhole, arrow.Late, cachedir.Refused, OSError.
+    """
+    of = digest(key)
+    linked = maps.origin(build_fd, section.path, of)
+    if linked is None:
+        return
+    section_fd = section.fd()
+    for _ in range(_TRIES):
+        before = _generations(section_fd, of)
+        newest = layout.build_name(of, _newest(before))
+        if newest not in before:
+            return  # pruned meanwhile
+        if _is_retired(section_fd, newest):
+            if _newest(_generations(section_fd, of)) == _newest(before):
+                return
+            continue  # others have just added to it
+        if len(before) >= _MOST_GENERATIONS:
+            done.late = True
+            return
+        try:
+            growth = maps.grown(section_fd, section.path, build_fd, key, linked, newest, to.most, until)
+            if growth is None:
+                return
+            staged = _staged_grown(section_fd, build_fd, key, growth, newest, to, until, sync)
+        except FileNotFoundError:
+            continue  # pruned meanwhile, perhaps for a newer one
+        if _rename_new(section_fd, staged, layout.build_name(of, _newest(before) + 1)):
+            break
+        _give_back(section_fd, staged, build_fd, growth.new)
+    else:
+        done.late = True
+        return
+    _retire_replaced(section_fd, before)
+    done.builds += 1
+    done.files += len(growth.new)
+    done.bytes += growth.bytes
+    done.grown.append(key)
+
+
+def _staged(section_fd: int, fill: "Callable[[int], None]") -> str:
+    """Make a new directory in a section, have it filled, and return its name; nothing of it is left where that fails.
+
+    Raise what `fill` raises; cachedir.Refused where it is on another filesystem.
+    """
     staged = layout.BUILD_NEW + cachedir.nonce()
     os.mkdir(staged, 0o700, dir_fd=section_fd)
     staged_fd = os.open(staged, _DIRECTORY, dir_fd=section_fd)
     try:
-        _fill(staged_fd, build_fd, key, build, to, sync)
-    except (OSError, builds.NotWhole) as error:
+        fill(staged_fd)
+    except (OSError, builds.NotWhole, cachedir.Refused, arrow.Late) as error:
         drop(section_fd, staged, time.monotonic() + _CLEARING)
         if isinstance(error, OSError) and error.errno == errno.EXDEV:
             raise cachedir.Refused("other_filesystem", "it is on another filesystem than the cache") from None
@@ -162,23 +284,52 @@ def _publish_one(
         raise
     finally:
         os.close(staged_fd)
-    newest = max((parsed[1] for parsed in map(layout.parse_build, before) if parsed), default=0)
-    name = layout.build_name(digest(key), newest + 1)
+    return staged
+
+
+def _rename_new(section_fd: int, staged: str, name: str) -> bool:
+    """Give what is staged its name; return False where that is taken. Raise OSError."""
     try:
         os.rename(staged, name, src_dir_fd=section_fd, dst_dir_fd=section_fd)
     except OSError as error:
         if error.errno not in _TAKEN:
             raise
-        # Another was first. Ours goes back into the cache, and with it.
-        os.rename(staged, f"lost-{cachedir.nonce()}", src_dir_fd=section_fd, dst_dir_fd=cache_fd)
-        done.there += 1
-        return
-    for old in current:
-        retire(section_fd, old)
-    done.builds += 1
-    done.files += len(build.files)
-    done.bytes += build.bytes
-    done.keys.append(key)
+        return False
+    return True
+
+
+def _give_back(section_fd: int, staged: str, build_fd: int, names: "list[str]") -> None:
+    """Move the files of a job's from what was staged back into its cache, and drop the rest. Raise OSError."""
+    staged_fd = os.open(f"{staged}/{layout.FILES}", _DIRECTORY, dir_fd=section_fd)
+    try:
+        os.fchmod(staged_fd, 0o700)
+        for name in names:
+            os.rename(name, name, src_dir_fd=staged_fd, dst_dir_fd=build_fd)
+    finally:
+        os.close(staged_fd)
+    drop(section_fd, staged, time.monotonic() + _CLEARING)
+
+
+def _retire_replaced(section_fd: int, names: "Iterable[str]") -> None:
+    for name in names:
+        try:
+            retire(section_fd, name)
+        except FileNotFoundError:
+            continue  # pruned meanwhile
+
+
+def _newest(names: "Iterable[str]") -> int:
+    """Return the last of these generations, 0 where there is none."""
+    return max((parsed[1] for parsed in map(layout.parse_build, names) if parsed), default=0)
+
+
+def _is_same(section_fd: int, one: str, other: str) -> bool:
+    """Whether two generations are of one and the same build, which results of `map` were added to: its info is one file."""
+    try:
+        found = [os.stat(f"{name}/{layout.FILES}/{seed.INFO}", dir_fd=section_fd, follow_symlinks=False) for name in (one, other)]
+    except OSError:
+        return False
+    return (found[0].st_dev, found[0].st_ino) == (found[1].st_dev, found[1].st_ino)
 
 
 def _generations(section_fd: int, of: str) -> "list[str]":
@@ -188,33 +339,82 @@ def _generations(section_fd: int, of: str) -> "list[str]":
 
 def _fill(staged_fd: int, build_fd: int, key: str, build: builds.Build, to: Publisher, sync: bool) -> None:
     """Move the files of a build into a new directory of the store, read-only. Raise builds.NotWhole, OSError."""
-    os.mkdir(layout.FILES, 0o700, dir_fd=staged_fd)
-    files_fd = os.open(layout.FILES, _DIRECTORY, dir_fd=staged_fd)
+    files_fd = _make_files(staged_fd)
     try:
-        for name, as_checked in build.files.items():
-            fd = os.open(name, _FILE, dir_fd=build_fd)
-            try:
-                os.fchmod(fd, 0o444)
-                if sync:
-                    os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(name, name, src_dir_fd=build_fd, dst_dir_fd=files_fd)
-            found = os.stat(name, dir_fd=files_fd, follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode) or (found.st_size, found.st_mtime_ns) != as_checked:
-                raise builds.NotWhole(f"{name} was changed while it was published")
-        os.utime(files_fd, ns=(build.mtime, build.mtime))
-        os.fchmod(files_fd, 0o555 if to.shared else 0o500)
-        _write(staged_fd, layout.MANIFEST, json.dumps(_manifest(key, build, to), indent=1) + "\n", sync)
-        contents = layout.format_contents(layout.Contents(key, build.files, seed.checksum(files_fd)))
-        if layout.parse_contents(contents) is None:
-            raise builds.NotWhole("it has too many files, or one dated before 1970")
-        _write(staged_fd, layout.CONTENTS, contents, sync)
-        if sync:
-            os.fsync(files_fd)
-        os.fchmod(staged_fd, 0o755 if to.shared else 0o700)
+        _move(files_fd, build_fd, build.files, sync)
+        _seal(staged_fd, files_fd, key, build, to, sync)
     finally:
         os.close(files_fd)
+
+
+def _staged_grown(
+    section_fd: int, build_fd: int, key: str, growth: maps.Growth, newest: str, to: Publisher, until: float, sync: bool
+) -> str:
+    """As `_staged`, with what a job has made moved into it, beside hard links to the files of the generation `newest`."""
+    old_fd = os.open(f"{newest}/{layout.FILES}", _DIRECTORY, dir_fd=section_fd)
+    try:
+        return _staged(section_fd, lambda fd: _fill_grown(fd, build_fd, old_fd, key, growth, to, until, sync))
+    finally:
+        os.close(old_fd)
+
+
+def _fill_grown(
+    staged_fd: int, build_fd: int, old_fd: int, key: str, growth: maps.Growth, to: Publisher, until: float, sync: bool
+) -> None:
+    """Raise builds.NotWhole, arrow.Late, OSError."""
+    files_fd = _make_files(staged_fd)
+    try:
+        _move(files_fd, build_fd, {name: growth.build.files[name] for name in growth.new}, sync)
+        for name in sorted(growth.build.files.keys() - set(growth.new)):
+            if time.monotonic() >= until:
+                raise arrow.Late
+            try:
+                os.link(name, name, src_dir_fd=old_fd, dst_dir_fd=files_fd, follow_symlinks=False)
+            except OSError as error:
+                if error.errno in _NO_LINKS:
+                    raise builds.NotWhole(f"in the store, no hard link of {name}: {error.strerror}") from None
+                raise
+            _check_same(files_fd, name, growth.build.files[name])
+        _seal(staged_fd, files_fd, key, growth.build, to, sync)
+    finally:
+        os.close(files_fd)
+
+
+def _make_files(staged_fd: int) -> int:
+    os.mkdir(layout.FILES, 0o700, dir_fd=staged_fd)
+    return os.open(layout.FILES, _DIRECTORY, dir_fd=staged_fd)
+
+
+def _move(files_fd: int, build_fd: int, files: "dict[str, tuple[int, int]]", sync: bool) -> None:
+    for name, as_checked in files.items():
+        fd = os.open(name, _FILE, dir_fd=build_fd)
+        try:
+            os.fchmod(fd, 0o444)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(name, name, src_dir_fd=build_fd, dst_dir_fd=files_fd)
+        _check_same(files_fd, name, as_checked)
+
+
+def _check_same(files_fd: int, name: str, as_checked: "tuple[int, int]") -> None:
+    found = os.stat(name, dir_fd=files_fd, follow_symlinks=False)
+    if not stat.S_ISREG(found.st_mode) or (found.st_size, found.st_mtime_ns) != as_checked:
+        raise builds.NotWhole(f"{name} was changed while it was published")
+
+
+def _seal(staged_fd: int, files_fd: int, key: str, build: builds.Build, to: Publisher, sync: bool) -> None:
+    os.utime(files_fd, ns=(build.mtime, build.mtime))
+    os.fchmod(files_fd, 0o555 if to.shared else 0o500)
+    _write(staged_fd, layout.MANIFEST, json.dumps(_manifest(key, build, to), indent=1) + "\n", sync)
+    contents = layout.format_contents(layout.Contents(key, build.files, seed.checksum(files_fd)))
+    if layout.parse_contents(contents) is None:
+        raise builds.NotWhole("it has too many files, or one dated before 1970")
+    _write(staged_fd, layout.CONTENTS, contents, sync)
+    if sync:
+        os.fsync(files_fd)
+    os.fchmod(staged_fd, 0o755 if to.shared else 0o700)
 
 
 def _manifest(key: str, build: builds.Build, to: Publisher) -> "dict[str, Any]":
@@ -283,9 +483,13 @@ def _touch(path: str, link: str) -> bool:
     try:
         store_fd, owner = seed.open_store(path, os.geteuid())
         try:
-            fd = seed.open_below(store_fd, "/".join(parts[:3]), owner)
+            section_fd = seed.open_below(store_fd, "/".join(parts[:2]), owner)
         finally:
             os.close(store_fd)
+        try:
+            fd = seed.open_below(section_fd, _last(section_fd, parts[2]), owner)
+        finally:
+            os.close(section_fd)
         try:
             os.utime(fd)
         finally:
@@ -295,6 +499,15 @@ def _touch(path: str, link: str) -> bool:
     return True
 
 
+def _last(section_fd: int, name: str) -> str:
+    """Return the generation that a build has become, where results of `map` were added to it meanwhile; else its name."""
+    if not _is_retired(section_fd, name):
+        return name
+    of = name.partition(".")[0]
+    newest = layout.build_name(of, _newest(_generations(section_fd, of)))
+    return newest if _is_same(section_fd, name, newest) else name
+
+
 # ------------------------------------------------------------------------------------------------------------- looking
 
 
@@ -302,8 +515,8 @@ class Stored:
     """A build in a store, or what is left of one.
 
     kind: "build", "new", "trash" or "staging". used, retired: seconds since the epoch by the filesystem's clock; retired None:
-    it is not. bytes: allocated. problem: why it is not whole, as far as a look tells. unread: the filesystem did not let us
-    look, and it may be whole.
+    it is not. bytes: allocated; what the generations of a build share is the newest one's. problem: why it is not whole, as
+    far as a look tells. unread: the filesystem did not let us look, and it may be whole.
     """
 
     def __init__(self, kind: str, label: str, name: str, **seen: "Any") -> None:
@@ -347,11 +560,14 @@ def look(
             for label in sorted(label for label in labels if label is not None):
                 section_fd = seed.open_below(version_fd, layout.section(label), owner)
                 try:
-                    for name in sorted(os.listdir(section_fd)):
+                    of, counted = "", set[tuple[int, int]]()
+                    for name in sorted(os.listdir(section_fd), key=_newest_first):
                         one = _stored(section_fd, label, name)
                         if one is not None:
+                            if name.partition(".")[0] != of:
+                                of, counted = name.partition(".")[0], set()
                             going()
-                            _see(section_fd, one, owner, deep, told)
+                            _see(section_fd, one, owner, deep, told, counted)
                             yield one
                 finally:
                     os.close(section_fd)
@@ -369,16 +585,23 @@ def _stored(section_fd: int, label: str, name: str) -> "Stored | None":
     return Stored("build", label, name) if layout.parse_build(name) else None
 
 
-def _see(section_fd: int, one: Stored, owner: int, deep: bool, told: bool) -> None:
+def _newest_first(name: str) -> "tuple[str, int]":
+    """Order builds so that the generations of each come one after the other, the newest first."""
+    of, generation = layout.parse_build(name) or (name, 0)
+    return of, -generation
+
+
+def _see(section_fd: int, one: Stored, owner: int, deep: bool, told: bool, counted: "set[tuple[int, int]]") -> None:
+    """Look at one. counted: (device, inode) of the files with several names that are counted already, which is added to."""
     try:
         fd = seed.open_below(section_fd, one.name, owner)
         try:
             one.used = os.fstat(fd).st_mtime
             if one.kind != "build":
-                one.used, one.bytes, one.files = _measure(fd)
+                one.used, one.bytes, one.files = _measure(fd, counted)
                 return
             one.retired = _retired(fd)
-            _, one.bytes, one.files = _measure(fd)
+            _, one.bytes, one.files = _measure(fd, counted)
             contents = seed.read_contents(fd)
             one.key = contents.key
             manifest = _read_manifest(fd) if told or deep else {}
@@ -432,8 +655,8 @@ def _read_manifest(build_fd: int) -> "dict[str, Any]":
     return found if isinstance(found, dict) else {}
 
 
-def _measure(fd: int) -> "tuple[float, int, int]":
-    """Return (its newest change, bytes allocated, files) of a tree."""
+def _measure(fd: int, counted: "set[tuple[int, int]]") -> "tuple[float, int, int]":
+    """Return (its newest change, bytes allocated, files) of a tree; of the bytes, those that are in `counted` are not."""
     newest, total, files = os.fstat(fd).st_mtime, 0, 0
     for _, _, names, at in os.fwalk(".", dir_fd=fd, onerror=None):
         newest = max(newest, os.fstat(at).st_mtime)
@@ -443,8 +666,13 @@ def _measure(fd: int) -> "tuple[float, int, int]":
             except (FileNotFoundError, PermissionError):
                 continue
             newest = max(newest, min(found.st_ctime, time.time()))
-            total += found.st_blocks * 512
             files += 1
+            if found.st_nlink > 1:
+                inode = found.st_dev, found.st_ino
+                if inode in counted:
+                    continue
+                counted.add(inode)
+            total += found.st_blocks * 512
     return newest, total, files
 
 

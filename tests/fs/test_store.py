@@ -687,7 +687,7 @@ def test_thirty_publishers_readers_and_a_pruner(jobs: Jobs, template: Template) 
     assert [one.problem for one in store.look(str(jobs.path), UID, deep=True)] == [""]
 
 
-CHANGES = ("mkdir", "rename", "write", "utime", "fchmod", "chmod", "symlink", "open", "unlink", "rmdir", "makedirs")
+CHANGES = ("mkdir", "rename", "link", "write", "utime", "fchmod", "chmod", "symlink", "open", "unlink", "rmdir", "makedirs")
 
 
 class Dying:

@@ -75,6 +75,32 @@ def test_a_seeded_cache_behaves_as_a_private_one(jobs: Jobs, python: hf.Python) 
     assert stored.stat().st_mtime_ns == after, "one that is merely seeded does not"
 
 
+def test_an_edited_map_is_computed_once(jobs: Jobs, python: hf.Python) -> None:
+    """The job that first runs it hands it on, and so does the one that maps on top of that; the next computes nothing."""
+    data = write_rows(jobs.home / "data.jsonl", range(400))
+    twice = "def twice(row):\n    return {'twice': row['id'] * 2}\nmapped = ds['train'].map(twice)\n"
+    both = MAP + "small = mapped.filter(lambda row: row['half'] < 50)\n" + twice.replace("ds['train']", "small")
+    rows = "result = [len(mapped), mapped[-1]['id']]\n"
+    jobs.job(python, load(data) + MAP, LABEL)
+    made = []
+    for code in (twice, both, both + "mapped = mapped.shuffle(seed=7).sort('id')\n"):
+        expected = None
+        for _ in range(2):
+            cache = jobs.begin(LABEL)
+            before = links(build_in(cache))
+            assert before[1] == 0
+            found = python.run(load(data) + code + rows, jobs.home, HF_DATASETS_CACHE=str(cache))
+            assert found == (expected or found)
+            expected = found
+            made.append(links(build_in(cache))[1])
+            assert links(build_in(cache))[0] == before[0]
+            (stored,) = [path for path in jobs.stored(LABEL) if not (path / "retired").exists()]
+            told = jobs.end()
+            assert [event["files"] for event in told] == ([made[-1]] if made[-1] else [])
+    assert made[1::2] == [0, 0, 0] and all(made[::2]), "each is computed by one job, and linked into the next"
+    assert jobs.left() == [] and stored.name.endswith(".4")
+
+
 def test_a_store_that_goes_away_leads_to_a_rebuild(jobs: Jobs, python: hf.Python) -> None:
     """As a whole, or in part, before the job loads: no failure, and the right rows."""
     data = write_rows(jobs.home / "data.jsonl", range(400))
