@@ -31,6 +31,7 @@ from test_store import (
 )
 from test_store_command import command, copying, filled, jobs, queue, running, used  # noqa: F401 - a fixture
 
+from home import fingerprint
 from jobcache import arrow, builds, cachedir, maps, reaper, seed, store
 from site_dir import ALICE, BOB
 from stores import Jobs, Template, links
@@ -298,12 +299,12 @@ def test_never_beside_a_build_of_the_sites(jobs: Jobs, template: Template) -> No
     """Neither into its store, nor into the user's."""
     site_store(jobs, template)
     place = jobs.site.dir / "site-store"
-    before = {str(path): path.lstat() for path in [place, *place.rglob("*")]}
+    before = fingerprint(place)
     build = jobs.begin(LABEL) / template.key
     assert links(build)[0]
     add_map(build, template)
     assert jobs.end() == [] and not jobs.path.exists()
-    assert {str(path): path.lstat() for path in [place, *place.rglob("*")]} == before
+    assert fingerprint(place) == before
     shutil.chown(place, ALICE)
     for path in place.rglob("*"):
         shutil.chown(path, ALICE)
@@ -335,6 +336,23 @@ def test_by_store_build_as_well(jobs: Jobs, template: Template) -> None:  # noqa
         f"added results of map to {template.key}", f"{jobs.path}: 0 new, 0 as they were, {size} bytes more",
     ]  # fmt: skip
     assert command(jobs, "verify").returncode == 0 and jobs.left() == []
+
+
+def test_by_store_build_neither_without_a_label_nor_into_the_sites(jobs: Jobs, template: Template) -> None:  # noqa: F811
+    """The same program, where results of map have no place, and where all users would be given them."""
+    place = jobs.site.dir / "site-store"
+    place.mkdir()
+    shutil.chown(place, BOB)
+    jobs.site.configure(store={**jobs.site.keys["store"], "site": str(place)})
+    *shell, text = copying(template)
+    text += f"; cp {map_in(template)} $HF_DATASETS_CACHE/{template.key}/cache-{7:016x}.arrow"
+    for top, options, user in ((jobs.path, [], ALICE), (place, ["--site", "--label", LABEL], BOB), (place, ["--site"], BOB)):
+        assert command(jobs, "build", *options, "--", *copying(template), user=user).returncode == 0
+        (stored,) = top.glob(f"v1/{'label-' + LABEL if LABEL in options else 'default'}/[!.]*")
+        before = fingerprint(stored / "files")
+        done = command(jobs, "build", *options, "--", *shell, text, user=user)
+        assert (done.returncode, done.stdout) == (0, f"{top}: 0 new, 1 as they were, 0 bytes more\n"), done.stderr
+        assert list(stored.parent.iterdir()) == [stored] and fingerprint(stored / "files") == before
 
 
 # -------------------------------------------------------------------------------------------------- as others change it
