@@ -58,3 +58,47 @@ def test_ranks_on_two_nodes_load_what_another_job_built(wired: Wired) -> None:
     assert [line for line in wired.output(job) if line.startswith("loaded")] == [f"loaded {total} True"] * 2
     wired.assert_reaped(job)
     assert wired.events(job, "store.published") == []
+
+
+def test_a_job_that_edits_its_map_computes_it_for_the_next(wired: Wired) -> None:
+    """With real `datasets`: the first job builds, the second maps, and the third finds both, even where two have run at once."""
+    site = wired.site
+    site.configure(store={"user": f"{site.scratch}/{{user}}/.cache/hf-store"})
+    home = site.dir / "maps"
+    home.mkdir()
+    shutil.chown(home, ALICE)
+    data = home / "data.jsonl"
+    data.write_text("".join(json.dumps({"id": id}) + "\n" for id in range(1000)))
+    program = home / "map.py"
+    program.write_text(
+        "import glob, os, sys, datasets\n"
+        f"ds = datasets.load_dataset('json', data_files={{'train': {str(data)!r}}})['train']\n"
+        "total = 0\n"
+        "for factor in map(int, sys.argv[1:]):\n"
+        "    total += sum(ds.map(lambda row, factor: {'id': row['id'] * factor}, fn_kwargs={'factor': factor})['id'])\n"
+        "files = glob.glob(os.environ['HF_DATASETS_CACHE'] + '/json/*/*/*/*')\n"
+        "print('mapped', total, sum(not os.path.islink(path) for path in files), flush=True)\n"
+    )
+    program.chmod(0o644)
+
+    def job(*factors: int) -> int:
+        words = " ".join(map(str, factors))
+        run = f"HOME={home} HF_HOME={home}/hf exec {sys.executable} {program} {words} 2>/dev/null"
+        return wired.batch(run, "-N1", JOBCACHE_STORE=LABEL)
+
+    def ended(number: int) -> tuple[int, int]:
+        assert wired.wait(number) == "COMPLETED"
+        _, total, made = wired.output(number)[-1].split()
+        return int(total), int(made)
+
+    total = sum(range(1000))
+    assert ended(job()) == (0, 2)
+    both = job(2), job(3)
+    assert [ended(number) for number in both] == [(2 * total, 1), (3 * total, 1)]
+    for number in both:
+        (event,) = wired.events(number, "store.published")
+        assert (event["outcome"], event["builds"], event["files"]) == ("published", 1, 1)
+    last = job(2, 3)
+    assert ended(last) == (5 * total, 0)
+    wired.assert_reaped(last)
+    assert wired.events(last, "store.published") == []
