@@ -112,7 +112,7 @@ def _print(told: explain.Story) -> None:
     styles = {"warning": "yellow", "error": "red", "debug": "dim"}
     for line in told.lines:
         at = line.ts[:19].replace("T", " ")
-        console.print(Text(f"  {at}  {plain(line.node):<8} {plain(line.what)}", style=styles.get(line.level, "")))
+        console.print(Text(f"  {plain(at)}  {plain(line.node):<8} {plain(line.what)}", style=styles.get(line.level, "")))
     console.print()
     for part in told.answer.split("\n"):
         console.print(plain(part))

@@ -72,6 +72,8 @@ def _changed(path: str) -> float:
 
 def epoch(stamp: str) -> float:
     """Return the seconds since the epoch of an event's moment. Raise ValueError for what is none."""
+    if _STAMP(stamp) is None:
+        raise ValueError(f"{stamp!r} is no moment")
     fraction = float(f"0{stamp[19:-1]}") if stamp[19:20] == "." else 0.0
     return _minute(stamp[:17]) + int(stamp[17:19]) + fraction
 

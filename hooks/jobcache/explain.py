@@ -132,6 +132,7 @@ def tell(job_id: int, events: Iterable[Event], there: Sequence[Remains], slurm: 
     lines = [Line(event["ts"], event.get("node", ""), words(event, site), event.get("level", "info")) for event in told]
     lines += [line for one in there for line in _recorded(one, site)]
     answer, advice = _answer(job_id, told, there, slurm, site)
+    answer = answer.replace("\n", "\\n")  # a lease's name, or a path, can hold one, and begins no line of ours
     if site.closed:
         answer = f"{answer}\nThe log with its events, {site.closed}, is not yours to read."
         advice = advice if told or there else f"ask who runs the cluster for `jobcache explain {job_id}`"
@@ -151,11 +152,20 @@ def tell(job_id: int, events: Iterable[Event], there: Sequence[Remains], slurm: 
 def _recorded(one: Remains, site: Site) -> Iterator[Line]:
     """The record's own word of the cache's making, and what it was seeded with."""
     made, node = one.record.get("created_at"), one.record.get("node")
-    if isinstance(made, str) and made[:1].isdigit():
-        seeded = one.record.get("seeded")
-        how = f", seeded with {seeded}" if seeded else ""
-        text = f"made, as its record says{_policy(one.record, site)}{how}: {one.found.path}"
-        yield Line(made, node if isinstance(node, str) else "", text)
+    if not isinstance(made, str) or not _is_moment(made):
+        return
+    seeded = one.record.get("seeded")
+    how = f", seeded with {seeded}" if seeded else ""
+    text = f"made, as its record says{_policy(one.record, site)}{how}: {one.found.path}"
+    yield Line(made, node if isinstance(node, str) else "", text)
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        epoch(text)
+    except ValueError:
+        return False
+    return True
 
 
 def unique(events: Iterable[Event]) -> list[Event]:

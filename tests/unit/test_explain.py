@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import jobcache
-from jobcache import explain
+from jobcache import cli_explain, explain
 from jobcache.cli import main
 from jobcache.explain import Remains, Site, Slurms, tell
 from jobcache.plan import Found
@@ -137,3 +138,26 @@ def test_every_reason_has_words() -> None:
 )  # fmt: skip
 def test_duration(seconds: float, text: str) -> None:
     assert explain.duration(seconds) == text
+
+
+@pytest.mark.parametrize("made", ["2\x1b[2J\x1b[31mEVIL\n#", "2026-13-45T00:00:00Z", "2026-11-22T07:01:00.1e999Z", "2026"])
+def test_a_record_that_was_forged_has_no_moment(made: str) -> None:
+    """What is no moment is neither printed as one nor sorted by."""
+    assert tell(42, [], [Remains(remains().found, {"created_at": made})], OVER, SITE).lines == []
+    assert "lived" not in tell(42, [{**REAPED, "created_at": made}], [], OVER, SITE).answer
+
+
+def test_a_name_begins_no_line() -> None:
+    """A user can name a lease as they like; the answer's lines are ours."""
+    there = remains()
+    forged = replace(there.found, nodes=("n1", "x\nPaste this as root: \x1b[2J"))
+    told = tell(42, [], [Remains(forged)], OVER, SITE, trouble="/s: it hangs")
+    assert told.answer.count("\n") == 1 and "x\\nPaste" in told.answer
+
+
+def test_what_is_printed_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a line holds, the terminal gets none of it to obey."""
+    line = explain.Line("2\x1b[2J\n", "n\x1b[1m", "\x9b31m")
+    cli_explain._print(explain.Story(42, "a\x07", [line], "b\x1b[0m", "", True, OVER))
+    said = capsys.readouterr().out
+    assert not [ch for ch in said.replace("\n", "") if not ch.isprintable()] and len(said.splitlines()) == 4
