@@ -146,10 +146,8 @@ class Collector:
     def _ended(self, event: Event) -> None:
         """One cache may end in several steps: an Epilog that has too little time, then a sweep."""
         key = _key(event)
-        try:
-            ended = epoch(event["ts"])
-            made = epoch(event["created_at"]) if "created_at" in event else None
-        except ValueError:
+        ended, made = _moment(event["ts"]), _moment(event.get("created_at", ""))
+        if ended is None:
             return
         cache = self._caches.setdefault(key, Cache(ended))
         cache.ended = max(cache.ended, ended)
@@ -187,6 +185,14 @@ class Collector:
         if uid is None:
             return UNKNOWN
         return self._names.get(uid) or self._name_of(uid)
+
+
+def _moment(text: str) -> Optional[float]:
+    """When a cache was made is its user's word, which counts for nothing where it is none."""
+    try:
+        return epoch(text)
+    except ValueError:
+        return None
 
 
 def _key(event: Event) -> tuple[int, int, Optional[int]]:

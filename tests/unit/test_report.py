@@ -195,3 +195,10 @@ def test_the_command(tmp_path: Path) -> None:
         assert words in result.output
     for wrong in (["--since", "yesterday"], ["--since", "1d", "--until", "2d"], ["--by", "moon"]):
         assert CliRunner().invoke(main, ["report", str(log), *wrong]).exit_code == 2
+
+
+@pytest.mark.parametrize("made", ["2026-13-45T00:00:00Z", "²026-11-22T07:01:00Z", ""])
+def test_a_cache_that_was_made_at_no_moment_counts(made: str) -> None:
+    """When it was made is the user's to forge, and hides nothing of what was used."""
+    total = told(ended(1, 60, bytes=7), {**ended(2, 60, bytes=5), "created_at": made}).total
+    assert (total.caches, total.bytes, total.life) == (2, 12, 100.0)
