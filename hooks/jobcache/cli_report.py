@@ -36,7 +36,8 @@ def report_command(
     if begin >= end:
         raise click.BadParameter("nothing lies between it and --until", param_hint="--since")
     tally = eventlog.Tally()
-    collector = report.Collector(begin, end, asuser.user_name)
+    own_log = site is not None and site.log_file is not None and os.access(site.log_file, os.R_OK)
+    collector = report.Collector(begin, end, asuser.user_name, own_log)
     with sources(site, files) as found:
         for event in eventlog.read(found, tally, since=eventlog.stamp(begin), until=eventlog.stamp(end)):
             collector.take(event)

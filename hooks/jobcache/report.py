@@ -98,9 +98,9 @@ class Report:
 
 
 class Collector:
-    """Takes events one by one. name_of: the name of a uid that no event names."""
+    """Takes events one by one. name_of: the name of a uid that no event names. own_log: the log itself is among the sources."""
 
-    def __init__(self, since: float, until: float, name_of: Callable[[int], str] = str) -> None:
+    def __init__(self, since: float, until: float, name_of: Callable[[int], str] = str, own_log: bool = False) -> None:
         self.report = Report(stamp(since), stamp(until))
         self._since, self._until, self._name_of = since, until, name_of
         self._seen: set[int] = set()
@@ -108,20 +108,25 @@ class Collector:
         self._seeded: dict[tuple[int, int, Optional[int]], int] = {}
         self._made: set[tuple[int, int, Optional[int]]] = set()
         self._names: dict[int, str] = {}
-        self._own_log = False
+        self._own_log = own_log
+        self._doubtful: set[int] = set()  # of _seen: what a user can have written, while no event of the log itself is known
 
     def take(self, event: Event) -> None:
         """Count one event, once. What a user can have written into a system log does not count where the log itself is read."""
         kind = event["event"]
-        if event["source"] == LOG:
+        doubtful = event["source"] != LOG and kind not in ("cache.created", "cache.skipped", "store.seeded", "store.published")
+        if event["source"] == LOG and not self._own_log:
             self._own_log = True
-        elif self._own_log and kind not in ("cache.created", "cache.skipped", "store.seeded", "store.published"):
+            self._forget()
+        elif doubtful and self._own_log:
             return
         get = event.get
         identity = hash((event["ts"], kind, get("node"), get("job_id"), get("run"), get("path"), get("reason")))
         if identity in self._seen:
             return
         self._seen.add(identity)
+        if doubtful:
+            self._doubtful.add(identity)
         report = self.report
         report.events += 1
         reason = event.get("reason", "")
@@ -142,6 +147,16 @@ class Collector:
             self._seeded[key] = self._seeded.get(key, 0) + event.get("bytes", 0)
         if event["source"] != SYSLOG and event.get("user") and "uid" in event:
             self._names[event["uid"]] = event["user"]
+
+    def _forget(self) -> None:
+        """Take back what of a system log was counted while there was nothing else to go by."""
+        report = self.report
+        report.events -= len(self._doubtful)
+        self._seen -= self._doubtful
+        self._doubtful.clear()
+        self._caches.clear()
+        for counts in (report.orphans, report.kept, report.failures, report.sweeps):
+            counts.clear()
 
     def _ended(self, event: Event) -> None:
         """One cache may end in several steps: an Epilog that has too little time, then a sweep."""

@@ -87,6 +87,9 @@ def test_what_users_can_have_written_does_not_count() -> None:
     got = told(ended(1, 1000), ended(9, 1500, bytes=10**15, source="syslog"), ended(1, 2000, run=1))
     assert (got.total.caches, got.total.bytes) == (2, 20)
     assert told(ended(9, 1500, source="syslog")).total.caches == 1  # there is nothing else to go by
+    forged = [ended(1, 1000, bytes=10**15, source="syslog"), ended(9, 1500, source="syslog", event="hook.failed")]
+    late = told(*forged, ended(1, 1000))  # whichever file is read first
+    assert (late.total.caches, late.total.bytes, late.events, late.failures) == (1, 10, 1, {})
 
 
 @pytest.mark.parametrize(
@@ -202,3 +205,10 @@ def test_a_cache_that_was_made_at_no_moment_counts(made: str) -> None:
     """When it was made is the user's to forge, and hides nothing of what was used."""
     total = told(ended(1, 60, bytes=7), {**ended(2, 60, bytes=5), "created_at": made}).total
     assert (total.caches, total.bytes, total.life) == (2, 12, 100.0)
+
+
+def test_a_log_that_was_quiet() -> None:
+    """The site's own log is there, and tells of nothing: then nothing happened, whatever a system log says."""
+    collector = report.Collector(T, T + 86400.0, own_log=True)
+    collector.take(ended(9, 1500, source="syslog"))
+    assert collector.finish().total.caches == 0
