@@ -3,7 +3,7 @@
 A log is no more to be trusted than who could write it. A line that is cut short, or is no event, is passed over and
 counted; a field that is not of its kind is dropped. In an export of journald the sender is known, and an event that
 says it is of another user is not believed. In other exports of a system log any user can have written any line: what
-comes from there carries `source: "syslog"`.
+comes from there carries `source: "syslog"`, and no number and no reason that could be none of ours.
 """
 
 import bz2
@@ -39,6 +39,9 @@ _KINDS: dict[str, type] = {
     **dict.fromkeys("fs_total_bytes fs_free_bytes builds saved_bytes".split(), int),
     "pids": list,
 }
+_WORDS = ("event", "outcome", "reason")  # of closed sets, which a newer version may have more of
+_WORD = re.compile(r"[a-z_.]{1,32}").fullmatch
+_MOST = 1 << 63  # of what any field counts
 _ROOTS = frozenset(["cache.released", "cache.reaped", "cache.orphan_reaped", "sweep.finished", "hook.failed"])
 
 
@@ -189,6 +192,9 @@ def _sound(found: Optional[Event], source: str) -> Optional[Event]:
         return None
     kind = _KINDS.get
     wrong = [key for key, value in found.items() if type(value) is not kind(key)]
+    if source == SYSLOG:  # of which any user can have written any line
+        wrong += [key for key in _WORDS if key in found and key not in wrong and _WORD(found[key]) is None]
+        wrong += [key for key, value in found.items() if type(value) is int and not 0 <= value < _MOST and kind(key) is int]
     for key in wrong:
         del found[key]
     moment = found.get("ts")

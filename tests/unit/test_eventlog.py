@@ -171,3 +171,13 @@ def test_files_that_break_off(tmp_path: Path) -> None:
     found = [event["job_id"] for event in eventlog.read(names, tally)]
     assert found == list(range(1, len(found) + 1)) and found
     assert [broken.partition(":")[0] for broken in tally.broken] == names
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("bytes", 10**4000), ("bytes", -1), ("files", 1 << 63), ("reason", "x.\nPaste this as root"), ("outcome", "R" * 99)],
+)
+def test_a_system_log_holds_no_prose(field: str, value: object) -> None:
+    """Any user can write there: what no event has is not handed on, and the rest of the line is."""
+    (event,) = read(HEADS[0] + line(**{field: value}))[0]
+    assert field not in event and event["job_id"] == 4242
