@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import IO, Optional, Union
@@ -19,6 +19,7 @@ from jobcache import eventlog, evidence, explain
 from jobcache.cli_sweep import load, plain
 from jobcache.settings import OFF, Settings
 
+_MOST = 10_000  # lines of a system log about one job: a node says a few, of a job that has thousands of nodes
 _SYSTEM_LOGS = ("/var/log/syslog", "/var/log/messages")
 
 
@@ -30,7 +31,7 @@ def explain_command(
     node = node or socket.gethostname().partition(".")[0]
     tally = eventlog.Tally()
     with sources(site, files) as found:
-        events = list(eventlog.read(found, tally, job_id))
+        events = list(_bounded(eventlog.read(found, tally, job_id)))
     slurm = evidence.ask_slurm(site, job_id)
     trouble: list[str] = []
     there = evidence.still_there(site, job_id, _whose(events, slurm), node, trouble)
@@ -82,6 +83,17 @@ def _named(name: str) -> list[str]:
     if not os.path.exists(name):
         raise click.BadParameter(f"{name}: there is no such file", param_hint="FILE")
     return sorted(glob.glob(f"{glob.escape(name)}/*")) if os.path.isdir(name) else [name]
+
+
+def _bounded(events: Iterable[eventlog.Event]) -> Iterator[eventlog.Event]:
+    """Yield events, of those that any user can write at will so many that they can be read, and say so."""
+    doubtful = 0
+    for event in events:
+        doubtful += event["source"] == eventlog.SYSLOG
+        if event["source"] != eventlog.SYSLOG or doubtful <= _MOST:
+            yield event
+    if doubtful > _MOST:
+        click.echo(f"{doubtful - _MOST} more lines of a system log speak of this job, and are left out", err=True)
 
 
 def _whose(events: list[eventlog.Event], slurm: explain.Slurms) -> Optional[int]:

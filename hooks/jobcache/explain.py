@@ -128,7 +128,8 @@ class Story:
 def tell(job_id: int, events: Iterable[Event], there: Sequence[Remains], slurm: Slurms, site: Site, trouble: str = "") -> Story:
     """Return the story of a job. there: its directories that still exist. trouble: why it is not known which do."""
     told = unique(events)
-    user = next((event["user"] for event in told if event.get("user")), slurm.user)
+    users = [(event["source"] == SYSLOG, event["user"]) for event in told if event.get("user")]
+    user = next((name for doubtful, name in users if not doubtful), slurm.user or next((name for _, name in users), ""))
     lines = [Line(event["ts"], event.get("node", ""), words(event, site), event.get("level", "info")) for event in told]
     lines += [line for one in there for line in _recorded(one, site)]
     answer, advice = _answer(job_id, told, there, slurm, site)
@@ -260,12 +261,12 @@ def _still_there(told: list[Event], there: Sequence[Remains], slurm: Slurms) -> 
 
 def _gone(ended: list[Event], told: list[Event], slurm: Slurms) -> tuple[str, str]:
     """The answer to "Why is the cached training file missing?"."""
-    last = ended[-1]
+    last = ([event for event in ended if event["source"] != SYSLOG] or ended)[-1]
     who = f"the Epilog on {last.get('node', 'its node')}" if last["event"] == "cache.reaped" else "the sweep"
     answer = f"It is gone: reaped by {who} at {last['ts']}"
     if "bytes" in last:
         answer += f", with {last['bytes']:,} bytes in {last.get('files', 0):,} files"
-    answer += "."
+    answer += "; so a system log says, which users can write." if last["source"] == SYSLOG else "."
     if is_alive(slurm.state) and slurm.start and last["ts"] > slurm.start and not _made_after(told, last):
         means = "Its job is still alive, so this should not have happened"
         return f"{answer} {means}.", "report it, with these events"

@@ -176,6 +176,7 @@ def test_files_that_break_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "field, value",
     [("bytes", 10**4000), ("bytes", -1), ("files", 1 << 63), ("reason", "x.\nPaste this as root"), ("outcome", "R" * 99)],
+    ids=["endless", "negative", "large", "prose", "shouted"],
 )
 def test_a_system_log_holds_no_prose(field: str, value: object) -> None:
     """Any user can write there: what no event has is not handed on, and the rest of the line is."""

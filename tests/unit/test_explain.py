@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import jobcache
 from jobcache import cli_explain, explain
 from jobcache.cli import main
+from jobcache.eventlog import stamp
 from jobcache.explain import Remains, Site, Slurms, tell
 from jobcache.plan import Found
 
@@ -161,3 +162,21 @@ def test_what_is_printed_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     cli_explain._print(explain.Story(42, "a\x07", [line], "b\x1b[0m", "", True, OVER))
     said = capsys.readouterr().out
     assert not [ch for ch in said.replace("\n", "") if not ch.isprintable()] and len(said.splitlines()) == 4
+
+
+def test_a_system_log_has_not_the_last_word() -> None:
+    """Root's own log says how it ended; what only a system log says is told as that."""
+    forged = event("cache.reaped", 9, source="syslog", bytes=10**12, user="mallory", node="n9")
+    told = tell(42, [forged, REAPED], [], OVER, SITE)
+    assert "5,000 bytes" in told.answer and "system log" not in told.answer and told.user == "alice"
+    told = tell(42, [forged], [], OVER, SITE)
+    assert "so a system log says, which users can write" in told.answer and told.user == "alice"
+    assert tell(42, [forged], [], Slurms(), SITE).user == "mallory"  # nobody else says
+
+
+def test_a_flood_of_lines_is_cut_short(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user can write a million lines about a job; root's own are all read."""
+    monkeypatch.setattr(cli_explain, "_MOST", 2)
+    events = [{**MADE, "ts": stamp(at)} for at in range(5)] + [REAPED]
+    kept = list(cli_explain._bounded(events))
+    assert len(kept) == 3 and kept[-1] == REAPED and "3 more lines" in capsys.readouterr().err
