@@ -85,6 +85,10 @@ def page(told: report.Report) -> str:
 def _write(path: str, text: str) -> None:
     new = f"{path}.{cachedir.nonce()}"
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe is written to, and not replaced
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            return
         with open(new, "x", encoding="utf-8") as file:
             file.write(text)
         os.rename(new, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -135,3 +136,16 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("")
     result = CliRunner().invoke(main, ["report", str(tmp_path / "log"), "--html", f"{tmp_path}/no/where.html"])
     assert result.exit_code == 1 and "no/where.html" in result.output
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    """And not replaced: root's /dev/null would be a file from then on."""
+    (tmp_path / "log").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        argv = ["report", str(tmp_path / "log"), "--html", str(tmp_path / "pipe")]
+        assert CliRunner().invoke(main, argv, catch_exceptions=False).exit_code == 0
+        assert (tmp_path / "pipe").is_fifo() and os.read(reader, 15) == b"<!DOCTYPE html>"
+    finally:
+        os.close(reader)
