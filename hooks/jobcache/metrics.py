@@ -224,7 +224,9 @@ def previous(path: str) -> Samples:
 
     try:
         with open(path, encoding="utf-8") as file:
-            families = list(text_string_to_metric_families(file.read(_LONGEST)))
+            text = file.read(_LONGEST)
+            # With a name for each user it can be longer: what goes on stands before these.
+            families = list(text_string_to_metric_families(text[: text.rfind("\n") + 1]))
     except (OSError, ValueError):
         return {}
     return {(one.name, key(one.labels)): one.value for family in families for one in family.samples if one.value >= 0}

@@ -103,3 +103,14 @@ KINDS = [
 @pytest.mark.parametrize("options, name", KINDS)
 def test_each_kind_of_sweep_has_its_file(options: Options, name: str) -> None:
     assert metrics.name_for("/t/jobcache.prom", options) == f"/t/{name}"
+
+
+def test_counters_go_on_beside_very_many_users(tmp_path: Path) -> None:
+    """A textfile that is too long to be read has its counters at its beginning."""
+    users = {f"u{at:063}": (1, 7) for at in range(40_000)}
+    facts = metrics.Facts(1.0, "finished", 0, 1.0, sizes={}, reaped={"orphan": (2, 1, 1)}, users=users)
+    path = tmp_path / "a.prom"
+    got = told(path, metrics.of_sweep(facts, {}, LABELS))
+    assert path.stat().st_size > metrics._LONGEST
+    assert value(got, "jobcache_orphans_reaped_total", reason="orphan", **LABELS) == 2
+    assert value(got, "jobcache_sweep_last_success_timestamp_seconds", **LABELS) == 1
