@@ -1,6 +1,9 @@
 """The command line: what to type, and how what the other modules return is said."""
 
+import errno
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -15,15 +18,38 @@ _config_option = click.option(
 )
 
 
+class _Main(click.Group):
+    """The group of all commands, which can write to whatever its output is."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command. A letter that the terminal does not have is spelled out; a full disk is said, not traced."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        if sys.stdout is None:  # closed
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as we live
+        try:
+            try:
+                return super().main(*args, **extra)
+            finally:
+                sys.stdout.flush()
+        except OSError as error:
+            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE):
+                raise
+            print(f"jobcache: what is to be said cannot be written: {error.strerror}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in memory goes there at our end
+            sys.exit(1)
+
+
 def _raw_job_id(ctx: click.Context, param: click.Parameter, text: str) -> int:
     """Return a raw job id. `123_4` is Slurm's name for a task of an array, and Python's spelling of another number."""
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) > 0):
         where = f": `squeue -h -j {text} -o %A` tells it, later `sacct -j {text} -o JobIDRaw`" if text[:1].isdigit() else ""
         raise click.BadParameter(f"{text!r} is not a raw job id, such as 4242{where}")
     return int(text)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="jobcache")
 def main() -> None:
     """A private Hugging Face datasets cache for every Slurm job.

@@ -96,7 +96,7 @@ def test_where_else_to_look() -> None:
 
 
 @pytest.mark.parametrize(
-    "text, mend", [("123_4", "squeue -h -j 123_4 -o %A"), ("12+1", "sacct -j 12+1 "), ("abc", ""), ("0", "")]
+    "text, mend", [("123_4", "squeue -h -j 123_4 -o %A"), ("12+1", "sacct -j 12+1 "), ("abc", ""), ("0", ""), ("9" * 5000, "")]
 )
 def test_what_is_no_raw_job_id(text: str, mend: str) -> None:
     """A task of an array is not the job that Python reads its name as; how to get its id is said."""

@@ -1,0 +1,45 @@
+"""Whatever the output is, a command says what it can, and ends without a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobcache import cli
+
+EVENT = {
+    "ts": "2026-11-22T10:00:00.000Z", "event": "cache.reaped", "level": "info", "node": "n1", "job_id": 42, "run": 0, "uid": 5,
+    "user": "zo\u00eb", "outcome": "reaped", "bytes": 10, "files": 1,
+}  # fmt: skip
+
+
+def report(tmp_path: Path, redirection: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """`jobcache report` of one event, by a shell that redirects its output."""
+    (tmp_path / "events.jsonl").write_text(json.dumps(EVENT) + "\n")
+    code = "from jobcache.cli import main; main()"
+    words = [sys.executable, "-c", code, "report", "--since", "2026-11-01", str(tmp_path / "events.jsonl")]
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(cli.__file__).parents[1]), **variables}
+    return subprocess.run(["/bin/sh", "-c", f'"$@" {redirection}', "sh", *words], env=env, capture_output=True, check=False)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    done = report(tmp_path, ">/dev/full")
+    assert done.returncode == 1 and done.stderr.splitlines() == [
+        b"jobcache: what is to be said cannot be written: No space left on device"
+    ]
+
+
+def test_output_that_is_closed(tmp_path: Path) -> None:
+    done = report(tmp_path, ">&-")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("encoding, name", [("ascii", b"zo\\xeb"), ("latin-1", b"zo\xeb"), ("utf-8", b"zo\xc3\xab")])
+def test_a_terminal_that_lacks_a_letter(tmp_path: Path, encoding: str, name: bytes) -> None:
+    done = report(tmp_path, "", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, b"") and name in done.stdout
