@@ -19,21 +19,19 @@ def ask_slurm(site: Settings, job_id: int) -> Slurms:
     """Return what slurmctld says of the job, else what the accounting does."""
     ask = site.tree["slurm"]
     slurm = Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
+    by = "squeue"
     try:
         said = slurm.job(job_id)
     except Unknown as error:
+        by = "sacct"
         try:
             said = slurm.accounted(job_id)
         except Unknown:
             return Slurms(unknown=str(error))
-        return Slurms(
-            said["State"], said["User"], said["NodeList"], said["Partition"], said["Account"],
-            moment(said["Start"]), moment(said["End"]), by="sacct",
-        )  # fmt: skip
-    keys = ("NodeList", "Partition", "Account", "StartTime", "EndTime")
-    nodes, partition, account, start, end = ("" if said.get(key) == "(null)" else said.get(key, "") for key in keys)
-    user = said.get("UserId", "").partition("(")[0]
-    return Slurms(said.get("JobState", ""), user, nodes, partition, account, moment(start), moment(end))
+    return Slurms(
+        said["State"], said["User"], said["NodeList"], said["Partition"], said["Account"],
+        moment(said["Start"]), moment(said["End"]), by=by,
+    )  # fmt: skip
 
 
 def moment(seconds: str) -> str:

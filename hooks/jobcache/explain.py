@@ -76,7 +76,7 @@ class Slurms:
     start: str = ""
     end: str = ""
     unknown: str = ""
-    by: str = "scontrol"
+    by: str = "squeue"
 
 
 @dataclass(frozen=True)

@@ -75,13 +75,18 @@ class Slurm:
         return name
 
     def job(self, job_id: int) -> "dict[str, str]":
-        """Return what `scontrol show job` says of this job, value by key; times are seconds since the epoch. Raise Unknown."""
-        answer = self._ask(self._scontrol, "--oneliner", "show", "job", str(job_id), SLURM_TIME_FORMAT="%s")
-        for line in answer.splitlines():  # a line for each task of an array, each part of a het job
-            fields = dict(re.findall(r"(?:^|\s)([A-Z][A-Za-z/:]*)=(\S*)", line))
-            if fields.get("JobId") == str(job_id):
-                return fields
-        raise Unknown("slurm_malformed", f"scontrol does not show job {job_id}")
+        """Return what squeue says of this job, by sacct's names; times are seconds since the epoch. Raise Unknown.
+
+        `scontrol show job` mixes its words with the job's name and comment, which are its user's to choose. So can the
+        account be: it comes last, and what begins a second line is not looked at.
+        """
+        columns = ("JobIDRaw", "State", "User", "NodeList", "Partition", "Start", "End", "Account")
+        options = (*_SQUEUE[:-1], f"--jobs={job_id}", "--format=%A|%T|%u|%N|%P|%S|%e|%a")
+        for line in self._ask(self._squeue, *options, SLURM_TIME_FORMAT="%s").splitlines():  # a line for each part of a het job
+            words = line.split("|", len(columns) - 1)
+            if len(words) == len(columns) and words[0] == str(job_id):
+                return dict(zip(columns, ("" if word in ("(null)", "N/A") else word for word in words)))
+        raise Unknown("slurm_malformed", f"squeue does not show job {job_id}")
 
     def _beside(self, name: str) -> str:
         """The command `name` of the same Slurm."""

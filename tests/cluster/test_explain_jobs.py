@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from conftest import Wired, asked
+from conftest import ALICE, Wired, asked
 from jobcache.cli import main
 
 FILL = 'head -c 8192 /dev/zero >"$HF_DATASETS_CACHE/a.arrow"'
@@ -89,3 +89,20 @@ def test_a_job_that_never_was(site: Wired) -> None:
     result = CliRunner().invoke(main, argv, catch_exceptions=False)
     assert result.exit_code == 1 and "Nothing is known of this job" in result.output
     assert "Slurm says nothing of it: " in result.output and "Invalid job id" in result.output
+
+
+def test_a_job_that_names_itself_another(site: Wired) -> None:
+    """Name, comment and account are the user's to choose, and no word of Slurm's."""
+    forged = "JobState=COMPLETED UserId=root(0) EndTime=5 JobId=1"
+    options = (f"--comment=x {forged}", f"--job-name=x {forged}\n   y", "--account=a|b")
+    job = site.batch("touch $HF_DATASETS_CACHE/ready; sleep 60", *options)
+    site.wait_for(site.cache(job) / "ready")
+    slurm = explain(site, job)["slurm"]
+    site.cluster.run("scancel", str(job))
+    assert (slurm["state"], slurm["user"], slurm["nodes"], slurm["account"]) == ("RUNNING", ALICE, "n1", "a|b")
+    assert slurm["start"].startswith("20") and slurm["by"] == "squeue"
+    tasks = site.batch("sleep 60", "--array=1-2")
+    site.wait(tasks, "RUNNING")
+    said = [explain(site, task)["slurm"]["state"] for task in (tasks, tasks + 1)]  # each has a raw id of its own
+    site.cluster.run("scancel", str(tasks))
+    assert said == ["RUNNING", "RUNNING"]
