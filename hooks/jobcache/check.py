@@ -63,7 +63,8 @@ class Interpreter:
 
 @dataclass(frozen=True)
 class Script:
-    """A file that Slurm is told to run. kind: ours, swapped (our other hook), chained (a script that calls ours), other, missing.
+    """A file that Slurm is told to run. kind: ours, swapped (our other hook), chained (a script that calls ours), other,
+    missing, closed (to who is not root).
 
     executable: by everybody. lib: where one of ours reads its policy. shipped: it is the hook of this version.
     insecure: why others could change it.
@@ -283,7 +284,7 @@ def seconds(config: dict[str, str], *keys: str) -> Optional[float]:
 
 def _paste(conf: str, key: str, value: str) -> str:
     """A line that sets a key in place of the one that is there."""
-    return f"sed -i '/^{key}=/Id' {conf} && echo '{key}={value}' >>{conf} && scontrol reconfigure"
+    return f"sed -i --follow-symlinks '/^{key}=/Id' {conf} && echo '{key}={value}' >>{conf} && scontrol reconfigure"
 
 
 def _script(area: str, name: str, one: Script, lib: str, command: str) -> Iterator[Finding]:
@@ -347,7 +348,9 @@ def _epilog(facts: Facts, wiring: Wiring, conf: str) -> Iterator[Finding]:
             yield Finding("slurm", "Epilog", PROBLEM, words, mend)
         if script.kind == "missing" or (script.kind == "other" and not script.executable):
             words = f"{script.path} is not there, or not executable: Slurm drains the node"
-            yield Finding("slurm", "Epilog", PROBLEM, words, f"chmod 755 {script.path}" if script.kind == "other" else mend)
+            put = f"ls -l {script.path}    # put it there, or take it out of Epilog in {conf}: the others stay"
+            gone = mend if len(wiring.epilogs) == 1 else put
+            yield Finding("slurm", "Epilog", PROBLEM, words, f"chmod 755 {script.path}" if script.kind == "other" else gone)
     wired = [script for script in wiring.epilogs if script.kind in ("ours", "chained")]
     if wired:
         wrong = [
@@ -358,14 +361,26 @@ def _epilog(facts: Facts, wiring: Wiring, conf: str) -> Iterator[Finding]:
             how = "" if wired[0].kind == "ours" else ", which runs ours"
             yield Finding("slurm", "Epilog", OK, f"{wired[0].path}{how}")
         return
-    others = [script for script in wiring.epilogs if script.kind == "other"]
-    if others:
-        above = others[0].path.rpartition("/")[0]
-        words = f"Epilog is {others[0].path}, and does not run ours: every cache is left to the sweep"
-        link = f"ln -s {ours} {above}/50-jobcache    # with Epilog={above}/* in {conf}"
-        yield Finding("slurm", "Epilog", PROBLEM, words, link)
+    closed = next((script.path for script in wiring.epilogs if script.kind == "closed"), "")
+    others = [script.path for script in wiring.epilogs if script.kind == "other"]
+    if closed:
+        words = f"Epilog is {closed}, which is root's to read: whether ours is run is not known"
+        yield Finding("slurm", "Epilog", WARNING, words, "sudo jobcache check")
+    elif others:
+        words = f"Epilog is {others[0]}, and does not run ours: every cache is left to the sweep"
+        yield Finding("slurm", "Epilog", PROBLEM, words, _beside_others(others, ours, values(wiring.running, "Epilog"), conf))
     elif not wiring.epilogs and not wiring.epilog_pattern:
         yield Finding("slurm", "Epilog", PROBLEM, "Epilog is not set: every cache is left to the sweep", mend)
+
+
+def _beside_others(others: list[str], ours: str, wired: list[str], conf: str) -> str:
+    """Put ours into the directory of the site's Epilogs, or all of them into one: never a glob over other files."""
+    pattern = next((value for value in wired if value.endswith("/*")), "")
+    if pattern:
+        return f"ln -s {ours} {pattern[:-1]}50-jobcache    # on every node"
+    above = f"{conf.rpartition('/')[0]}/epilog.d"
+    links = [f"ln -s {path} {above}/{at}-site" for at, path in enumerate(others, 60)] + [f"ln -s {ours} {above}/50-jobcache"]
+    return f"mkdir {above} && {' && '.join(links)}    # on every node, then: {_paste(conf, 'Epilog', above + '/*')}"
 
 
 def _limits(facts: Facts, wiring: Wiring, conf: str) -> Iterator[Finding]:

@@ -109,6 +109,9 @@ FAULTS: dict[str, tuple[Facts, str, str, str]] = {
         wiring(epilogs=(GONE, *WIRING.epilogs)), "slurm Epilog", "problem", "drains",
     ),
     "the site's Epilog": (wiring(epilogs=(Script("/etc/slurm/epilog.sh", "other"),)), "slurm Epilog", "problem", "epilog.sh"),
+    "an Epilog that is root's to read": (
+        wiring(epilogs=(Script("/etc/slurm/epilog.sh", "closed", executable=False),)), "slurm Epilog", "warning", "not known",
+    ),
     "an empty glob": (wiring(epilogs=(), epilog_pattern="/etc/slurm/epilog.d/*"), "slurm Epilog", "problem", "drains"),
     "not reconfigured": (
         wiring(file={**WIRING.file, "Epilog": "/new"}), "slurm reconfigured", "warning", "/new",
@@ -187,6 +190,7 @@ def test_a_fault_is_found(fault: str) -> None:
     [
         wiring(task_prologs=(Script("/etc/slurm/all.sh", "chained"),), epilogs=(Script("/etc/slurm/e.sh", "chained"),)),
         wiring(epilogs=(*WIRING.epilogs, Script("/etc/slurm/epilog.d/10-site", "other"))),
+        wiring(epilogs=(*WIRING.epilogs, Script("/etc/slurm/epilog.d/10-site", "closed", executable=False))),
         wiring(chain=SITE_PROLOG),
         wiring(tmpfs_dirs=("/tmp",)),
         wiring(pyxis="x", container_mounts=("/usr/libexec/jobcache", LIB, "/scratch")),
@@ -247,3 +251,23 @@ def test_what_is_not_there_is_not_made_executable() -> None:
     assert "chmod" not in one.mend and "task_prolog.chain" in one.mend
     (one,) = bad(wiring(chain=Script("/s", "other", executable=False)))
     assert one.mend == "chmod 755 /s"
+
+
+def mends(facts: Facts) -> str:
+    return "\n".join(one.mend for one in bad(facts))
+
+
+def test_a_mend_takes_nothing_away_that_is_the_sites() -> None:
+    """One of several Epilogs is gone: the others stay. A slurm.conf that is a link stays one."""
+    several = mends(wiring(epilogs=(GONE, Script("/etc/slurm/site.sh", "other"), *WIRING.epilogs)))
+    assert "sed" not in several and "/x" in several
+    assert "sed -i --follow-symlinks" in mends(wiring(epilogs=(GONE,)))
+
+
+def test_a_mend_makes_no_glob_of_other_files() -> None:
+    """Epilog=/etc/slurm/* would have Slurm run slurm.conf, and drain every node."""
+    single = wiring(epilogs=(Script("/etc/slurm/epilog.sh", "other"),), running={"Epilog[0]": "/etc/slurm/epilog.sh"})
+    assert "Epilog=/etc/slurm/*" not in mends(single) and "Epilog=/etc/slurm/epilog.d/*" in mends(single)
+    assert "ln -s /etc/slurm/epilog.sh /etc/slurm/epilog.d/60-site" in mends(single)
+    among = wiring(epilogs=(Script("/opt/e.d/10-a", "other"),), running={"Epilog[0]": "/opt/e.d/*"})
+    assert f"ln -s {HOOKS}/epilog /opt/e.d/50-jobcache" in mends(among)
