@@ -7,6 +7,7 @@ being made, which a sweep would take away if we were killed.
 import errno
 import fcntl
 import glob
+import itertools
 import json
 import os
 import pwd
@@ -32,6 +33,7 @@ _PAUSE = 0.1
 _PYTHON = 20.0  # seconds for one start of it
 _TAIL = 4 << 20  # bytes of the log that are looked at
 _DAY = 86400.0
+_MOST_BESIDE = 100  # files of a directory of hooks
 _SCRIPT = 1 << 16  # bytes of a script that are looked at
 _OURS = re.compile(r"^# (TaskProlog|Epilog) of slurm-jobcache", re.MULTILINE)
 _CALLED = {"TaskProlog": "task-prolog", "Epilog": "epilog"}
@@ -165,7 +167,7 @@ def _wiring(site: Settings, hooks: str) -> Wiring:
     written = read_conf(conf)
     patterns = check.values(running, "Epilog")
     epilogs = [path for pattern in patterns for path in (_matches(pattern) if _is_glob(pattern) else [pattern])]
-    empty = next((pattern for pattern in patterns if _is_glob(pattern) and not glob.glob(pattern)), "")
+    empty = next((pattern for pattern in patterns if _is_glob(pattern) and not _matches(pattern)), "")
     beside = os.path.dirname(conf)
     enroot = os.environ.get("ENROOT_SYSCONF_PATH", "/etc/enroot")
     chain = site.task_prolog_chain
@@ -185,7 +187,13 @@ def _wiring(site: Settings, hooks: str) -> Wiring:
 
 
 def _matches(pattern: str) -> list[str]:
-    """In the order in which Slurm runs them: from the end of the alphabet."""
+    """In the order in which Slurm runs them: from the end of the alphabet. The pattern itself, where we may not look."""
+    try:
+        os.listdir(os.path.dirname(pattern))
+    except PermissionError:
+        return [pattern]
+    except OSError:
+        pass
     return sorted(glob.glob(pattern), reverse=True)
 
 
@@ -223,6 +231,8 @@ def script(path: str, name: str, hooks: str) -> Script:
         with open(real, encoding="utf-8", errors="replace") as file:
             text = file.read(_SCRIPT)
             mode = os.fstat(file.fileno()).st_mode
+    except PermissionError:  # an Epilog is root's; a TaskProlog that a user cannot read, Slurm cannot run as that user
+        return Script(path, "closed" if name == "epilog" else "missing", executable=False)
     except OSError:
         return Script(path, "missing", executable=False)
     executable = mode & 0o111 == 0o111 if name == "task-prolog" else bool(mode & 0o111)
@@ -234,8 +244,27 @@ def script(path: str, name: str, hooks: str) -> Script:
         lib = (found[1] or found[2]) if found else ""
         return Script(path, "ours", executable, lib, _is_shipped(name, lib, text), _insecure(real))
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    calls = f"{hooks}/{name}" in code or f"jobcache/{name}" in code
+    calls = f"{hooks}/{name}" in code or f"jobcache/{name}" in code or _runs_directory_of_ours(code, name, hooks)
     return Script(path, "chained" if calls else "other", executable)
+
+
+def _runs_directory_of_ours(code: str, name: str, hooks: str) -> bool:
+    """Whether a script names a directory, such as for run-parts, that is root's and holds our hook among others."""
+    ours = os.path.realpath(f"{hooks}/{name}")
+    for above in dict.fromkeys(re.findall(r"/[\w./+-]*[\w+-]", code)):
+        if not os.path.isdir(above) or _insecure(above):
+            continue
+        for entry in itertools.islice(os.scandir(above), _MOST_BESIDE):
+            if os.path.realpath(entry.path) == ours or _is_ours(entry.path, name):
+                return True
+    return False
+
+
+def _is_ours(path: str, name: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    found = _OURS.search(_read(path, 1 << 10))
+    return found is not None and _CALLED[found[1]] == name
 
 
 def _is_shipped(name: str, lib: str, text: str) -> bool:
@@ -625,9 +654,9 @@ def _systemctl(unit: str) -> str:
     )
 
 
-def _read(path: str) -> str:
+def _read(path: str, most: int = -1) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
+            return file.read(most)
     except OSError:
         return ""

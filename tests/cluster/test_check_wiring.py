@@ -43,7 +43,7 @@ class Place:
 
     def script(self, name: str, text: str, mode: int = 0o755) -> str:
         path = self.site.dir / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(mode)
         return str(path)
@@ -127,6 +127,35 @@ def test_chained(place: Place) -> None:
     status, found = place.check("--user", ALICE)
     assert (status, wrong(found)) == (0, set())
     assert "50-jobcache" in found["Epilog"][0]["fact"] and "which runs ours" in found["TaskProlog"][0]["fact"]
+
+
+def test_scripts_that_run_a_directory(place: Place) -> None:
+    """As sites have them: the one script runs whatever a directory holds. Ours in it is ours run; a user's copy is not."""
+    other = place.script("site/hooks.d/10-site", "true")
+    (place.site.dir / "site/hooks.d/20-task").symlink_to(place.hooks / "task-prolog")
+    (place.site.dir / "site/hooks.d/20-epilog").symlink_to(place.hooks / "epilog")
+    wrapper = place.script("site/all.sh", f'for one in "{place.site.dir}/site/hooks.d"/*; do "$one"; done')
+    place.cluster.reconfigure({**place.wired, "TaskProlog": wrapper, "Epilog": wrapper})
+    status, found = place.check("--user", ALICE)
+    assert (status, wrong(found)) == (0, set()), found
+    (place.site.dir / "site/hooks.d").chmod(0o777)
+    assert wrong(place.check("--user", ALICE)[1]) == {"TaskProlog", "Epilog"}
+    place.script("site/all.sh", f"exec {other}")
+    assert wrong(place.check("--user", ALICE)[1]) == {"TaskProlog", "Epilog"}
+
+
+@pytest.mark.parametrize("pattern", [False, True])
+def test_an_epilog_that_is_roots_to_read(place: Place, pattern: bool) -> None:
+    """As is usual. Root knows that it is fine; who is not root cannot know, and does not say that it is wrong."""
+    place.script("closed.d/50-ours", f"exec {place.hooks}/epilog", 0o700)
+    (place.site.dir / "closed.d").chmod(0o700 if pattern else 0o755)
+    try:
+        place.cluster.reconfigure({**place.wired, "Epilog": f"{place.site.dir}/closed.d/{'*' if pattern else '50-ours'}"})
+        assert wrong(place.check("--user", ALICE)[1]) == set()
+        status, found = place.check(user=ALICE)
+        assert status == 0 and "not known" in found["Epilog"][0]["fact"]
+    finally:
+        (place.site.dir / "closed.d").chmod(0o755)
 
 
 def test_slurm_conf_is_newer_than_slurmctld(place: Place) -> None:
