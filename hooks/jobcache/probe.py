@@ -8,7 +8,6 @@ import errno
 import fcntl
 import glob
 import itertools
-import json
 import os
 import pwd
 import re
@@ -22,7 +21,7 @@ from dataclasses import replace
 from typing import Any, Callable, Optional
 
 import jobcache
-from jobcache import apply, asuser, cachedir, check, config, layout, reaper, slurm, sweep
+from jobcache import apply, asuser, cachedir, check, config, eventlog, layout, reaper, slurm, sweep
 from jobcache.check import EXCLUDED, OBTAINED, Compiled, Facts, Interpreter, Log, Schedule, Scratch, Script, Wiring
 from jobcache.settings import FILE, LIB, OFF, POLICY, Settings, SettingsError
 from jobcache.settings import load as load_settings
@@ -168,7 +167,7 @@ def _wiring(site: Settings, hooks: str) -> Wiring:
     patterns = check.values(running, "Epilog")
     epilogs = [path for pattern in patterns for path in (_matches(pattern) if _is_glob(pattern) else [pattern])]
     empty = next((pattern for pattern in patterns if _is_glob(pattern) and not _matches(pattern)), "")
-    beside = os.path.dirname(conf)
+    beside = _directory_here(conf, running)
     enroot = os.environ.get("ENROOT_SYSCONF_PATH", "/etc/enroot")
     chain = site.task_prolog_chain
     return Wiring(
@@ -180,10 +179,17 @@ def _wiring(site: Settings, hooks: str) -> Wiring:
         epilog_pattern=empty,
         chain=script(chain, "task-prolog", hooks) if chain else None,
         tmpfs_dirs=_tmpfs_dirs(running, beside),
-        pyxis=_pyxis((check.values(running, "PlugStackConfig") or [f"{beside}/plugstack.conf"])[0]),
+        pyxis=_pyxis(next(iter(check.values(running, "PlugStackConfig")), "")) or _pyxis(f"{beside}/plugstack.conf"),
         container_mounts=tuple(_mounts_of(enroot)),
         enroot=enroot,
     )
+
+
+def _directory_here(conf: str, running: Mapping[str, str]) -> str:
+    """Return where slurm.conf and what belongs to it are on this node: a configless one has them from the controller."""
+    spool = running.get("SlurmdSpoolDir", "")
+    places = [os.path.dirname(conf), "/run/slurm/conf", f"{spool}/conf-cache"]
+    return next((place for place in places if os.path.exists(f"{place}/slurm.conf")), places[0])
 
 
 def _matches(pattern: str) -> list[str]:
@@ -576,48 +582,37 @@ def _log(site: Settings) -> Log:
         return replace(facts, error=f"{above} is not there")
     if not os.access(target, os.W_OK):
         return replace(facts, error="cannot be written")
-    return replace(facts, insecure=_insecure(target), **_from_events(_tail(site.log_file), time.time()))
+    return replace(facts, insecure=_insecure(target), **_from_events(_recent(site.log_file), time.time()))
 
 
-def _tail(path: str) -> Iterator[dict[str, Any]]:
-    """Yield the last events of a log."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return
-    for line in lines:
+def _recent(log_file: str) -> Iterator[eventlog.Event]:
+    """Yield the last events of a log, and of the file that a rotation has just put aside."""
+    plain = [name for name in eventlog.rotations(log_file) if not name.endswith((".gz", ".bz2", ".xz")) and os.path.isfile(name)]
+    for path in plain[-2:]:
         try:
-            event = json.loads(line)
-        except ValueError:
+            with open(path, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+                yield from eventlog.read([file], eventlog.Tally())
+        except OSError:
             continue
-        if isinstance(event, dict):
-            yield event
 
 
-def _from_events(events: Iterator[dict[str, Any]], now: float) -> dict[str, Any]:
+def _from_events(events: Iterator[eventlog.Event], now: float) -> dict[str, Any]:
     """Return failures, last_sweep and sweep_error, as `Log` has them."""
     failures: dict[str, int] = {}
     last: Optional[float] = None
     error = ""
     for event in events:
         try:
-            ago = now - _epoch(event["ts"])
-        except (KeyError, ValueError, TypeError):
+            ago = now - eventlog.epoch(event["ts"])
+        except ValueError:
             continue
-        if event.get("event") == "hook.failed" and ago < _DAY:
-            reason = str(event.get("reason"))
+        if event["event"] == "hook.failed" and ago < _DAY:
+            reason = event.get("reason", "no reason")
             failures[reason] = failures.get(reason, 0) + 1
-        elif event.get("event") == "sweep.finished":
+        elif event["event"] == "sweep.finished":
             last, error = ago, str(event.get("error") or event.get("reason") or "")
     return {"failures": failures, "last_sweep": last, "sweep_error": error}
-
-
-def _epoch(stamp: str) -> float:
-    from calendar import timegm
-
-    return float(timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S")))
 
 
 def _schedule() -> Schedule:

@@ -292,6 +292,8 @@ def test_the_log(site: Site, home: Path) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 200000))
     site.log.write_text(json.dumps({"ts": stamp, "event": "sweep.finished", "level": "info", "outcome": "finished"}) + "\n")
     assert level(site, "last") == "warning"
+    site.log.write_text("[" * 100_000 + '"event"\n')  # as anybody can write who may
+    assert level(site, "last") == "ok"
     site.log.unlink()
     site.log.symlink_to("/dev/null")
     assert level(site, "file") == "problem"
@@ -314,3 +316,37 @@ def test_slurm_conf_is_read_as_slurm_reads_it(tmp_path: Path) -> None:
         "TaskProlog": "/a", "Epilog": "/b", "Epilog[1]": "/c", "PrivateData": "jobs", "PrologFlags": "Alloc,Contain",
     }  # fmt: skip
     assert probe.read_conf(str(tmp_path / "none.conf")) == {}
+
+
+@needs_root
+def test_a_log_that_was_rotated_just_now(site: Site, home: Path) -> None:
+    """What stood in it an hour ago is not forgotten."""
+    site.epilog(SLURM_JOB_ID="x")
+    sweep = {"ts": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": "sweep.finished", "level": "info"}
+    with site.log.open("a") as file:
+        file.write(json.dumps({**sweep, "outcome": "finished"}) + "\n")
+    rotated = Path(f"{site.log}.1")
+    site.log.rename(rotated)
+    try:
+        _, found = findings(site)
+        assert found["hook failures"][0]["level"] == "warning" and "ended 0 min ago" in found["last"][0]["fact"]
+    finally:
+        rotated.rename(site.log)
+
+
+def test_a_configless_node(site: Site, tmp_path: Path) -> None:
+    """The controller's slurm.conf is not on this node; what came from it with the configuration is."""
+    cache = tmp_path / "spool/conf-cache"
+    cache.mkdir(parents=True)
+    (cache / "slurm.conf").write_text("")
+    (cache / "plugstack.conf").write_text("required /usr/lib/slurm/spank_pyxis.so\n")
+    (cache / "job_container.conf").write_text("BasePath=/raid\nDirs=/scratch\n")
+    answer = {
+        "SLURM_CONF": f"{tmp_path}/controller/slurm.conf", "SlurmdSpoolDir": f"{tmp_path}/spool",
+        "PlugStackConfig": f"{tmp_path}/controller/plugstack.conf", "JobContainerType": "job_container/tmpfs",
+    }  # fmt: skip
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\ncat <<E\n" + "".join(f"{key} = {value}\n" for key, value in answer.items()) + "E\n")
+    scontrol.chmod(0o755)
+    wiring = probe._wiring(site.configure(slurm={"scontrol": str(scontrol)}), str(site.hooks))
+    assert "spank_pyxis" in wiring.pyxis and wiring.tmpfs_dirs == ("/scratch",)
