@@ -96,7 +96,8 @@ class Slurm:
         """Return those of the jobs that have ended and have no AdminComment. Raise Unknown."""
         options = ("--noheader", "--parsable2", "--allocations", f"--jobs={','.join(map(str, job_ids))}")
         rows = self._ask(self._beside("sacct"), *options, "--format=JobIDRaw,End,AdminComment").splitlines()
-        ended = {job_id for job_id, end, comment in (row.split("|", 2) for row in rows) if end != "Unknown" and not comment}
+        whole = (row.split("|", 2) for row in rows if row.count("|") >= 2)  # others are of a comment that has several lines
+        ended = {job_id for job_id, end, comment in whole if end != "Unknown" and not comment}
         return [job_id for job_id in job_ids if str(job_id) in ended]
 
     def comment(self, cluster: str, job_id: int, text: str) -> None:

@@ -279,3 +279,11 @@ def test_the_question_is_the_widest_there_is(fake: Fake) -> None:
     fake.slurm.listing("tiger")
     (question,) = [line for line in fake.asked() if line.startswith("squeue")]
     assert {"--all", "--states=all", "--array", "--local", "--noheader"} <= set(question.split())
+
+
+def test_comments_of_several_lines(tmp_path: Path) -> None:
+    """Such as another tool of the site's leaves: that job has one, and no line of it is a job."""
+    sacct = tmp_path / "sacct"
+    sacct.write_text("#!/bin/sh\nprintf '42|2026-11-22T07:00:00|\\n43|2026-11-22T07:00:00|first\\nsecond\\n'\n")
+    sacct.chmod(0o755)
+    assert Slurm(None, "squeue", f"{tmp_path}/scontrol", 10).uncommented([42, 43]) == [42]
