@@ -31,7 +31,7 @@ def explain_command(
     node = node or socket.gethostname().partition(".")[0]
     tally = eventlog.Tally()
     with sources(site, files) as found:
-        events = list(_bounded(eventlog.read(found, tally, job_id)))
+        events = list(_bounded(_of_cluster(eventlog.read(found, tally, job_id), site.cluster)))
     slurm = evidence.ask_slurm(site, job_id)
     trouble: list[str] = []
     there = evidence.still_there(site, job_id, _whose(events, slurm), node, trouble)
@@ -82,7 +82,24 @@ def closed(site: Optional[Settings]) -> str:
 def _named(name: str) -> list[str]:
     if not os.path.exists(name):
         raise click.BadParameter(f"{name}: there is no such file", param_hint="FILE")
-    return sorted(glob.glob(f"{glob.escape(name)}/*")) if os.path.isdir(name) else [name]
+    if not os.path.isdir(name):
+        return [name]
+    return sorted(path for path in glob.glob(f"{glob.escape(name)}/*") if os.path.isfile(path))  # and no pipe, which never ends
+
+
+def _of_cluster(events: Iterable[eventlog.Event], cluster: str) -> Iterator[eventlog.Event]:
+    """Yield the events of this site's cluster: several may log to one place, and each has a job of this id."""
+    others: dict[str, int] = {}
+    for event in events:
+        name = event.get("cluster", "")
+        if name in ("", cluster) or not cluster:
+            yield event
+        elif len(others) < _MOST:
+            others[name] = others.get(name, 0) + 1
+    for name, count in sorted(others.items())[:3]:
+        click.echo(
+            f"{count} events are of cluster {plain(name)}'s job of this id, not of {cluster}'s, and are left out", err=True
+        )
 
 
 def _bounded(events: Iterable[eventlog.Event]) -> Iterator[eventlog.Event]:

@@ -180,3 +180,11 @@ def test_a_flood_of_lines_is_cut_short(capsys: pytest.CaptureFixture[str], monke
     events = [{**MADE, "ts": stamp(at)} for at in range(5)] + [REAPED]
     kept = list(cli_explain._bounded(events))
     assert len(kept) == 3 and kept[-1] == REAPED and "3 more lines" in capsys.readouterr().err
+
+
+def test_another_clusters_job_of_the_same_id(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where several clusters log to one place, the story is of one of them."""
+    events = [{**REAPED, "cluster": name} for name in ("tiger", "lion")] + [REAPED]
+    assert list(cli_explain._of_cluster(events, "tiger")) == [events[0], REAPED]
+    assert "1 events are of cluster lion's job" in capsys.readouterr().err
+    assert list(cli_explain._of_cluster(events, "")) == events  # it is not known which is ours
