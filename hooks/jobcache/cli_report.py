@@ -15,6 +15,7 @@ from jobcache.cli_sweep import load, plain
 from jobcache.config import parse_duration
 from jobcache.explain import duration
 
+_NARROWEST = 110  # columns: on a narrower terminal lines are broken, and no number is cut short
 _PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
 
 
@@ -102,6 +103,7 @@ def _print(told: report.Report, by: str, top: int) -> None:
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False)
+    console.width = max(console.width, _NARROWEST)
     console.print(f"{told.since[:16]} to {told.until[:16]} UTC, {told.events} events")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(by)

@@ -11,6 +11,8 @@ from typing import Callable, Optional
 
 from jobcache.eventlog import LOG, SYSLOG, Event, epoch, stamp
 
+_Key = tuple[str, int, int, Optional[int], str]  # cluster, job, run, uid, path
+
 GROUPS = ("user", "account", "partition")
 UNKNOWN = "(unknown)"
 
@@ -104,9 +106,9 @@ class Collector:
         self.report = Report(stamp(since), stamp(until))
         self._since, self._until, self._name_of = since, until, name_of
         self._seen: set[int] = set()
-        self._caches: dict[tuple[int, int, Optional[int]], Cache] = {}
-        self._seeded: dict[tuple[int, int, Optional[int]], int] = {}
-        self._made: set[tuple[int, int, Optional[int]]] = set()
+        self._caches: dict[_Key, Cache] = {}
+        self._seeded: dict[_Key, int] = {}
+        self._made: set[_Key] = set()
         self._names: dict[int, str] = {}
         self._own_log = own_log
         self._doubtful: set[int] = set()  # of _seen: what a user can have written, while no event of the log itself is known
@@ -121,7 +123,8 @@ class Collector:
         elif doubtful and self._own_log:
             return
         get = event.get
-        identity = hash((event["ts"], kind, get("node"), get("job_id"), get("run"), get("path"), get("reason")))
+        where = get("cluster"), get("node"), get("path")
+        identity = hash((event["ts"], kind, where, get("job_id"), get("run"), get("reason")))
         if identity in self._seen:
             return
         self._seen.add(identity)
@@ -210,8 +213,10 @@ def _moment(text: str) -> Optional[float]:
         return None
 
 
-def _key(event: Event) -> tuple[int, int, Optional[int]]:
-    return event.get("job_id", 0), event.get("run", 0), event.get("uid")
+def _key(event: Event) -> _Key:
+    """Whose cache it is of. What `jobcache run` makes outside of jobs has a path alone."""
+    path = "" if "job_id" in event else event.get("path", "")
+    return event.get("cluster", ""), event.get("job_id", 0), event.get("run", 0), event.get("uid"), path
 
 
 def _count(counts: dict[str, int], name: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +215,33 @@ def test_a_log_that_was_quiet() -> None:
     collector = report.Collector(T, T + 86400.0, own_log=True)
     collector.take(ended(9, 1500, source="syslog"))
     assert collector.finish().total.caches == 0
+
+
+def test_two_clusters_in_one_file() -> None:
+    """Each has a job of that id, which is another one; and a cache of no job is its own."""
+    got = told(ended(1, 100, cluster="a"), ended(1, 100, cluster="b", bytes=20))
+    assert (got.total.caches, got.total.bytes) == (2, 30)
+    runs = [{**ended(1, 100), "path": f"/s/alice/hf-datasets-run-{at}"} for at in range(3)]
+    for event in runs:
+        del event["job_id"], event["run"]
+    assert told(*runs).total.caches == 3
+
+
+def test_a_narrow_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines may be broken; no number and no name is cut short."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    cli_report._print(told(ended(1, 100, bytes=123_456_789_000)), "user", 20)
+    said = capsys.readouterr().out
+    assert "…" not in said and "alice" in said and "123.5 GB" in said
+
+
+def test_a_directory_with_a_pipe(tmp_path: Path) -> None:
+    """Nobody writes to it, and nobody waits."""
+    (tmp_path / "events.jsonl").write_text(json.dumps(ended(1, 100)) + "\n")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "old").mkdir()
+    argv = [sys.executable, "-c", "from jobcache.cli import main; main()", "report", str(tmp_path), "--since", "2026-11-21"]
+    env = {**os.environ, "PYTHONPATH": str(Path(report.__file__).parents[1])}
+    done = subprocess.run([*argv, "--json"], env=env, capture_output=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["events"] == 1 and done.stderr == b""
