@@ -67,7 +67,7 @@ class Script:
     missing, closed (to who is not root).
 
     executable: by everybody. lib: where one of ours reads its policy. shipped: it is the hook of this version.
-    insecure: why others could change it.
+    insecure: why others could change it. unreachable: why an ordinary user cannot run it, or read its policy.
     """
 
     path: str
@@ -76,6 +76,7 @@ class Script:
     lib: str = ""
     shipped: bool = True
     insecure: str = ""
+    unreachable: str = ""
 
 
 @dataclass(frozen=True)
@@ -292,6 +293,9 @@ def _script(area: str, name: str, one: Script, lib: str, command: str) -> Iterat
     if not one.executable:
         harm = " by everybody: Slurm cancels every task" if name == "TaskProlog" else ": Slurm drains the node"
         yield Finding(area, name, PROBLEM, f"{one.path}: not executable{harm}", f"chmod 755 {one.path}")
+    elif one.unreachable:
+        mend = f"namei -l {one.path}    # each directory has to be open to all (chmod a+rx), and none mounted noexec"
+        yield Finding(area, name, PROBLEM, f"{one.path}: {one.unreachable}", mend)
     if one.insecure:
         yield Finding(area, name, PROBLEM, f"{one.path}: {one.insecure}", f"chown root: {one.path} && chmod 755 {one.path}")
     if one.lib and one.lib != lib:

@@ -55,7 +55,7 @@ def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
     facts = Facts(
         compiled,
         tuple(_interpreters(site, who)) if who else (),
-        _wiring(site, hooks),
+        _as_users(_wiring(site, hooks), who) if who else _wiring(site, hooks),
         tuple(_scratch(site, text, who, node) for text in site.current) if who else (),
         _log(site) if root else None,
         _schedule() if root else None,
@@ -242,6 +242,8 @@ def script(path: str, name: str, hooks: str) -> Script:
     except OSError:
         return Script(path, "missing", executable=False)
     executable = mode & 0o111 == 0o111 if name == "task-prolog" else bool(mode & 0o111)
+    if name == "epilog" and os.geteuid() == 0:
+        executable = os.access(real, os.X_OK)  # a filesystem can be mounted noexec
     ours = _OURS.search(text)
     if ours and _CALLED[ours[1]] != name:
         return Script(path, "swapped", executable)
@@ -252,6 +254,30 @@ def script(path: str, name: str, hooks: str) -> Script:
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     calls = f"{hooks}/{name}" in code or f"jobcache/{name}" in code or _runs_directory_of_ours(code, name, hooks)
     return Script(path, "chained" if calls else "other", executable)
+
+
+def _as_users(wiring: Wiring, who: pwd.struct_passwd) -> Wiring:
+    """Add of each TaskProlog why an ordinary user cannot run it: as root all looks open, whatever stands above it."""
+    told = _ask(_Reach([one for one in wiring.task_prologs if one.kind in ("ours", "chained")]), who, _PATIENCE)
+    words = {path: f"{who.pw_name} {why}" for path, why in told.get("unreachable", {}).items()}
+    found = (replace(one, unreachable=words.get(one.path, "")) for one in wiring.task_prologs)
+    return replace(wiring, task_prologs=tuple(found))
+
+
+class _Reach:
+    """The work of a child that is a user, and looks whether it may run a TaskProlog, and read what that reads."""
+
+    def __init__(self, scripts: list[Script]) -> None:
+        self.scripts = scripts
+
+    def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
+        found = {}
+        for one in self.scripts:
+            if not os.access(one.path, os.R_OK | os.X_OK):
+                found[one.path] = "cannot run it: Slurm cancels every task"
+            elif one.lib and not os.access(f"{one.lib}/{POLICY}", os.R_OK):
+                found[one.path] = f"cannot read {one.lib}/{POLICY}: no job gets a cache"
+        report({"step": "looking at the hooks", "unreachable": found})
 
 
 def _runs_directory_of_ours(code: str, name: str, hooks: str) -> bool:

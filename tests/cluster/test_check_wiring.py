@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,6 +157,37 @@ def test_an_epilog_that_is_roots_to_read(place: Place, pattern: bool) -> None:
         assert status == 0 and "not known" in found["Epilog"][0]["fact"]
     finally:
         (place.site.dir / "closed.d").chmod(0o755)
+
+
+@pytest.mark.parametrize("fault", ["closed above", "closed policy", "noexec"])
+def test_hooks_out_of_reach(place: Place, fault: str) -> None:
+    """Which root alone does not see: apply ran under umask 077, or the hooks are on a filesystem that runs nothing."""
+    hooks, other = str(place.hooks), place.site.dir / "opt"
+    other.mkdir(exist_ok=True)
+    shutil.copy(place.hooks / "task-prolog", other / "task-prolog")
+    shutil.copy(place.hooks / "epilog", other / "epilog")
+    place.cluster.reconfigure({**place.wired, "TaskProlog": f"{other}/task-prolog", "Epilog": f"{other}/epilog"})
+    assert wrong(place.check("--user", ALICE)[1]) == set()
+    if fault == "closed above":
+        other.chmod(0o700)
+        expected, words = {"TaskProlog"}, "cannot run it"
+    elif fault == "closed policy":
+        (place.hooks / "policy.sh").chmod(0o640)
+        expected, words = {"current", "TaskProlog"}, "cannot read"
+    else:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec,mode=755", "none", str(other)], check=True)
+        for name in ("task-prolog", "epilog"):
+            shutil.copy(f"{hooks}/{name}", other / name)
+        expected, words = {"TaskProlog", "Epilog"}, "cannot run it"
+    try:
+        status, found = place.check("--user", ALICE)
+    finally:
+        other.chmod(0o755)
+        (place.hooks / "policy.sh").chmod(0o644)
+        if fault == "noexec":
+            subprocess.run(["umount", str(other)], check=True)
+    assert (status, wrong(found)) == (1, expected)
+    assert words in found["TaskProlog"][0]["fact"]
 
 
 def test_slurm_conf_is_newer_than_slurmctld(place: Place) -> None:

@@ -92,6 +92,10 @@ FAULTS: dict[str, tuple[Facts, str, str, str]] = {
     "TaskProlog not executable": (
         wiring(task_prologs=(replace(WIRING.task_prologs[0], executable=False),)), "slurm TaskProlog", "problem", "executable",
     ),
+    "TaskProlog out of reach": (
+        wiring(task_prologs=(replace(WIRING.task_prologs[0], unreachable="alice cannot run it"),)),
+        "slurm TaskProlog", "problem", "cannot run it",
+    ),
     "TaskProlog insecure": (
         wiring(task_prologs=(replace(WIRING.task_prologs[0], insecure="others may write it"),)),
         "slurm TaskProlog", "problem", "write",
