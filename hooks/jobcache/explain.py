@@ -252,7 +252,8 @@ def _still_there(told: list[Event], there: Sequence[Remains], slurm: Slurms) -> 
         return f"{where} Its job is over, and it is kept until {stamp(one.keep_until)[:19]}Z, as its record says.", ""
     if kept:
         means, mend = REASONS.get(kept.get("reason", ""), (kept.get("reason", ""), ""))
-        return f"{where} Its job is over, and it is kept: {means}.", mend
+        said = "; so a system log says, which users can write" if kept["source"] == SYSLOG else ""
+        return f"{where} Its job is over, and it is kept: {means}{said}.", mend
     return (
         f"{where} Its job is over: an orphan. A sweep reaps it, when it has given no sign of life for `sweep.grace`.",
         "jobcache sweep --dry-run",

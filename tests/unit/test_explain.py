@@ -171,6 +171,8 @@ def test_a_system_log_has_not_the_last_word() -> None:
     assert "5,000 bytes" in told.answer and "system log" not in told.answer and told.user == "alice"
     told = tell(42, [forged], [], OVER, SITE)
     assert "so a system log says, which users can write" in told.answer and told.user == "alice"
+    kept = event("cache.kept", 9, source="syslog", reason="user_keep")
+    assert "so a system log says" in tell(42, [kept], [remains()], OVER, SITE).answer
     assert tell(42, [forged], [], Slurms(), SITE).user == "mallory"  # nobody else says
 
 
