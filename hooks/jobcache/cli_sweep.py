@@ -16,6 +16,8 @@ import click
 from jobcache import apply, asuser, comments, config, events, layout, metrics, run, settings, sweep
 from jobcache.plan import KEEP, REAP, REPORT, Decision, Found, has_no_job
 
+_NARROWEST = 80  # columns: on a narrower terminal lines are broken, and no number is cut short
+
 
 def sweep_command(
     config_file: str,
@@ -290,9 +292,9 @@ def _table(rows: list[dict[str, Any]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in (("job", "right"), ("user", "left"), ("state", "left"), ("nodes", "left"), ("age", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=name != "nodes", overflow="fold")  # type: ignore[arg-type]
     for name in ("size", "files"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("path", overflow="fold")
     for row in rows:
         job = f"{row['job_id']}-r{row['run']}" if row["run"] else str(row["job_id"] or "–")
@@ -308,7 +310,9 @@ def _table(rows: list[dict[str, Any]]) -> None:
             "" if row["files"] is None else str(row["files"]),
         )
         table.add_row(*map(plain, cells), plain(row["path"]))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False, emoji=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False, emoji=False)
+    console.width = max(console.width, _NARROWEST)
+    console.print(table)
 
 
 def _age(seconds: int) -> str:

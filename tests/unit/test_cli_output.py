@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobcache import cli
+from jobcache import cli, cli_sweep
 
 EVENT = {
     "ts": "2026-11-22T10:00:00.000Z", "event": "cache.reaped", "level": "info", "node": "n1", "job_id": 42, "run": 0, "uid": 5,
@@ -43,3 +43,18 @@ def test_output_that_is_closed(tmp_path: Path) -> None:
 def test_a_terminal_that_lacks_a_letter(tmp_path: Path, encoding: str, name: bytes) -> None:
     done = report(tmp_path, "", PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, b"") and name in done.stdout
+
+
+def test_a_list_on_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path, and many nodes, take several lines; a job id and a number are whole."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    row = {
+        "job_id": 12345678, "run": 2, "user": "alexandra", "state": "unrecorded", "nodes": [f"n{at}" for at in range(64)],
+        "age_s": 100_000, "bytes": 123_456_789_012, "files": 1_234_567, "path": "/scratch/gpfs/alexandra/.cache/hf-12345678-r2",
+    }  # fmt: skip
+    cli_sweep._table([row])
+    said = capsys.readouterr().out
+    assert "…" not in said
+    for whole in ("12345678-r2", "alexandra", "unrecorded", "1d", "123.5 GB", "1234567"):
+        assert whole in said
