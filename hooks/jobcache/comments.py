@@ -15,7 +15,7 @@ from jobcache.slurm import Slurm, Unknown
 
 _FIRST = 7200.0  # seconds back that the first sweep after a boot looks
 _OVERLAP = 600.0  # seconds that are looked at twice: a job's record may reach the accounting after its cache has gone
-_MOST = 1000  # jobs in one sweep
+_AT_ONCE = 1000  # jobs in one question: the kernel bounds a command's line
 _UNITS = ("bytes", "kb", "mb", "gb", "tb")
 
 
@@ -31,9 +31,10 @@ def record(site: Settings, options: sweep.Options) -> None:
     ask = site.tree["slurm"]
     slurm = Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
     try:
-        jobs = list(texts)[:_MOST]
-        for job_id in slurm.uncommented(jobs) if jobs else ():
-            slurm.comment(site.cluster, job_id, texts[job_id])
+        jobs = list(texts)
+        for at in range(0, len(jobs), _AT_ONCE):
+            for job_id in slurm.uncommented(jobs[at : at + _AT_ONCE]):
+                slurm.comment(site.cluster, job_id, texts[job_id])
         _write(mark, now)
     except (Unknown, OSError) as error:
         print(f"no job is commented: {error}; `sweep: {{comment: off}}` where there is no slurmdbd", file=sys.stderr)
