@@ -104,8 +104,8 @@ class Wiring:
 
 @dataclass(frozen=True)
 class Scratch:
-    """Where a template puts one user's caches, as that user saw it; user "": nobody tried. parent: the directory. above: the
-    part that exists.
+    """Where a template puts one user's caches, as that user saw it; user "": nobody tried, error says why. parent: the
+    directory. above: the part that exists.
 
     hung: what was being done when it stopped answering. error: the system's words. link: a user's symlink is in the path.
     fstype, options: from the mount table. flock: EXCLUDED, OBTAINED, or the error. across: the same by node, None: not
@@ -460,6 +460,11 @@ def is_below(path: str, above: str) -> bool:
 
 
 def _scratch(place: Scratch) -> Iterator[Finding]:
+    if not place.user and place.error:
+        words = f"{place.template}: who has a directory there is not told, so nobody tried it: {place.error}"
+        literal = place.template.partition("{")[0].rpartition("/")[0] or "/"
+        yield Finding("scratch", "answers", PROBLEM, words, f"timeout 5 stat -f {literal}")
+        return
     if not place.user:
         words = f"{place.template}: no user has a directory there yet, so nobody tried it"
         yield Finding("scratch", "writable", PROBLEM, words, "jobcache check --user NAME    # of an ordinary user")

@@ -51,7 +51,8 @@ def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
         return Facts(compiled)
     hooks = lib if os.path.exists(f"{lib}/task-prolog") else _shipped_hooks()
     root = os.geteuid() == 0
-    who = _ordinary_user(site, user)
+    trouble: list[str] = []
+    who = _ordinary_user(site, user, trouble)
     facts = Facts(
         compiled,
         tuple(_interpreters(site, who)) if who else (),
@@ -66,7 +67,7 @@ def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
         root=root,
     )
     if who is None:
-        facts = replace(facts, scratch=tuple(Scratch(text, "") for text in site.current))
+        facts = replace(facts, scratch=tuple(Scratch(text, "", error="; ".join(trouble[:3])) for text in site.current))
     return facts
 
 
@@ -115,14 +116,14 @@ def _shipped_hooks() -> str:
         return "/usr/libexec/jobcache"
 
 
-def _ordinary_user(site: Settings, name: Optional[str]) -> Optional[pwd.struct_passwd]:
-    """Return as whom to try: the one named, ourselves, or the first who has a directory on scratch."""
+def _ordinary_user(site: Settings, name: Optional[str], trouble: list[str]) -> Optional[pwd.struct_passwd]:
+    """Return as whom to try: the one named, ourselves, or the first who has a directory on scratch, as far as that is told."""
     if name is not None:
         return pwd.getpwnam(name)
     if os.geteuid() != 0:
         return pwd.getpwuid(os.geteuid())
 
-    for uid in sorted({home.uid for home in sweep.homes(site, site.templates, []) if home.uid >= site.min_uid}):
+    for uid in sorted({home.uid for home in sweep.homes(site, site.templates, trouble) if home.uid >= site.min_uid}):
         try:
             return pwd.getpwuid(uid)
         except KeyError:

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from hungfs import hung
-from jobcache import asuser, probe
+from jobcache import asuser, probe, survey
 from jobcache.cli import main
 from mounts import mount
 from site_dir import ALICE, Site
@@ -103,6 +103,16 @@ def test_scratch_hangs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         status, found = findings(site, "--user", ALICE)
     (row,) = [row for row in found["answers"] if row["area"] == "scratch"]
     assert status == 1 and "looking for" in row["fact"]
+
+
+@needs_root
+def test_all_of_scratch_hangs(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is not known who has a directory there, and that is not said to be nobody."""
+    monkeypatch.setattr(survey, "PATIENCE", 1.0)
+    with hung(site.scratch, killable=True):
+        status, found = findings(site)
+    (row,) = [row for rows in found.values() for row in rows if row["area"] == "scratch"]
+    assert status == 1 and row["name"] == "answers" and "does not answer" in row["fact"] and "stat -f" in row["mend"]
 
 
 @needs_root
