@@ -81,6 +81,14 @@ def epoch(stamp: str) -> float:
     return _minute(stamp[:17]) + int(stamp[17:19]) + fraction
 
 
+def epoch_or_none(text: str) -> Optional[float]:
+    """Return the same, None for what is none: a line can say anything, and a record is its user's word."""
+    try:
+        return epoch(text)
+    except ValueError:
+        return None
+
+
 @functools.lru_cache(maxsize=4096)
 def _minute(text: str) -> int:
     return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:"))  # slow, and events come by the minute

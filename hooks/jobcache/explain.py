@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobcache.eventlog import SYSLOG, Event, epoch, stamp
+from jobcache.eventlog import SYSLOG, Event, epoch, epoch_or_none, stamp
 from jobcache.plan import Found
 
 # Each reason: what it means, and what to do about it, "" where nothing is to be done.
@@ -153,20 +153,12 @@ def tell(job_id: int, events: Iterable[Event], there: Sequence[Remains], slurm: 
 def _recorded(one: Remains, site: Site) -> Iterator[Line]:
     """The record's own word of the cache's making, and what it was seeded with."""
     made, node = one.record.get("created_at"), one.record.get("node")
-    if not isinstance(made, str) or not _is_moment(made):
+    if not isinstance(made, str) or epoch_or_none(made) is None:
         return
     seeded = one.record.get("seeded")
     how = f", seeded with {seeded}" if seeded else ""
     text = f"made, as its record says{_policy(one.record, site)}{how}: {one.found.path}"
     yield Line(made, node if isinstance(node, str) else "", text)
-
-
-def _is_moment(text: str) -> bool:
-    try:
-        epoch(text)
-    except ValueError:
-        return False
-    return True
 
 
 def unique(events: Iterable[Event]) -> list[Event]:

@@ -167,11 +167,8 @@ def of_host(events: Iterable[eventlog.Event], before: Samples) -> Iterator[Famil
     latest = read
     counts: dict[str, dict[str, float]] = {"failed": {}, "reaped": {}, "bytes": {}, "files": {}}
     for event in events:
-        try:
-            at = eventlog.epoch(event["ts"])
-        except ValueError:
-            continue
-        if at <= read or at > time.time() + 60:  # one from the future would hide all that come before it
+        at = eventlog.epoch_or_none(event["ts"])
+        if at is None or at <= read or at > time.time() + 60:  # one from the future would hide all that come before it
             continue
         latest = max(latest, at)
         if event["event"] == "hook.failed":

@@ -77,7 +77,7 @@ def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
 def _compiled(config_file: str, lib: str) -> tuple[Compiled, Optional[Settings]]:
     own = lib != LIB
     facts = Compiled(config_file, lib, our_version=jobcache.__version__, off=os.path.lexists(f"{lib}/{OFF}"))
-    facts = replace(facts, command=f"jobcache apply --config {config_file}{f' --hooks {lib}' if own else ''}")
+    facts = replace(facts, command=apply.command_line(config_file, lib if own else None))
     site = None
     try:
         site = load_settings(f"{lib}/{FILE}")
@@ -630,10 +630,10 @@ def _from_events(events: Iterator[eventlog.Event], now: float) -> dict[str, Any]
     last: Optional[float] = None
     error = ""
     for event in events:
-        try:
-            ago = now - eventlog.epoch(event["ts"])
-        except ValueError:
+        at = eventlog.epoch_or_none(event["ts"])
+        if at is None:
             continue
+        ago = now - at
         if event["event"] == "hook.failed" and ago < _DAY:
             reason = event.get("reason", "no reason")
             failures[reason] = failures.get(reason, 0) + 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Callable, Optional
 
-from jobcache.eventlog import LOG, SYSLOG, Event, epoch, stamp
+from jobcache.eventlog import LOG, SYSLOG, Event, epoch_or_none, stamp
 
 _Key = tuple[str, int, int, Optional[int], str]  # cluster, job, run, uid, path
 
@@ -164,7 +164,7 @@ class Collector:
     def _ended(self, event: Event) -> None:
         """One cache may end in several steps: an Epilog that has too little time, then a sweep."""
         key = _key(event)
-        ended, made = _moment(event["ts"]), _moment(event.get("created_at", ""))
+        ended, made = epoch_or_none(event["ts"]), epoch_or_none(event.get("created_at", ""))
         if ended is None:
             return
         cache = self._caches.setdefault(key, Cache(ended))
@@ -203,14 +203,6 @@ class Collector:
         if uid is None:
             return UNKNOWN
         return self._names.get(uid) or self._name_of(uid)
-
-
-def _moment(text: str) -> Optional[float]:
-    """When a cache was made is its user's word, which counts for nothing where it is none."""
-    try:
-        return epoch(text)
-    except ValueError:
-        return None
 
 
 def _key(event: Event) -> _Key:
