@@ -75,6 +75,11 @@ def compile_settings(config_file: str, lib: str, again: bool = False, forget: bo
     return settings.Settings(loaded.tree, {**compiled, "hash": hashlib.sha256(text.encode()).hexdigest()[:12]})
 
 
+def command_line(config_file: str, hooks: "str | None") -> str:
+    """Return what is to be typed to compile that again. hooks: the directory of a set that stands by itself."""
+    return f"jobcache apply --config {config_file}{f' --hooks {hooks}' if hooks else ''}"
+
+
 def wanted(compiled: settings.Settings, lib: str, with_hooks: bool) -> "dict[str, tuple[str, int]]":
     """Return (text, mode) of each file that belongs into `lib`, in the order in which they are put there.
 

@@ -78,8 +78,6 @@ def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> No
     Example:
       jobcache apply --config ./jobcache.yaml --hooks /opt/jobcache
     """
-    import os
-
     from jobcache import apply as applying
     from jobcache import config, settings
 
@@ -89,7 +87,7 @@ def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> No
         files = applying.wanted(compiled, lib, with_hooks=bool(hooks))
         stale = applying.stale(files, lib)
         if check:
-            command = f"jobcache apply --config {config_file}{f' --hooks {lib}' if hooks else ''}"
+            command = applying.command_line(config_file, lib if hooks else None)
             for path in stale:
                 click.echo(f"{path}: not what {config_file} says; run `{command}`", err=True)
             sys.exit(1 if stale else 0)
@@ -120,8 +118,6 @@ def check(config_file: str, hooks: "str | None", user: "str | None", node: "str 
       jobcache check
       srun -N2 --ntasks-per-node=1 jobcache check
     """
-    import os
-
     from jobcache import cli_check, settings
 
     lib = os.path.abspath(hooks) if hooks else settings.LIB
@@ -249,8 +245,6 @@ def sweep(**options: "Any") -> None:
     Example:
       jobcache sweep --dry-run
     """
-    import os
-
     from jobcache import cli_store, cli_sweep
 
     status = cli_sweep.sweep_command(**options)
