@@ -194,7 +194,8 @@ def _publish_one(
     cache_fd: int, section_fd: int, build_fd: int, key: str, to: Publisher, until: float, done: Published, sync: bool
 ) -> None:
     """Publish one build, where the store has none of its key. Raise builds.NotWhole, arrow.Late, OSError."""
-    before = _generations(section_fd, digest(key))
+    of = digest(key)
+    before = _generations(section_fd, of)
     current = [name for name in before if not _is_retired(section_fd, name)]
     if current and not to.replace:
         done.there += 1
@@ -202,11 +203,10 @@ def _publish_one(
     build = builds.check(build_fd, until, with_maps=bool(to.label))
     staged = _staged(section_fd, lambda fd: _fill(fd, build_fd, key, build, to, sync))
     for _ in range(_TRIES):
-        name = layout.build_name(digest(key), _newest(before) + 1)
-        if _rename_new(section_fd, staged, name):
+        if _rename_new(section_fd, staged, layout.build_name(of, _newest(before) + 1)):
             break
-        before = _generations(section_fd, digest(key))
-        newest = layout.build_name(digest(key), _newest(before))
+        before = _generations(section_fd, of)
+        newest = layout.build_name(of, _newest(before))
         if not any(_is_same(section_fd, old, newest) for old in current):
             # Another was first. Ours goes back into the cache, and with it.
             os.rename(staged, f"lost-{cachedir.nonce()}", src_dir_fd=section_fd, dst_dir_fd=cache_fd)
