@@ -29,24 +29,30 @@ def test_each_node_or_task_has_its_own(wired: Wired, scope: str) -> None:
     wired.assert_reaped(job, files=4)
 
 
-def test_ranks_on_two_nodes_load_what_another_job_built(wired: Wired) -> None:
-    """With real `datasets`: nothing is built anew, the rows are right, and a job of two nodes publishes nothing."""
-    site = wired.site
-    site.configure(store={"user": f"{site.scratch}/{{user}}/.cache/hf-store"})
-    home = site.dir / "home"
+def program_of(wired: Wired, name: str, *lines: str) -> str:
+    """Return the command of a program with real `datasets`, which begins with a thousand rows as `ds`; there is a store."""
+    wired.site.configure(store={"user": f"{wired.site.scratch}/{{user}}/.cache/hf-store"})
+    home = wired.site.dir / name
     home.mkdir()
     shutil.chown(home, ALICE)
     data = home / "data.jsonl"
     data.write_text("".join(json.dumps({"id": id}) + "\n" for id in range(1000)))
-    program = home / "load.py"
-    program.write_text(
-        "import glob, os, datasets\n"
-        f"ds = datasets.load_dataset('json', data_files={{'train': {str(data)!r}}})['train']\n"
-        "files = glob.glob(os.environ['HF_DATASETS_CACHE'] + '/json/*/*/*/*')\n"
-        "print('loaded', sum(ds['id']), all(map(os.path.islink, files)), flush=True)\n"
-    )
+    program = home / "program.py"
+    load = f"ds = datasets.load_dataset('json', data_files={{'train': {str(data)!r}}})['train']"
+    program.write_text("\n".join(["import glob, os, sys, datasets", load, *lines, ""]))
     program.chmod(0o644)
-    load = f"HOME={home} HF_HOME={home}/hf exec {sys.executable} {program} 2>/dev/null"
+    return f"HOME={home} HF_HOME={home}/hf exec {sys.executable} {program}"
+
+
+def test_ranks_on_two_nodes_load_what_another_job_built(wired: Wired) -> None:
+    """With real `datasets`: nothing is built anew, the rows are right, and a job of two nodes publishes nothing."""
+    program = program_of(
+        wired,
+        "load",
+        "files = glob.glob(os.environ['HF_DATASETS_CACHE'] + '/json/*/*/*/*')",
+        "print('loaded', sum(ds['id']), all(map(os.path.islink, files)), flush=True)",
+    )
+    load = f"{program} 2>/dev/null"
     first = wired.batch(load, "-N1", JOBCACHE_STORE=LABEL)
     assert wired.wait(first) == "COMPLETED"
     total = sum(range(1000))
@@ -62,29 +68,19 @@ def test_ranks_on_two_nodes_load_what_another_job_built(wired: Wired) -> None:
 
 def test_a_job_that_edits_its_map_computes_it_for_the_next(wired: Wired) -> None:
     """With real `datasets`: the first job builds, the second maps, and the third finds both, even where two have run at once."""
-    site = wired.site
-    site.configure(store={"user": f"{site.scratch}/{{user}}/.cache/hf-store"})
-    home = site.dir / "maps"
-    home.mkdir()
-    shutil.chown(home, ALICE)
-    data = home / "data.jsonl"
-    data.write_text("".join(json.dumps({"id": id}) + "\n" for id in range(1000)))
-    program = home / "map.py"
-    program.write_text(
-        "import glob, os, sys, datasets\n"
-        f"ds = datasets.load_dataset('json', data_files={{'train': {str(data)!r}}})['train']\n"
-        "total = 0\n"
-        "for factor in map(int, sys.argv[1:]):\n"
-        "    total += sum(ds.map(lambda row, factor: {'id': row['id'] * factor}, fn_kwargs={'factor': factor})['id'])\n"
-        "files = glob.glob(os.environ['HF_DATASETS_CACHE'] + '/json/*/*/*/*')\n"
-        "print('mapped', total, sum(not os.path.islink(path) for path in files), flush=True)\n"
+    program = program_of(
+        wired,
+        "maps",
+        "total = 0",
+        "for factor in map(int, sys.argv[1:]):",
+        "    total += sum(ds.map(lambda row, factor: {'id': row['id'] * factor}, fn_kwargs={'factor': factor})['id'])",
+        "files = glob.glob(os.environ['HF_DATASETS_CACHE'] + '/json/*/*/*/*')",
+        "print('mapped', total, sum(not os.path.islink(path) for path in files), flush=True)",
     )
-    program.chmod(0o644)
 
     def job(*factors: int) -> int:
         words = " ".join(map(str, factors))
-        run = f"HOME={home} HF_HOME={home}/hf exec {sys.executable} {program} {words} 2>/dev/null"
-        return wired.batch(run, "-N1", JOBCACHE_STORE=LABEL)
+        return wired.batch(f"{program} {words} 2>/dev/null", "-N1", JOBCACHE_STORE=LABEL)
 
     def ended(number: int) -> tuple[int, int]:
         assert wired.wait(number) == "COMPLETED"

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -581,8 +582,9 @@ def fill_store(stored: Path, count: int) -> None:
 # --------------------------------------------------------------------------------------------------- all at the same time
 
 
-def test_a_store_on_another_filesystem_is_refused(jobs: Jobs, template: Template) -> None:
-    """Builds are moved, never copied: the event says so, and nothing is left half done."""
+@contextmanager
+def elsewhere(jobs: Jobs) -> Iterator[None]:
+    """The store is on another filesystem than the caches."""
     place = jobs.path.parent / "other"
     place.mkdir(parents=True)
     for path in (place.parent.parent, place.parent):
@@ -591,12 +593,18 @@ def test_a_store_on_another_filesystem_is_refused(jobs: Jobs, template: Template
     try:
         jobs.path = place / "store"
         jobs.site.configure(store={"user": f"{jobs.site.scratch}/{{user}}/.cache/other/store"})
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_store_on_another_filesystem_is_refused(jobs: Jobs, template: Template) -> None:
+    """Builds are moved, never copied: the event says so, and nothing is left half done."""
+    with elsewhere(jobs):
         template.put(jobs.begin(LABEL))
         (event,) = jobs.end()
         assert (event["outcome"], event["reason"]) == ("refused", "other_filesystem")
         assert jobs.stored(LABEL) == [] and jobs.left() == []
-    finally:
-        subprocess.run(["umount", place], check=True)
 
 
 def as_alice(work: Callable[[], object]) -> int:

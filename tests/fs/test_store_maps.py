@@ -7,7 +7,6 @@ import json
 import os
 import pwd
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from test_store import (
     Clock,
     Dying,
     as_alice,
+    elsewhere,
     ended_well,
     open_cache,
     published,
@@ -52,6 +52,13 @@ def add_map(build: Path, template: Template, at: int = 1) -> Path:  # noqa: F811
     os.chown(path.with_name("tmpabc"), UID, GID)
     path.with_name("tmpabc").rename(path)
     return path
+
+
+def linked(jobs: Jobs, name: str) -> Path:  # noqa: F811
+    """Return a cache of Alice's that has been linked to what the store has."""
+    cache = jobs.home / name
+    assert ended_well(as_alice(lambda: seed_once(jobs, cache)))
+    return cache
 
 
 def allocated(*paths: Path) -> int:
@@ -461,8 +468,7 @@ def test_publishers_readers_and_a_pruner_at_once(jobs: Jobs, template: Template,
     go = jobs.site.dir / "go"
     caches = []
     for at in range(8):
-        cache = jobs.home / f"cache-{at}"
-        assert ended_well(as_alice(lambda cache=cache: seed_once(jobs, cache)))  # type: ignore[misc]
+        cache = linked(jobs, f"cache-{at}")
         add_map(cache / template.key, template, at)
         caches.append(cache)
     base = names(jobs.stored(LABEL)[0])
@@ -532,8 +538,7 @@ def test_killed_at_every_step(jobs: Jobs, template: Template, monkeypatch: pytes
     first = published(jobs, template)
     base = names(first)
     for step in range(400):
-        cache = jobs.home / f"cache-{step}"
-        assert ended_well(as_alice(lambda cache=cache: seed_once(jobs, cache)))  # type: ignore[misc]
+        cache = linked(jobs, f"cache-{step}")
         add_map(cache / template.key, template)
 
         def work(cache: Path = cache, step: int = step) -> None:
@@ -544,8 +549,7 @@ def test_killed_at_every_step(jobs: Jobs, template: Template, monkeypatch: pytes
 
         status = os.waitpid(as_alice(work), 0)[1]
         assert whole_or_absent(jobs, template) in (1, 2)
-        look = jobs.home / f"again-{step}"
-        assert ended_well(as_alice(lambda look=look: seed_once(jobs, look)))  # type: ignore[misc]
+        look = linked(jobs, f"again-{step}")
         seeded = {path.name for path in (look / template.key).iterdir()}
         (newest,) = {Path(os.readlink(path)).parents[1] for path in (look / template.key).iterdir()}
         assert seeded == names(newest) and base <= seeded and len(seeded) - len(base) == (newest != first)
@@ -578,8 +582,7 @@ def test_a_full_quota_at_every_step(
     first = published(jobs, template)
     base = names(first)
     for step in range(100):
-        cache = jobs.home / f"cache-{step}"
-        assert ended_well(as_alice(lambda cache=cache: seed_once(jobs, cache)))  # type: ignore[misc]
+        cache = linked(jobs, f"cache-{step}")
         add_map(cache / template.key, template)
 
         def work(cache: Path = cache, step: int = step) -> None:
@@ -604,8 +607,7 @@ def test_a_filesystem_without_hard_links(
 ) -> None:
     """Nothing is added, with the reason, and other builds of the job are published all the same."""
     first = published(jobs, template)
-    cache = jobs.home / "cache"
-    assert ended_well(as_alice(lambda: seed_once(jobs, cache)))
+    cache = linked(jobs, "cache")
     add_map(cache / template.key, template)
     template.put(cache, "json/other/0.0.0/x")
 
@@ -623,22 +625,13 @@ def test_a_filesystem_without_hard_links(
 
 def test_a_store_on_another_filesystem(jobs: Jobs, template: Template) -> None:  # noqa: F811
     """Filled by `store build`: a job is linked to it, and cannot move anything there; the event says so."""
-    place = jobs.path.parent / "other"
-    place.mkdir(parents=True)
-    for path in (place.parent.parent, place.parent):
-        shutil.chown(path, ALICE)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=700,uid={UID}", "tmpfs", place], check=True)
-    try:
-        jobs.path = place / "store"
-        jobs.site.configure(store={"user": f"{jobs.site.scratch}/{{user}}/.cache/other/store"})
+    with elsewhere(jobs):
         filled(jobs, template)
         before = jobs.print()
         add_map(jobs.begin(LABEL) / template.key, template)
         (event,) = jobs.end()
         assert (event["outcome"], event["reason"]) == ("refused", "other_filesystem")
         assert jobs.print().keys() == before.keys()
-    finally:
-        subprocess.run(["umount", place], check=True)
 
 
 def test_no_time_no_adding(jobs: Jobs, template: Template, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -646,8 +639,7 @@ def test_no_time_no_adding(jobs: Jobs, template: Template, monkeypatch: pytest.M
     first = published(jobs, template)
     outcomes = []
     for ticks in range(400):
-        cache = jobs.home / f"cache-{ticks}"
-        assert ended_well(as_alice(lambda cache=cache: seed_once(jobs, cache)))  # type: ignore[misc]
+        cache = linked(jobs, f"cache-{ticks}")
         for at in range(4):
             add_map(cache / template.key, template, at)
 
