@@ -18,13 +18,14 @@ from typing import Any
 import click
 
 import jobcache
-from jobcache import config, explain
-from jobcache.cli import main as cli
+from jobcache.cli.main import main as cli
+from jobcache.config import reader
+from jobcache.diagnostics import explain
 
 ROOT = Path(__file__).parents[1]
 DATE = "November 22, 2026"
 _WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
-SCHEMA = Path(jobcache.__file__).parent / "schema" / "event.json"
+SCHEMA = Path(jobcache.__file__).parent / "config" / "schema" / "event.json"
 
 
 def pages() -> dict[str, str]:
@@ -165,12 +166,12 @@ def configuration() -> str:
     )
     lines += [".Pp", *text("A duration is whole numbers with units, such as 500ms, 30s, 5m, 2h, 3d or 1h30m.")]
     lines += text("A size is a whole number with a unit, decimal or binary, such as 512MiB, 50GiB or 1TB.")
-    for key in config.every_key():
+    for key in reader.every_key():
         heading = _heading(key.name)
         if heading:
             lines += [".El"] if lines[-1] != "" and any(line.startswith(".Bl") for line in lines) else []
             lines += [f".Sh {escaped(heading).upper()}", ".Bl -tag -width Ds"]
-        default, example = (config.text_of(value) for value in (key.about["default"], key.about["examples"][0]))
+        default, example = (reader.text_of(value) for value in (key.about["default"], key.about["examples"][0]))
         lines += [f".It Ic {key.name}", *text(key.about["description"]), ".Pp", f"{_kind(key.kind)}."]
         if key.kind.get("kind") == "rules":
             lines += ["Default: none.", "Example:", *literal(_rules(key.about["examples"][0]))]
@@ -182,23 +183,23 @@ def configuration() -> str:
 
 
 def _heading(name: str) -> str:
-    for outer, about in config.schema()["properties"].items():
+    for outer, about in reader.schema()["properties"].items():
         first = ".".join([outer, *list(about.get("properties", ()))[:1]])
         if "heading" in about and first == name:
             return str(about["heading"])
     return ""
 
 
-def _kind(kind: config.Tree) -> str:
+def _kind(kind: reader.Tree) -> str:
     if "enum" in kind:
         return "One of " + ", ".join(kind["enum"])
     return quoted(str(kind["title"][0].upper() + kind["title"][1:]))
 
 
-def _rules(rules: list[config.Tree]) -> list[str]:
+def _rules(rules: list[reader.Tree]) -> list[str]:
     lines = ["rules:"]
     for rule in rules:
-        lines += [f"{'  ' if at else '- '}{name}: {config.text_of(value)}" for at, (name, value) in enumerate(rule.items())]
+        lines += [f"{'  ' if at else '- '}{name}: {reader.text_of(value)}" for at, (name, value) in enumerate(rule.items())]
     return lines
 
 

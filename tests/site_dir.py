@@ -22,11 +22,11 @@ import jsonschema
 import yaml
 
 import jobcache
-from jobcache import apply, settings
+from jobcache.config import apply, settings
 
 ALICE, BOB = "games", "www-data"  # accounts that every Debian has: tests make none
 SHELLS = ("/bin/dash", "/bin/bash", "/bin/busybox sh")
-_SCHEMA = Path(jobcache.__file__).parent / "schema" / "event.json"
+_SCHEMA = Path(jobcache.__file__).parent / "config" / "schema" / "event.json"
 
 
 class Site:

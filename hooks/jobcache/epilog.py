@@ -11,15 +11,21 @@ import time
 if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from jobcache import asuser, cachedir, layout, reaper, settings  # noqa: E402
-from jobcache.job import Job, JobError, from_epilog  # noqa: E402
+from jobcache.cache import dirfd, job_record, node_leases, path_template, reasons, store_names
+from jobcache.config import settings  # noqa: E402
+from jobcache.system import as_user, reaper
+from jobcache.system.epilog_job import (
+    Job,
+    JobError,
+    from_epilog,  # noqa: E402
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from jobcache import events
+    from jobcache.system import events
 
     Fact = dict[str, Any]
     Report = Callable[[Fact], None]
@@ -95,7 +101,7 @@ class Lazily:
 
             installed.main()
         sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog would load it, for a console: 50 ms
-        from jobcache import events
+        from jobcache.system import events
 
         site = self._compiled
         return events.Log(site.log_file, site.log_socket, site.log_level, cluster=site.cluster)
@@ -108,11 +114,11 @@ def run(job: Job, compiled: settings.Settings, log: Lazily, uptime: float, until
     children = []
     for filesystem, templates in by_filesystem(compiled.templates).items():
         try:
-            places = asuser.stuck_places(compiled.run_dir, filesystem)
+            places = as_user.stuck_places(compiled.run_dir, filesystem)
             work = Work(job, compiled, templates, uptime)
-            children.append(asuser.start(work, uid=job.uid, gid=job.gid, user=job.user, places=places))
-        except (asuser.Stuck, OSError) as error:
-            reason = "stuck" if isinstance(error, asuser.Stuck) else "internal"
+            children.append(as_user.start(work, uid=job.uid, gid=job.gid, user=job.user, places=places))
+        except (as_user.Stuck, OSError) as error:
+            reason = "stuck" if isinstance(error, as_user.Stuck) else "internal"
             log.emit("hook.failed", "error", hook="epilog", outcome="failed", reason=reason, error=str(error), **known)
     for child in children:
         for fact in child.facts(until):
@@ -125,14 +131,14 @@ def run(job: Job, compiled: settings.Settings, log: Lazily, uptime: float, until
             log.emit("hook.failed", "error", hook="epilog", outcome="failed", reason=reason, error=child.error or None, **known)
 
 
-def by_filesystem(templates: "list[layout.Template]") -> "dict[str, list[layout.Template]]":
+def by_filesystem(templates: "list[path_template.Template]") -> "dict[str, list[path_template.Template]]":
     """Group the templates by the filesystem they begin on, told from the mount table alone: scratch may hang."""
     mounts = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             words = line.split(" ", 5)
             mounts.append((_unescaped(words[4]).rstrip("/") + "/", words[2]))
-    groups: dict[str, list[layout.Template]] = {}
+    groups: dict[str, list[path_template.Template]] = {}
     for template in templates:
         fixed = template.text.partition("{")[0]
         under = [mount for mount in reversed(mounts) if fixed.startswith(mount[0])]  # of those at one point, the last is seen
@@ -151,7 +157,7 @@ def _unescaped(point: str) -> str:
 class Work:
     """What the child does, as the job's user, over the templates of one filesystem."""
 
-    def __init__(self, job: Job, compiled: settings.Settings, templates: "list[layout.Template]", uptime: float) -> None:
+    def __init__(self, job: Job, compiled: settings.Settings, templates: "list[path_template.Template]", uptime: float) -> None:
         self.job = job
         self.compiled = compiled
         self.templates = templates
@@ -159,7 +165,7 @@ class Work:
 
     def __call__(self, report: "Report") -> None:
         self.report = report
-        self.boot = cachedir.now()[0]
+        self.boot = node_leases.now()[0]
         self.report = report
         user = _user_name(self.job)
         for template in self.templates:
@@ -168,11 +174,11 @@ class Work:
                 self._over(place)
             except FileNotFoundError:
                 continue
-            except (OSError, layout.BadName) as error:
+            except (OSError, path_template.BadName) as error:
                 self.report(_fact("cache.kept", "warning", template.text, None, "kept", _reason(error), error=str(error)))
 
-    def _over(self, place: layout.Place) -> None:
-        parent_fd = cachedir.open_directory(place.parent)
+    def _over(self, place: path_template.Place) -> None:
+        parent_fd = dirfd.open_directory(place.parent)
         try:
             for run in self._runs(place, parent_fd):
                 began = time.monotonic()
@@ -190,7 +196,7 @@ class Work:
         finally:
             os.close(parent_fd)
 
-    def _runs(self, place: layout.Place, parent_fd: int) -> "list[int]":
+    def _runs(self, place: path_template.Place, parent_fd: int) -> "list[int]":
         """The runs of this job that have something at their path: SLURM_JOB_RESTART_COUNT is not always this run's.
 
         A user can make any number of directories: the budget holds for looking at them as well.
@@ -219,19 +225,19 @@ class Work:
         try:
             if os.fstat(fd).st_uid != job.uid:
                 return _fact("cache.kept", "warning", path, run, "kept", "foreign")
-            found = cachedir.identity(fd)
+            found = job_record.identity(fd)
             if found is None:
                 return self._unrecorded(parent_fd, name, path, run, fd)
             if found != (self.compiled.cluster, job.job_id, run, job.uid):
                 return _fact("cache.kept", "info", path, run, "kept", "foreign")
-            outcome = cachedir.release(fd, job.node, self.boot, self.uptime)
+            outcome = node_leases.release(fd, job.node, self.boot, self.uptime)
             if outcome == "none":
                 return None
             if outcome == "others":
                 return _fact("cache.released", "debug", path, run, "released", None)
             if outcome != "last":
                 return _fact("cache.kept", "info", path, run, "kept", f"lease_{outcome}")
-            record = cachedir.read_record(fd)
+            record = job_record.read_record(fd)
             keep = self._keep(fd)
             if keep:
                 return self._keep_it(fd, path, run, record, *keep)
@@ -253,14 +259,14 @@ class Work:
         if os.fstat(fd).st_ctime < since:
             return _fact("cache.kept", "info", path, run, "kept", "older_than_job")
         try:
-            cachedir.sign(fd, self.compiled.cluster, job.job_id, run, job.uid)
+            job_record.sign(fd, self.compiled.cluster, job.job_id, run, job.uid)
         except OSError:
             pass  # then a sweep only reports what the budget does not suffice for
         return self._reap(parent_fd, name, path, run, fd, {})
 
     def _keep(self, fd: int) -> "tuple[str, float] | None":
         """Why, and for how many seconds, a cache outlives its job; None: it does not. An unknown exit status may be a failure."""
-        if cachedir.is_kept(fd):
+        if job_record.is_kept(fd):
             return "user_keep", self.compiled.keep_max
         if self.compiled.keep_failed and self.job.exit_status != 0:
             return "job_failed", self.compiled.keep_failed
@@ -268,7 +274,7 @@ class Work:
 
     def _keep_it(self, fd: int, path: str, run: int, record: "Fact", reason: str, seconds: float) -> "Fact":
         until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
-        cachedir.write_record(fd, {**record, "keep_until": until})
+        job_record.write_record(fd, {**record, "keep_until": until})
         return {**_fact("cache.kept", "info", path, run, "kept", reason), "keep_until": until, **_told(record)}
 
     def _reap(self, parent_fd: int, name: str, path: str, run: int, fd: int, record: "Fact") -> "Fact":
@@ -293,24 +299,24 @@ class Work:
 
         The label is the record's, which is the user's to forge, as is the store: it is done as that user, to that user.
         """
-        from jobcache import store
+        from jobcache.store import store
 
         job = self.job
         began = time.monotonic()
         try:
-            place = layout.store_path(
+            place = store_names.store_path(
                 str(self.compiled.store_user), user=_user_name(job), uid=job.uid, cluster=self.compiled.cluster
             )
             store.mark_used(fd, place, until)
             label = record.get("label")
-            if not isinstance(label, str) or not layout.is_label(label):
+            if not isinstance(label, str) or not store_names.is_label(label):
                 return
-            if job.nodes not in (1, None) or cachedir.is_shared(fd, job.node, record):
+            if job.nodes not in (1, None) or node_leases.is_shared(fd, job.node, record):
                 return
             facts = {"cluster": self.compiled.cluster, "job_id": job.job_id}
             done = store.publish(fd, store.Publisher(place, label, most=self.compiled.store_max_size, facts=facts), until)
-        except (OSError, cachedir.Refused, layout.BadName) as error:
-            reason = error.reason if isinstance(error, cachedir.Refused) else _reason(error)
+        except (OSError, reasons.Refused, path_template.BadName) as error:
+            reason = error.reason if isinstance(error, reasons.Refused) else _reason(error)
             self.report(_fact("store.published", "warning", path, run, "refused", reason, error=str(error)))
             return
         if done.builds or done.broken or done.late:
@@ -330,7 +336,7 @@ def _reason(error: "Exception") -> str:
     """Return the closed-set reason for which a cache is kept."""
     if isinstance(error, reaper.Kept):
         return error.reason
-    return cachedir.reason_of(error) if isinstance(error, OSError) else "bad_name"
+    return reasons.reason_of(error) if isinstance(error, OSError) else "bad_name"
 
 
 def _told(record: "Fact") -> "Fact":

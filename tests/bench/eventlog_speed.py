@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jobcache import eventlog
+from jobcache.system import event_log
 
 EVENT = {
     "ts": "2026-11-22T07:44:48.142Z", "event": "cache.reaped", "level": "info", "cluster": "tiger", "node": "n2", "job_id": 0,
@@ -29,7 +29,7 @@ def main(count: int) -> None:
         for path in (plain, packed):
             for job_id in (None, count // 2):
                 began = time.perf_counter()
-                found = sum(1 for _ in eventlog.read([str(path)], eventlog.Tally(), job_id))
+                found = sum(1 for _ in event_log.read([str(path)], event_log.Tally(), job_id))
                 rate = count / (time.perf_counter() - began)
                 print(f"{path.suffix:6} {'one job' if job_id else 'all':8} {found:8} found {rate:12,.0f} events/s")
 

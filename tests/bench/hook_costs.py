@@ -63,7 +63,7 @@ print(json.dumps(times))
 DELETE = """
 import os, sys, time
 sys.path.append({hooks!r})
-from jobcache import reaper
+from jobcache.system import reaper
 os.setgroups([]); os.setgid({gid}); os.setuid({uid})
 parent, fd = os.open(os.path.dirname({top!r}), os.O_PATH), os.open({top!r}, os.O_RDONLY)
 began = time.perf_counter()

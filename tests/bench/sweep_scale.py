@@ -24,7 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "hooks"), str(ROOT / "tests")]
 
-from jobcache import asuser, cachedir  # noqa: E402
+from jobcache.cache import event_line, protocol  # noqa: E402
+from jobcache.system import as_user  # noqa: E402
 from site_dir import Site  # noqa: E402
 
 JOBS = 100_000
@@ -123,12 +124,12 @@ def make_user(site: Site, first: int, caches: int, files: int) -> None:
     home = site.scratch / f"u{uid}"
     home.mkdir(mode=0o700)
     os.chown(home, uid, uid)
-    with asuser.Acting(uid, uid):
+    with as_user.Acting(uid, uid):
         for at in range(first, first + caches):
             path = f"{home}/.cache/hf-datasets-{job_of(at)}"
-            claim = cachedir.Claim(path, "test", job_of(at), 0, uid, f"n{at % 1000}")
-            claim.record = {"user": cachedir.quote(f"u{uid}"), "policy": '"d22848cb3760"'}
-            cachedir.enter(claim, time.monotonic())
+            claim = protocol.Claim(path, "test", job_of(at), 0, uid, f"n{at % 1000}")
+            claim.record = {"user": event_line.quote(f"u{uid}"), "policy": '"d22848cb3760"'}
+            protocol.enter(claim, time.monotonic())
             for number in range(files):
                 Path(path, f"{number}.arrow").write_bytes(b"x" * 4096)
 

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 import minicluster
 from conftest import asked
-from jobcache import comments
-from jobcache.cli import main
+from jobcache.cli.main import main
+from jobcache.diagnostics import comments
 from minicluster import Cluster
 from site_dir import ALICE, Site
 

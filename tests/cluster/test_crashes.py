@@ -18,7 +18,7 @@ import pytest
 
 import jobcache
 from conftest import Wired, asked
-from jobcache.slurm import Slurm, Unknown
+from jobcache.system.slurm import Slurm, Unknown
 from minicluster import Cluster
 from site_dir import ALICE, BOB, Site
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from conftest import ALICE, Wired, asked
-from jobcache.cli import main
+from jobcache.cli.main import main
 
 FILL = 'head -c 8192 /dev/zero >"$HF_DATASETS_CACHE/a.arrow"'
 

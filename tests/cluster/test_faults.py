@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from conftest import Wired
-from jobcache import settings, slurm, sweep
+from jobcache.config import settings
+from jobcache.sweep import one_sweep, scanning
+from jobcache.system import slurm
 from site_dir import ALICE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fs"))
@@ -44,7 +46,7 @@ def both_idle(wired: Wired) -> None:
         assert wired.cluster.node(node).get("Reason", "") == ""
 
 
-def swept(wired: Wired) -> sweep.Result:
+def swept(wired: Wired) -> one_sweep.Result:
     """Sweep, knowing of no live job."""
 
     class NoJobs(slurm.Slurm):
@@ -53,11 +55,11 @@ def swept(wired: Wired) -> sweep.Result:
 
     compiled = settings.load(str(wired.site.hooks / settings.FILE))
     compiled.tree["sweep"].update(grace=-1.0, confirm=0.0)
-    before, sweep.Slurm = sweep.Slurm, NoJobs  # type: ignore[misc]
+    before, one_sweep.Slurm = one_sweep.Slurm, NoJobs  # type: ignore[misc]
     try:
-        return sweep.run(compiled, sweep.Options())
+        return one_sweep.run(compiled, scanning.Options())
     finally:
-        sweep.Slurm = before  # type: ignore[misc]
+        one_sweep.Slurm = before  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("killable", [True, False])

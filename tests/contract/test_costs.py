@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobcache import reaper
+import jobcache
 from site_dir import ALICE, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
@@ -21,7 +21,7 @@ PROCESSES = ("fork", "vfork", "clone", "clone3")
 DELETE = """
 import os, sys, time
 sys.path.append({hooks!r})
-from jobcache import reaper
+from jobcache.system import reaper
 reaper._SLOW = 60  # under strace every filesystem is slow
 os.setuid({uid})
 parent, fd = os.open({parent!r}, os.O_PATH), os.open({top!r}, os.O_RDONLY)
@@ -144,7 +144,7 @@ def test_deletion_asks_once_about_each_file_and_removes_it(site: Site) -> None:
             (top / str(at) / str(name)).touch()
     for path in (top, *top.rglob("*")):
         os.lchown(path, uid, uid)
-    program = DELETE.format(hooks=str(Path(reaper.__file__).parents[1]), uid=uid, parent=str(site.scratch), top=str(top))
+    program = DELETE.format(hooks=str(Path(jobcache.__file__).parents[1]), uid=uid, parent=str(site.scratch), top=str(top))
     trace = site.dir / "trace"
     subprocess.run(["strace", "-f", "-qq", "-o", str(trace), sys.executable, "-I", "-S", "-c", program], check=True, cwd="/")
     _, _, text = trace.read_text().partition('"begin"')

@@ -12,7 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fs"))
 
-from jobcache import settings, slurm, sweep  # noqa: E402
+from jobcache.config import settings
+from jobcache.sweep import (
+    one_sweep,
+    scanning,  # noqa: E402
+)
+from jobcache.system import slurm
 from site_dir import ALICE, Prologue, Site  # noqa: E402
 
 UID, GID = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(ALICE).pw_gid
@@ -75,15 +80,15 @@ class KnownJobs(slurm.Slurm):
         return slurm.Listing(time.monotonic(), {job: {UID} for job in self.alive})
 
 
-def swept(site: Site, *alive: int) -> sweep.Result:
+def swept(site: Site, *alive: int) -> one_sweep.Result:
     """Sweep the site's scratch in this process, by the real code, for a Slurm that knows ALICE's jobs `alive` and no others."""
     compiled = settings.load(str(site.hooks / settings.FILE))
     compiled.tree["sweep"].update(grace=-1.0, confirm=0.0)  # the clock's grain is coarser than that of some change times
-    before, sweep.Slurm = sweep.Slurm, type("Told", (KnownJobs,), {"alive": alive})  # type: ignore[misc]
+    before, one_sweep.Slurm = one_sweep.Slurm, type("Told", (KnownJobs,), {"alive": alive})  # type: ignore[misc]
     try:
-        return sweep.run(compiled, sweep.Options(node="n1"))
+        return one_sweep.run(compiled, scanning.Options(node="n1"))
     finally:
-        sweep.Slurm = before  # type: ignore[misc]
+        one_sweep.Slurm = before  # type: ignore[misc]
 
 
 def left(site: Site) -> list[str]:

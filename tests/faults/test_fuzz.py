@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 import jobcache
 from faulty import FULL, GID, UID, left, run, swept
 from home import acting_as
-from jobcache import cachedir, epilog, events, layout
-from jobcache import settings as compiled_settings
-from jobcache.job import Job
+from jobcache import epilog
+from jobcache.cache import cache_names, job_record, node_leases
+from jobcache.config import settings as compiled_settings
+from jobcache.system import events
+from jobcache.system.epilog_job import Job
 from site_dir import ALICE, SHELLS, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
@@ -47,7 +49,7 @@ ends = st.sampled_from(["a1", "", "-", "ü", "a b"])
 alike = ["hf-datasets", "HF-DATASETS-7", "hf-datasets-7 ", " hf-datasets-7", ".jobcache", "json", "hf-datasets--7"]
 names = st.one_of(
     st.builds("hf-datasets-{}{}".format, st.one_of(jobs, jobs, odd_numbers), suffixes),
-    st.builds("{}{}-{}".format, st.sampled_from([layout.TRASH, layout.NEW]), st.one_of(jobs, odd_numbers), ends),
+    st.builds("{}{}-{}".format, st.sampled_from([cache_names.TRASH, cache_names.NEW]), st.one_of(jobs, odd_numbers), ends),
     st.sampled_from(alike),
     st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=40),
 ).filter(lambda name: name not in (".", "..") and len(name.encode()) < 250)
@@ -127,7 +129,7 @@ def test_whatever_lies_on_scratch(site: Site, planted: dict[str, dict[str, Any]]
     job.user, job.gid, job.nodes, job.exit_status = ALICE, GID, 2, 0
     facts: list[dict[str, Any]] = []
     with acting_as(ALICE):
-        epilog.Work(job, compiled, compiled.templates, cachedir.now()[1])(facts.append)
+        epilog.Work(job, compiled, compiled.templates, node_leases.now()[1])(facts.append)
     assert all(json.dumps(fact) for fact in facts)
     gone = set(planted) - set(left(site))
     assert all(is_ours(name, texts[name], planted[name]) and job_of(name) == ENDED for name in gone)
@@ -151,17 +153,17 @@ def test_any_bytes_for_a_lease_an_id_a_record(site: Site, data: bytes) -> None:
         (top / ".jobcache" / name).write_bytes(data)
     fd = os.open(top, os.O_RDONLY)
     try:
-        found = cachedir.identity(fd)
-        assert found is not None and (found[0] == "" or layout.format_id(*found).encode() + b"\n" == data)
-        assert isinstance(cachedir.read_record(fd), dict)
+        found = job_record.identity(fd)
+        assert found is not None and (found[0] == "" or cache_names.format_id(*found).encode() + b"\n" == data)
+        assert isinstance(job_record.read_record(fd), dict)
     finally:
         os.close(fd)
     if data.isascii():
-        dated = cachedir.parse_lease(data.decode())
+        dated = node_leases.parse_lease(data.decode())
         assert dated is None or isinstance(dated[1], float)
 
 
-SCHEMA = json.loads((Path(jobcache.__file__).parent / "schema/event.json").read_text())["properties"]
+SCHEMA = json.loads((Path(jobcache.__file__).parent / "config/schema/event.json").read_text())["properties"]
 
 
 @quick

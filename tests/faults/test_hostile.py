@@ -15,9 +15,11 @@ import pytest
 
 from faulty import FULL, GID, UID, epilog, left, prolog, said, skipped, swept
 from home import acting_as, fingerprint, uid_of
-from jobcache import asuser, cachedir, settings
 from jobcache import epilog as ending
-from jobcache.job import Job
+from jobcache.cache import node_leases, protocol, reasons
+from jobcache.config import settings
+from jobcache.system import as_user
+from jobcache.system.epilog_job import Job
 from mounts import mount
 from site_dir import ALICE, BOB, Site
 
@@ -72,7 +74,7 @@ def racing(*swaps: tuple[Path, Path], user: str = ALICE) -> Iterator[None]:
     pid = os.fork()
     if pid == 0:
         try:
-            asuser.become(uid_of(user), None, user)
+            as_user.become(uid_of(user), None, user)
             libc = ctypes.CDLL(None)
             pairs = [(os.fsencode(one), os.fsencode(other)) for one, other in swaps]
             while True:
@@ -89,7 +91,7 @@ def racing(*swaps: tuple[Path, Path], user: str = ALICE) -> Iterator[None]:
 
 
 def as_alice(work: Callable[[Callable[[dict[str, Any]], None]], None]) -> list[dict[str, Any]]:
-    child = asuser.start(work, uid=UID, gid=GID, user=ALICE, places=[], most=1 << 28)
+    child = as_user.start(work, uid=UID, gid=GID, user=ALICE, places=[], most=1 << 28)
     facts = list(child.facts(time.monotonic() + 300))
     assert (child.status, child.error) == ("done", "")
     return facts
@@ -122,14 +124,14 @@ def test_a_symlink_swapped_in(site: Site, canaries: Canaries, step: str, canary:
         outcomes: dict[str, int] = {}
         for _ in range(ROUNDS):
             try:
-                claim = cachedir.Claim(str(site.cache()), "test", 4242, 0, UID, "n1")
+                claim = protocol.Claim(str(site.cache()), "test", 4242, 0, UID, "n1")
                 claim.again = True
-                outcome = cachedir.enter(claim, 0)
+                outcome = protocol.enter(claim, 0)
                 os.makedirs(f"{site.cache()}/json/deep", exist_ok=True)
-            except (OSError, cachedir.Refused) as error:
+            except (OSError, reasons.Refused) as error:
                 outcome = type(error).__name__
             facts: list[dict[str, Any]] = []
-            work = ending.Work(job, compiled, compiled.templates, cachedir.now()[1] + 1)
+            work = ending.Work(job, compiled, compiled.templates, node_leases.now()[1] + 1)
             work(facts.append)
             for word in (outcome, *(f"{fact['outcome']} {fact['reason']}" for fact in facts)):
                 outcomes[word] = outcomes.get(word, 0) + 1
@@ -277,7 +279,7 @@ def test_signals_from_the_user(site: Site) -> None:
         if pid == 0:
             try:
                 os.setpgid(0, 0)
-                asuser.become(UID, None, ALICE)
+                as_user.become(UID, None, ALICE)
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 while True:
                     for name in filter(str.isdigit, os.listdir("/proc")):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from faulty import FULL, left, swept
-from jobcache import devlog
+from jobcache.cache import devlog
 from site_dir import ALICE, BOB, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")

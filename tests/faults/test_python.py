@@ -14,7 +14,7 @@ import pytest
 import jobcache
 from faulty import EXPORTED, FULL, GID, UID, epilog, left, prolog, run, said, swept, told
 from hungfs import hung
-from jobcache import settings
+from jobcache.config import settings
 from mounts import mount
 from site_dir import ALICE, SHELLS, Site
 

@@ -21,9 +21,13 @@ import pytest
 
 from faulty import EXPORTED, FULL, GID, UID, left, said, swept
 from home import fingerprint
-from jobcache import asuser, cachedir, epilog, settings, sweep
-from jobcache.job import Job
-from jobcache.plan import REAP
+from jobcache import epilog
+from jobcache.cache import job_record, node_leases, protocol
+from jobcache.config import settings
+from jobcache.sweep import reaping
+from jobcache.sweep.plan import REAP
+from jobcache.system import as_user
+from jobcache.system.epilog_job import Job
 from site_dir import ALICE, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("strace"), reason="needs root and strace")
@@ -43,7 +47,7 @@ def as_alice(work: Callable[[Report], None], kill_at: int = 0) -> str:
         os.read(gate, 1)
         work(report)
 
-    child = asuser.start(gated, uid=UID, gid=GID, user=ALICE, places=[gate])
+    child = as_user.start(gated, uid=UID, gid=GID, user=ALICE, places=[gate])
     tracer = traced(child.pid, f"inject={CHANGING}:signal=KILL:when={kill_at}") if kill_at else None
     os.write(opened, b"x")
     os.close(opened)
@@ -90,22 +94,22 @@ def compiled(site: Site) -> settings.Settings:
     return made
 
 
-def claim(site: Site, node: str = "n1", first: bool = True) -> cachedir.Claim:
-    made = cachedir.Claim(str(site.cache()), "test", 4242, 0, UID, node)
+def claim(site: Site, node: str = "n1", first: bool = True) -> protocol.Claim:
+    made = protocol.Claim(str(site.cache()), "test", 4242, 0, UID, node)
     made.first = first
     made.keep = False
     return made
 
 
 def enter(site: Site, node: str = "n1", first: bool = True) -> Callable[[Report], None]:
-    return lambda _: (cachedir.enter(claim(site, node, first), time.monotonic() + 0.5), None)[1]
+    return lambda _: (protocol.enter(claim(site, node, first), time.monotonic() + 0.5), None)[1]
 
 
 def end(compiled: settings.Settings, node: str = "n1", nodes: int = 1) -> Callable[[Report], None]:
     """What the Epilog of a node does as the user."""
     job = Job(4242, UID, node)
     job.user, job.gid, job.nodes, job.exit_status = ALICE, GID, nodes, 0
-    return epilog.Work(job, compiled, compiled.templates, cachedir.now()[1] + 1)
+    return epilog.Work(job, compiled, compiled.templates, node_leases.now()[1] + 1)
 
 
 def make(site: Site, *nodes: str) -> None:
@@ -209,7 +213,7 @@ def test_killed_while_it_keeps(site: Site, compiled: settings.Settings) -> None:
 
     for _ in at_every_call(keeping):
         fd = os.open(site.cache(), os.O_RDONLY)
-        assert cachedir.read_record(fd)["job_id"] == 4242
+        assert job_record.read_record(fd)["job_id"] == 4242
         os.close(fd)
         assert not [one for one in swept(site, NEIGHBOUR).reaped if one.decision.found.job_id == 4242]
         (site.cache() / ".jobcache/keep").unlink()
@@ -231,7 +235,7 @@ def test_killed_while_it_sweeps(site: Site, compiled: settings.Settings) -> None
                 os.chown(part, UID, GID)
         decisions = dry(site)
         assert len(decisions) == 3
-        return sweep._Reaping(decisions, None)
+        return reaping._Reaping(decisions, None)
 
     for _ in at_every_call(sweeping):
         brought_right(site, compiled)
@@ -239,11 +243,11 @@ def test_killed_while_it_sweeps(site: Site, compiled: settings.Settings) -> None
 
 def dry(site: Site) -> list[Any]:
     """What a sweep would reap."""
-    acted, sweep.act = sweep.act, lambda *_: iter(())  # type: ignore[assignment,misc]
+    acted, reaping.act = reaping.act, lambda *_: iter(())  # type: ignore[assignment,misc]
     try:
         return [one.found for one in swept(site, NEIGHBOUR).decisions if one.action == REAP]
     finally:
-        sweep.act = acted
+        reaping.act = acted
 
 
 # --------------------------------------------------------------------------------------- whole hooks, at any moment

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from jobcache import apply, settings
-from jobcache.cli import main
+import jobcache as package
+from jobcache.cli.main import main
+from jobcache.config import apply, settings
 from site_dir import ALICE, Site
 
 
@@ -137,11 +138,11 @@ def test_a_former_template_that_cannot_be_looked_at_stays_known(site: Site) -> N
     site.epilog()
     blind = site.scratch / ALICE
     code = (
-        "import os, sys; from jobcache import apply, layout; os.setuid(33);"
-        f"sys.exit(apply.may_have_caches(layout.Template('{site.scratch}/{{user}}/.cache/hf-datasets-{{job_id}}')))"
+        "import os, sys; from jobcache.config import apply; from jobcache.cache import path_template; os.setuid(33);"
+        f"sys.exit(apply.may_have_caches(path_template.Template('{site.scratch}/{{user}}/.cache/hf-datasets-{{job_id}}')))"
     )
     os.chmod(blind, 0o700)
-    root = str(Path(apply.__file__).parents[1])
+    root = str(Path(package.__file__).parents[1])
     done = subprocess.run([os.sys.executable, "-c", code], env={"PYTHONPATH": root}, check=False)  # type: ignore[attr-defined]
     assert done.returncode == 1
 
@@ -256,14 +257,14 @@ def test_hooks_path_beside_another_installation(tmp_path: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slurm-jobcache\nVersion: 9\n")
     (info / "RECORD").write_text("jobcache/__init__.py,,\n../libexec/epilog,,\n../libexec/task-prolog,,\n")
     deb = tmp_path / "deb"
-    shutil.copytree(Path(apply.__file__).parent, deb / "share/jobcache", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(package.__file__).parent, deb / "share/jobcache", ignore=shutil.ignore_patterns("__pycache__"))
     for directory in (other / "libexec", deb / "libexec"):
         directory.mkdir()
         for name in apply.HOOKS:
             (directory / name).touch()
     (other / "lib/jobcache").mkdir()
     (other / "lib/jobcache/__init__.py").touch()
-    ask = "import sys; sys.path[:0] = sys.argv[2:]; from jobcache import apply; apply._INSTALLED = sys.argv[1]"
+    ask = "import sys; sys.path[:0] = sys.argv[2:]; from jobcache.config import apply; apply._INSTALLED = sys.argv[1]"
     argv = [sys.executable, "-B", "-c", f"{ask}; print(apply.hooks_path())", deb / "libexec", deb / "share", other / "lib"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == (f"{deb}/libexec\n", "")

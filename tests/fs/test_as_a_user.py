@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
-from jobcache import cli_sweep, settings
+from jobcache.cli import common
+from jobcache.config import settings
 from site_dir import ALICE, Site
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -45,10 +46,10 @@ def test_a_file_that_was_not_compiled(site: Site, monkeypatch: pytest.MonkeyPatc
     """--config says which configuration holds, whatever is compiled; the compiled one is that of its own file."""
     monkeypatch.setattr(settings, "LIB", str(site.hooks))
     compiled = settings.load(f"{site.hooks}/settings.json")
-    assert cli_sweep.load(compiled.config, None)[0].hash == compiled.hash
-    assert cli_sweep.load(settings.CONFIG, None)[0].hash == compiled.hash
+    assert common.load(compiled.config, None)[0].hash == compiled.hash
+    assert common.load(settings.CONFIG, None)[0].hash == compiled.hash
     other = site.dir / "other.yaml"
     other.write_text("cluster: another\n")
-    assert cli_sweep.load(str(other), None)[0].cluster == "another"
+    assert common.load(str(other), None)[0].cluster == "another"
     with pytest.raises(click.ClickException, match="no such file"):
-        cli_sweep.load(str(Path(site.dir) / "none.yaml"), None)
+        common.load(str(Path(site.dir) / "none.yaml"), None)

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from jobcache import cachedir
-from jobcache.plan import CACHE, KEEP, REPORT, TRASH, Found, Rules, plan
-from jobcache.slurm import Listing
+from jobcache.cache import dirfd
+from jobcache.sweep.plan import CACHE, KEEP, REPORT, TRASH, Found, Rules, plan
+from jobcache.system.slurm import Listing
 from site_dir import ALICE, BOB, Site
 
 ALICES, BOBS = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(BOB).pw_uid
@@ -37,7 +37,7 @@ def test_roots_symlink_to_a_users_symlink_is_not_followed(site: Site) -> None:
     (home / "s").symlink_to(other)
     os.lchown(home / "s", ALICES, -1)
     with pytest.raises(OSError, match="Not a directory|Too many levels"):
-        cachedir.open_directory(str(site.scratch / ALICE))
+        dirfd.open_directory(str(site.scratch / ALICE))
     assert site.task_prolog().cache is None
     (home / "s").unlink()
     (home / "s").mkdir()

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from home import acting_as
-from jobcache import cachedir, layout
-from jobcache.cachedir import Claim, Refused
+from jobcache.cache import cache_names, dirfd, event_line, job_record, node_leases, protocol, reasons
+from jobcache.cache.protocol import Claim
+from jobcache.cache.reasons import Refused
 from mounts import mount
 from site_dir import ALICE, BOB, Site
 
@@ -45,14 +46,14 @@ def parent() -> Iterator[Path]:
 
 
 def claim(parent: Path, node: str = "n1", run: int = 0, **more: Any) -> Claim:
-    asked = Claim(f"{parent}/hf-{layout.format_job(JOB, run)}", "test", JOB, run, os.geteuid(), node)
+    asked = Claim(f"{parent}/hf-{cache_names.format_job(JOB, run)}", "test", JOB, run, os.geteuid(), node)
     for key, value in more.items():
         setattr(asked, key, value)
     return asked
 
 
 def enter(asked: Claim, patience: float = 0.0) -> str:
-    return cachedir.enter(asked, time.monotonic() + patience)
+    return protocol.enter(asked, time.monotonic() + patience)
 
 
 def refusal(asked: Claim) -> str:
@@ -73,7 +74,7 @@ def tree(top: Path) -> dict[str, str]:
 def release(cache: Path, node: str, boot: str = BOOT, uptime: float = 1e9) -> str:
     fd = opened(cache)
     try:
-        return cachedir.release(fd, node, boot, uptime)
+        return node_leases.release(fd, node, boot, uptime)
     finally:
         os.close(fd)
 
@@ -83,8 +84,8 @@ def release(cache: Path, node: str, boot: str = BOOT, uptime: float = 1e9) -> st
 
 def test_a_made_cache_is_complete(parent: Path) -> None:
     """Id, record, nodes/ and the first lease are there; all of it is its owner's alone."""
-    asked = claim(parent, record={"user": cachedir.quote(ALICE)})
-    before = cachedir.now()
+    asked = claim(parent, record={"user": event_line.quote(ALICE)})
+    before = node_leases.now()
     assert enter(asked) == "made"
     cache = parent / "hf-4242"
     assert sorted(tree(cache)) == [f".jobcache{rest}" for rest in ("", "/id", "/job.json", "/nodes", "/nodes/n1")]
@@ -126,7 +127,7 @@ def test_what_has_no_record_is_left_alone(parent: Path, first: bool) -> None:
 
 def test_a_cache_half_made_leaves_nothing(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one step of the making fails, all before it is undone."""
-    written = cachedir._write
+    written = dirfd.write_new
     for failing in range(4):
         left = [failing]
 
@@ -136,7 +137,7 @@ def test_a_cache_half_made_leaves_nothing(parent: Path, monkeypatch: pytest.Monk
                 raise OSError(errno.ENOSPC, "full")
             written(dir_fd, name, data)
 
-        monkeypatch.setattr(cachedir, "_write", fail)
+        monkeypatch.setattr(dirfd, "write_new", fail)
         with pytest.raises(OSError, match="full"):
             enter(claim(parent, keep=True))
         assert os.listdir(parent) == []
@@ -154,7 +155,7 @@ def test_a_full_disk(parent: Path) -> None:
                     (parent / "tiny/filler").write_bytes(b"x" * 200000)
                 with pytest.raises(OSError) as caught:
                     enter(claim(parent / "tiny"))
-                assert cachedir.reason_of(caught.value) == "no_space"
+                assert reasons.reason_of(caught.value) == "no_space"
                 assert os.listdir(parent / "tiny") == ["filler"]
 
 
@@ -247,7 +248,7 @@ def test_waits_until_the_name_is_free(parent: Path, monkeypatch: pytest.MonkeyPa
     """When the cache that was being reaped is gone, a new one is made."""
     enter(claim(parent))
     shutil.rmtree(parent / "hf-4242/.jobcache/nodes")
-    monkeypatch.setattr(cachedir.time, "sleep", lambda _: shutil.rmtree(parent / "hf-4242"))
+    monkeypatch.setattr(protocol.time, "sleep", lambda _: shutil.rmtree(parent / "hf-4242"))
     assert enter(claim(parent, "n2"), 60) == "made"
 
 
@@ -259,7 +260,7 @@ def test_a_lease_that_cannot_be_dated_holds_all_the_same(parent: Path, monkeypat
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cachedir.os, "write", full)
+        patch.setattr(protocol.os, "write", full)
         assert enter(claim(parent, "n2")) == "joined"
     assert release(parent / "hf-4242", "n1") == "others"
     assert release(parent / "hf-4242", "n2") == "unreadable"
@@ -270,9 +271,9 @@ def test_keep_is_everybodys_word(parent: Path) -> None:
     for asked in (claim(parent, keep=True), claim(parent, "n2", run=1)):
         enter(asked)
     fds = [opened(parent / "hf-4242"), opened(parent / "hf-4242-r1")]
-    assert [cachedir.is_kept(fd) for fd in fds] == [True, False]
+    assert [job_record.is_kept(fd) for fd in fds] == [True, False]
     enter(claim(parent, "n3", run=1, keep=True))
-    assert cachedir.is_kept(fds[1])
+    assert job_record.is_kept(fds[1])
     for fd in fds:
         os.close(fd)
 
@@ -331,7 +332,7 @@ def test_the_first_task_discards_an_earlier_life(parent: Path, run: int) -> None
     if run:
         (parent / "hf-4242").rename(parent / "hf-4242-r3")
     assert enter(claim(parent, run=run, first=True)) == "made"
-    cache, (trash,) = parent / f"hf-{layout.format_job(JOB, run)}", parent.glob(".jobcache-trash-4242-*")
+    cache, (trash,) = parent / f"hf-{cache_names.format_job(JOB, run)}", parent.glob(".jobcache-trash-4242-*")
     assert (trash / "data").read_text() == "old" and not (cache / "data").exists()
     assert os.listdir(cache / ".jobcache/nodes") == ["n1"]
     assert not (trash / ".jobcache/nodes").exists()  # a late Epilog that holds it open has no claim to it any more
@@ -359,13 +360,13 @@ def test_seized_once(parent: Path) -> None:
     """Of two who would move a cache, one may; and nobody joins or releases it after."""
     enter(claim(parent))
     fd = opened(parent / "hf-4242")
-    assert [cachedir.seize(fd), cachedir.seize(fd)] == [True, False]
+    assert [node_leases.seize(fd), node_leases.seize(fd)] == [True, False]
     os.close(fd)
     assert release(parent / "hf-4242", "n1") == "none"
     assert refusal(claim(parent, "n2")) == "busy"
     (parent / "plain").mkdir()
     fd = opened(parent / "plain")
-    assert not cachedir.seize(fd)
+    assert not node_leases.seize(fd)
     os.close(fd)
 
 
@@ -431,7 +432,7 @@ def test_odd_leases(parent: Path, odd: str) -> None:
     try:
         outcome = release(parent / "hf-4242", "n1")
     except OSError as error:
-        outcome = cachedir.reason_of(error)
+        outcome = reasons.reason_of(error)
     assert outcome in ("unreadable", "not_directory")
     assert (parent / "hf-4242/.jobcache/nodes").exists()
 
@@ -462,7 +463,7 @@ def test_an_odd_id(parent: Path, odd: str) -> None:
     for first in (False, True):
         assert refusal(claim(parent, first=first)) == "foreign"
     fd = opened(parent / "hf-4242")
-    assert cachedir.identity(fd) != claim(parent).identity
+    assert job_record.identity(fd) != claim(parent).identity
     os.close(fd)
 
 
@@ -476,9 +477,9 @@ def test_an_odd_meta(parent: Path, odd: str, first: bool) -> None:
     assert refusal(claim(parent, first=first)) == "foreign"
     assert sorted(os.listdir(parent / "hf-4242")) == before
     fd = opened(parent / "hf-4242")
-    assert cachedir.identity(fd) == ("", 0, 0, -1)
-    assert cachedir.read_record(fd) == {}
-    assert not cachedir.is_kept(fd)
+    assert job_record.identity(fd) == ("", 0, 0, -1)
+    assert job_record.read_record(fd) == {}
+    assert not job_record.is_kept(fd)
     os.close(fd)
 
 
@@ -522,7 +523,7 @@ def test_a_record_that_is_none(parent: Path, text: str) -> None:
     enter(claim(parent))
     (parent / "hf-4242/.jobcache/job.json").write_text(text)
     fd = opened(parent / "hf-4242")
-    assert cachedir.read_record(fd) == {}
+    assert job_record.read_record(fd) == {}
     os.close(fd)
 
 
@@ -534,7 +535,7 @@ def test_an_odd_record(parent: Path, odd: str) -> None:
     path.unlink()
     make_odd(path, odd)
     fd = opened(parent / "hf-4242")
-    assert cachedir.read_record(fd) == {}
+    assert job_record.read_record(fd) == {}
     os.close(fd)
 
 
@@ -544,7 +545,7 @@ def test_a_record_of_a_newer_schema_is_joined(parent: Path) -> None:
     (parent / "hf-4242/.jobcache/job.json").write_text('{"schema": 99, "job_id": "elsewhere"}')
     assert enter(claim(parent, "n2")) == "joined"
     fd = opened(parent / "hf-4242")
-    assert cachedir.read_record(fd)["schema"] == 99
+    assert job_record.read_record(fd)["schema"] == 99
     os.close(fd)
 
 
@@ -552,12 +553,12 @@ def test_a_record_is_replaced_whole(parent: Path, monkeypatch: pytest.MonkeyPatc
     """write_record puts a new one in place, or leaves the old one."""
     enter(claim(parent))
     fd = opened(parent / "hf-4242")
-    cachedir.write_record(fd, {"keep_until": "x"})
-    assert cachedir.read_record(fd) == {"keep_until": "x"}
-    monkeypatch.setattr(cachedir.os, "write", lambda fd, data: 1)
+    job_record.write_record(fd, {"keep_until": "x"})
+    assert job_record.read_record(fd) == {"keep_until": "x"}
+    monkeypatch.setattr(dirfd.os, "write", lambda fd, data: 1)
     with pytest.raises(OSError, match="No space"):
-        cachedir.write_record(fd, {"keep_until": "y"})
-    assert cachedir.read_record(fd) == {"keep_until": "x"}
+        job_record.write_record(fd, {"keep_until": "y"})
+    assert job_record.read_record(fd) == {"keep_until": "x"}
     assert sorted(os.listdir(parent / "hf-4242/.jobcache")) == ["id", "job.json", "nodes"]
     os.close(fd)
 
@@ -565,7 +566,7 @@ def test_a_record_is_replaced_whole(parent: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("text", ['a"b\\c', "tab\tnl\n", "é€😀", "\udcff\udcfe", "\x7f\x00", "", "</script>"])
 def test_quoted_as_json(text: str) -> None:
     """Whatever a name holds, it is one ASCII JSON string; bytes that are not UTF-8 show as such."""
-    quoted = cachedir.quote(text)
+    quoted = event_line.quote(text)
     assert quoted.isascii() and "\n" not in quoted
     assert json.loads(quoted) == os.fsencode(text).decode("utf-8", "backslashreplace")
 
@@ -579,7 +580,7 @@ def test_quoted_as_json(text: str) -> None:
 )  # fmt: skip
 def test_reasons(number: int, reason: str) -> None:
     """Every error has a word of the closed set."""
-    assert cachedir.reason_of(OSError(number, "x")) == reason
+    assert reasons.reason_of(OSError(number, "x")) == reason
 
 
 # --------------------------------------------------------------------------------------------------- the way to the path
@@ -600,7 +601,7 @@ def test_symlinks_on_the_way(parent: Path, owner: str) -> None:
     else:
         with pytest.raises(OSError) as caught:
             enter(asked)
-        assert cachedir.reason_of(caught.value) == "not_directory"
+        assert reasons.reason_of(caught.value) == "not_directory"
         assert not (parent / "real/below/hf-4242").exists()
 
 
@@ -652,7 +653,7 @@ def test_reaping_frees_the_name_at_once(site: Site) -> None:
     site.epilog()
     assert not site.cache().exists()
     (trash,) = site.debris()
-    assert layout.parse_debris(trash) == (layout.TRASH, JOB)
+    assert cache_names.parse_debris(trash) == (cache_names.TRASH, JOB)
     (reaped,) = site.events()
     assert (reaped["outcome"], reaped["reason"], reaped["trash"]) == ("trashed", "budget", f"{site.cache().parent}/{trash}")
 
@@ -686,7 +687,7 @@ FORGED: dict[str, Callable[[Path], object]] = {
     "id a fifo": lambda cache: ((cache / ".jobcache/id").unlink(), os.mkfifo(cache / ".jobcache/id")),
     "id a link": lambda cache: ((cache / ".jobcache/id").unlink(), (cache / ".jobcache/id").symlink_to("/etc/passwd")),
     "lease a fifo": lambda cache: ((cache / ".jobcache/nodes/n1").unlink(), os.mkfifo(cache / ".jobcache/nodes/n1")),
-    "lease of the future": lambda cache: (cache / ".jobcache/nodes/n1").write_text(f"{cachedir.now()[0]} 1e300\n"),
+    "lease of the future": lambda cache: (cache / ".jobcache/nodes/n1").write_text(f"{node_leases.now()[0]} 1e300\n"),
     "meta a file": lambda cache: (shutil.rmtree(cache / ".jobcache"), (cache / ".jobcache").write_text("")),
 }
 

@@ -18,8 +18,11 @@ import pytest
 
 from home import acting_as, fingerprint, plant, uid_of
 from hungfs import hung
-from jobcache import epilog, events, layout, settings
-from jobcache.job import from_epilog
+from jobcache import epilog
+from jobcache.cache import cache_names, path_template
+from jobcache.config import settings
+from jobcache.system import events
+from jobcache.system.epilog_job import from_epilog
 from mounts import mount
 from site_dir import ALICE, BOB, SHELLS, Site, validated
 
@@ -358,7 +361,7 @@ def test_a_mount_table_with_odd_names(monkeypatch: pytest.MonkeyPatch, tmp_path:
         "/scratch2/{user}/{job_id}",
         "/scratch/ab/{user}/{job_id}",
     ]
-    groups = epilog.by_filesystem([layout.Template(text) for text in texts])
+    groups = epilog.by_filesystem([path_template.Template(text) for text in texts])
     assert {device: [template.text for template in group] for device, group in groups.items()} == {
         "0:41": [texts[0], texts[3]],
         "0:42": [texts[1]],
@@ -464,7 +467,7 @@ def test_the_budget_runs_out(site: Site) -> None:
     (event,) = site.events()
     assert (event["event"], event["outcome"], event["reason"]) == ("cache.reaped", "trashed", "budget")
     assert [event["trash"]] == [f"{cache.parent}/{name}" for name in site.debris()] and not cache.exists()
-    assert layout.parse_debris(site.debris()[0]) == (layout.TRASH, 4242)
+    assert cache_names.parse_debris(site.debris()[0]) == (cache_names.TRASH, 4242)
 
 
 def test_what_cannot_go_is_said(site: Site) -> None:

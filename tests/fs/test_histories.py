@@ -26,11 +26,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from home import acting_as, uid_of
-from jobcache import apply, asuser, cachedir, epilog, find, layout, processes, sweep
-from jobcache.job import Job as EndedJob
-from jobcache.plan import Found
-from jobcache.settings import Settings
-from jobcache.slurm import Listing, Slurm, Unknown
+from jobcache import epilog
+from jobcache.cache import cache_names, node_leases, protocol, reasons
+from jobcache.config import apply
+from jobcache.config.settings import Settings
+from jobcache.sweep import directories, one_sweep, processes, scanning
+from jobcache.sweep.plan import Found
+from jobcache.system import as_user
+from jobcache.system.epilog_job import Job as EndedJob
+from jobcache.system.slurm import Listing, Slurm, Unknown
 from site_dir import ALICE, BOB
 
 OURS, OTHERS = "test", "della"  # ClusterNames
@@ -174,10 +178,10 @@ def killed_at(count: int, writes: bool = True) -> Iterator[None]:
             setattr(os, name, function)
 
 
-class Child(asuser.Child):
+class Child(as_user.Child):
     """In place of a forked child: its work is done in this very process, with the user's rights, when it is started."""
 
-    def __init__(self, work: asuser.Work, user: str | None, most: int) -> None:
+    def __init__(self, work: as_user.Work, user: str | None, most: int) -> None:
         pipe, into = os.pipe()
         super().__init__(0, pipe, [], most)
         self._outcome = "done"
@@ -219,7 +223,7 @@ class World:
         self.clock = FilesystemClock(top)
         self.moment: Callable[[int], None] = lambda _: None
         self.listing: Callable[[], dict[int, set[int]]] = dict
-        look, clock, with_pids = find.look, find.clock, sweep.with_pids
+        look, clock, with_pids = directories.look, directories.clock, scanning.with_pids
 
         def shown(parent_fd: int, name: str, plain: Found) -> Found:
             found = look(parent_fd, name, plain)
@@ -230,14 +234,14 @@ class World:
             self.moment(4)
             return with_pids(decisions, hung)
 
-        monkeypatch.setattr(cachedir, "now", lambda: self.here.now())
+        monkeypatch.setattr(node_leases, "now", lambda: self.here.now())
         monkeypatch.setattr(epilog, "_CLOCK_SKEW", 0)
         monkeypatch.setattr(epilog, "_usage", lambda _: {})
-        monkeypatch.setattr(find, "look", shown)
-        monkeypatch.setattr(find, "clock", lambda parent_fd: self.clock.shown(clock(parent_fd)))
+        monkeypatch.setattr(directories, "look", shown)
+        monkeypatch.setattr(directories, "clock", lambda parent_fd: self.clock.shown(clock(parent_fd)))
         monkeypatch.setattr(processes, "users_of", lambda *_: {})
-        monkeypatch.setattr(sweep, "with_pids", last_moment)
-        monkeypatch.setattr(asuser, "start", lambda work, uid, most, **_: Child(work, uid and user_of(uid), most))
+        monkeypatch.setattr(scanning, "with_pids", last_moment)
+        monkeypatch.setattr(as_user, "start", lambda work, uid, most, **_: Child(work, uid and user_of(uid), most))
         monkeypatch.setattr(Slurm, "listing", lambda *_, **__: self._listing())
 
     def begin(self) -> None:
@@ -331,17 +335,17 @@ class Histories(RuleBasedStateMachine):
     def task(self, job: Job, node: str, *, first: bool, kill: int) -> None:
         """The TaskProlog, and what the task then writes."""
         self.quiet = False
-        claim = cachedir.Claim(self.path(job), OURS, job.id, job.run, uid_of(job.user), node)
+        claim = protocol.Claim(self.path(job), OURS, job.id, job.run, uid_of(job.user), node)
         claim.first, claim.again, claim.keep = first, job.again, job.keep
         obstacle = self.obstacle(claim)
         self.world.here = self.nodes[node]
         with acting_as(job.user):
             try:
                 with killed_at(kill):
-                    outcome = cachedir.enter(claim, time.monotonic() + (0 if obstacle else 30))
+                    outcome = protocol.enter(claim, time.monotonic() + (0 if obstacle else 30))
             except Killed:
                 return
-            except cachedir.Refused as refusal:
+            except reasons.Refused as refusal:
                 assert obstacle, f"job {job.id} got no cache: {refusal}"
                 return
             finally:
@@ -357,7 +361,7 @@ class Histories(RuleBasedStateMachine):
         job.files.add(file)
         job.using.add(node)
 
-    def obstacle(self, claim: cachedir.Claim) -> str:
+    def obstacle(self, claim: protocol.Claim) -> str:
         """Why a task may be refused the path."""
         if not os.path.lexists(claim.path):
             return ""
@@ -537,9 +541,9 @@ class Histories(RuleBasedStateMachine):
                 self.do(Epilog(job_id, user, "n1", self.other_node.now()[1], 2, 0), 0, self.world.others)
                 assert not os.path.exists(path)
         elif not os.path.lexists(path):
-            claim = cachedir.Claim(path, OTHERS, job_id, 0, uid_of(user), "n1")
+            claim = protocol.Claim(path, OTHERS, job_id, 0, uid_of(user), "n1")
             with acting_as(user):
-                cachedir.enter(claim, time.monotonic())
+                protocol.enter(claim, time.monotonic())
                 Path(file).touch()
             self.others.add(path)
 
@@ -606,10 +610,10 @@ class Histories(RuleBasedStateMachine):
         assert result.reaped == [] and (result.unknown or self.world.asked < question)
         assert {user: self.world.names(user) for user in (ALICE, BOB)} == before
 
-    def _sweep(self, moment: Callable[[int], None]) -> sweep.Result:
+    def _sweep(self, moment: Callable[[int], None]) -> one_sweep.Result:
         self.world.asked, self.world.moment = 0, moment
         try:
-            return sweep.run(self.world.settings, sweep.Options())
+            return one_sweep.run(self.world.settings, scanning.Options())
         finally:
             self.world.moment = lambda _: None
 
@@ -666,7 +670,7 @@ class Histories(RuleBasedStateMachine):
         return alive
 
     def path(self, job: Job) -> str:
-        return f"{self.world.scratch}/{job.user}/.cache/hf-datasets-{layout.format_job(job.id, job.run)}"
+        return f"{self.world.scratch}/{job.user}/.cache/hf-datasets-{cache_names.format_job(job.id, job.run)}"
 
     def in_state(self, state: str) -> list[Job]:
         return [job for job in self.jobs if job.state == state]

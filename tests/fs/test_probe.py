@@ -15,8 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from hungfs import hung
-from jobcache import asuser, probe, survey
-from jobcache.cli import main
+from jobcache.cli.main import main
+from jobcache.diagnostics import probe
+from jobcache.system import as_user, gathering
 from mounts import mount
 from site_dir import ALICE, Site
 
@@ -108,7 +109,7 @@ def test_scratch_hangs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_root
 def test_all_of_scratch_hangs(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is not known who has a directory there, and that is not said to be nobody."""
-    monkeypatch.setattr(survey, "PATIENCE", 1.0)
+    monkeypatch.setattr(gathering, "PATIENCE", 1.0)
     with hung(site.scratch, killable=True):
         status, found = findings(site)
     (row,) = [row for rows in found.values() for row in rows if row["area"] == "scratch"]
@@ -156,7 +157,7 @@ def test_two_nodes_meet(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch,
             fd = os.open(home, os.O_RDONLY)
             report({"across": probe.meet(fd, meeting, time.monotonic() + 20)})
 
-        children[at] = asuser.start(work, uid=home.stat().st_uid, gid=None, user=None, places=[])
+        children[at] = as_user.start(work, uid=home.stat().st_uid, gid=None, user=None, places=[])
     for child in children.values():
         assert list(child.facts(time.monotonic() + 30)) == [{"across": {"n2": result}}]
     assert site.debris() == []

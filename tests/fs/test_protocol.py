@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 
 from home import acting_as
-from jobcache import cachedir, epilog, layout, reaper
-from jobcache.job import Job
+from jobcache import epilog
+from jobcache.cache import cache_names, dirfd, job_record, node_leases, path_template, protocol, reasons
+from jobcache.system import reaper
+from jobcache.system.epilog_job import Job
 from site_dir import ALICE
 
 JOB = 4242
@@ -214,7 +216,7 @@ class World:
     # ---- what must hold
 
     def cache(self, run: int) -> str:
-        return f"{self.top}/hf-{layout.format_job(JOB, run)}"
+        return f"{self.top}/hf-{cache_names.format_job(JOB, run)}"
 
     def check(self) -> None:
         """No live cache is moved, deleted or without the lease of a node that uses it."""
@@ -232,7 +234,7 @@ class World:
     def check_end(self) -> None:
         """When all have ended, no cache is left, and nothing else that has no name of ours; each was reaped once."""
         left = os.listdir(self.top)
-        if any(layout.parse_debris(name) is None for name in left) and not self.scenario.keeps:
+        if any(cache_names.parse_debris(name) is None for name in left) and not self.scenario.keeps:
             self.failure = Violation(self._story(f"left in the end: {left}"))
         elif len(left) > self.scenario.debris:
             self.failure = Violation(self._story(f"debris: {left}"))
@@ -341,8 +343,8 @@ class Seen:
         is looked at only by who deletes it.
         """
         if name == "open":
-            return args[0] in (".", layout.ID, layout.RECORD, layout.NODES) or args[1] == cachedir._FILE
-        return name == "lstat" or args[0] == layout.RECORD or (name == "scandir" and isinstance(args[0], int))
+            return args[0] in (".", cache_names.ID, cache_names.RECORD, cache_names.NODES) or args[1] == dirfd.FILE
+        return name == "lstat" or args[0] == cache_names.RECORD or (name == "scandir" and isinstance(args[0], int))
 
     def _is_private(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], actor: Actor) -> bool:
         """Whether it is about what this actor is building under a name that nobody else can know."""
@@ -350,7 +352,7 @@ class Seen:
             return False
         if kwargs.get("dir_fd") in actor.private or (name in ("write", "scandir") and args[0] in actor.private):
             return True
-        return isinstance(args[0], str) and args[0].startswith(layout.NEW)
+        return isinstance(args[0], str) and args[0].startswith(cache_names.NEW)
 
 
 def outcome_is_old(name: str, args: tuple[Any, ...]) -> bool:
@@ -395,15 +397,17 @@ class Checker:
             return trash
 
         eyes = Seen(self.worlds)
-        for module in (cachedir, epilog, reaper):
+        for module in (protocol, node_leases, job_record, dirfd, epilog, reaper):
             monkeypatch.setattr(module, "os", eyes)
+            if not hasattr(module, "time"):
+                continue
             monkeypatch.setattr(
                 module, "time", SimpleNamespace(**{**vars(__import__("time")), "monotonic": self._time, "sleep": self._sleep})
             )
         monkeypatch.setattr(reaper, "retire", counted)
         monkeypatch.setattr(reaper, "_mount", lambda fd: "")
         monkeypatch.setattr(epilog, "_usage", lambda fd: {})
-        monkeypatch.setattr(cachedir, "now", self._now)
+        monkeypatch.setattr(node_leases, "now", self._now)
 
     def _time(self) -> float:
         return 1.0 if self.worlds[-1].actor.now.expired else 0.0
@@ -455,8 +459,8 @@ class Scenario:
 # --------------------------------------------------------------------------------------------------------------- acts
 
 
-def a_claim(world: World, node: str, run: int = 0) -> cachedir.Claim:
-    return cachedir.Claim(world.cache(run), "test", JOB, run, os.geteuid(), node)
+def a_claim(world: World, node: str, run: int = 0) -> protocol.Claim:
+    return protocol.Claim(world.cache(run), "test", JOB, run, os.geteuid(), node)
 
 
 def task(node: str, run: int = 0, *, first: bool = False, again: bool = False) -> Callable[[World, Actor], None]:
@@ -467,8 +471,8 @@ def task(node: str, run: int = 0, *, first: bool = False, again: bool = False) -
         claim = a_claim(world, node, run)
         claim.first, claim.again = first, again
         try:
-            outcome = cachedir.enter(claim, until=1.0)
-        except cachedir.Refused as refusal:
+            outcome = protocol.enter(claim, until=1.0)
+        except reasons.Refused as refusal:
             outcome = refusal.reason
         except OSError as error:
             outcome = f"failed: {error}"
@@ -490,7 +494,7 @@ def ending(node: str, run: int = 0, *, nodes: int = 2, since: float | None = Non
         job.nodes = nodes
         job.user = "u"
         compiled = SimpleNamespace(cluster="test", keep_failed=0, keep_max=0, store_user=None, epilog_budget=1.0)
-        template = layout.Template(f"{os.path.dirname(world.top)}/{{user}}/hf-{{job_id}}")
+        template = path_template.Template(f"{os.path.dirname(world.top)}/{{user}}/hf-{{job_id}}")
         epilog.Work(job, compiled, [template], uptime)(me_told(world, me))  # type: ignore[arg-type]
 
     return act
@@ -524,7 +528,7 @@ def old_cache(*nodes: str, run: int = 0) -> Callable[[World], None]:
         path = world.cache(run)
         os.makedirs(f"{path}/.jobcache/nodes")
         with open(f"{path}/.jobcache/id", "w") as file:
-            file.write(layout.format_id("test", JOB, run, os.geteuid()) + "\n")
+            file.write(cache_names.format_id("test", JOB, run, os.geteuid()) + "\n")
         for node in nodes:
             with open(f"{path}/.jobcache/nodes/{node}", "w") as file:
                 file.write("boot 1.00\n")
@@ -634,36 +638,36 @@ def test_no_interleaving_breaks_a_promise(checker: Checker, scenario: Callable[[
 # ---------------------------------------------------------------------------------- each line of the protocol is needed
 
 
-def made_in_place(parent_fd: int, name: str, claim: cachedir.Claim) -> str:
+def made_in_place(parent_fd: int, name: str, claim: protocol.Claim) -> str:
     """1. Without a temporary name: the cache grows where others look."""
-    seen = cachedir.os
+    seen = protocol.os
     for directory in (name, f"{name}/.jobcache", f"{name}/.jobcache/nodes"):
         with suppress(FileExistsError):
             seen.mkdir(directory, 0o700, dir_fd=parent_fd)
-    fd = seen.open(name, cachedir._DIRECTORY, dir_fd=parent_fd)
-    cachedir._write(fd, ".jobcache/id", layout.format_id(*claim.identity).encode() + b"\n")
-    cachedir._write(fd, f".jobcache/nodes/{claim.node}", b"boot 1.00\n")
+    fd = seen.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
+    dirfd.write_new(fd, ".jobcache/id", cache_names.format_id(*claim.identity).encode() + b"\n")
+    dirfd.write_new(fd, f".jobcache/nodes/{claim.node}", b"boot 1.00\n")
     seen.close(fd)
     return "made"
 
 
-def made_at_any_price(parent_fd: int, name: str, claim: cachedir.Claim) -> str | None:
+def made_at_any_price(parent_fd: int, name: str, claim: protocol.Claim) -> str | None:
     """1. What stands at the path, not empty, is moved out of the way."""
     outcome = MAKE(parent_fd, name, claim)
     if outcome is None:
-        cachedir.os.rename(name, layout.trash_name(JOB, "0"), src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+        protocol.os.rename(name, cache_names.trash_name(JOB, "0"), src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
         outcome = MAKE(parent_fd, name, claim)
     return outcome
 
 
-def joined_by_making_nodes(fd: int, claim: cachedir.Claim) -> str | None:
+def joined_by_making_nodes(fd: int, claim: protocol.Claim) -> str | None:
     """2. nodes/ is made again where it is missing."""
     with suppress(FileExistsError, FileNotFoundError):
-        cachedir.os.mkdir(".jobcache/nodes", 0o700, dir_fd=fd)
+        protocol.os.mkdir(".jobcache/nodes", 0o700, dir_fd=fd)
     return JOIN(fd, claim)
 
 
-def first_joins(claim: cachedir.Claim, until: float) -> str:
+def first_joins(claim: protocol.Claim, until: float) -> str:
     """4. The first task takes what it finds."""
     claim.first = False
     return ENTER(claim, until)
@@ -671,25 +675,25 @@ def first_joins(claim: cachedir.Claim, until: float) -> str:
 
 def released_by_counting(fd: int, node: str, boot: str, uptime: float) -> str:
     """6. Who sees no other lease reaps."""
-    meta = cachedir.os.open(".jobcache", cachedir._DIRECTORY, dir_fd=fd)
-    outcome = cachedir._drop_lease(meta, node, boot, uptime)
+    meta = protocol.os.open(".jobcache", dirfd.DIRECTORY, dir_fd=fd)
+    outcome = node_leases._drop_lease(meta, node, boot, uptime)
     if outcome == "dropped":
-        cachedir.os.lstat(".")
+        protocol.os.lstat(".")
         outcome = "others" if os.listdir(f"/proc/self/fd/{meta}/nodes") else "last"
-    cachedir.os.close(meta)
+    protocol.os.close(meta)
     return outcome
 
 
-ENTER, JOIN, MAKE = cachedir.enter, cachedir._join, cachedir._make
+ENTER, JOIN, MAKE = protocol.enter, protocol._join, protocol._make
 MUTANTS = {
-    "1 made in place": ("_make", made_in_place, two_steps),
-    "1 made at any price": ("_make", made_at_any_price, two_steps),
-    "2 nodes/ made again": ("_join", joined_by_making_nodes, two_steps),
-    "3 mended wherever it is": ("_is_at", lambda *_: True, batch_and_step),
-    "4 the first one joins": ("enter", first_joins, earlier_life),
-    "4 discarded, not seized": ("seize", lambda fd: True, earlier_life),
-    "5 a lease of any age is dropped": ("parse_lease", lambda text: ("boot", 0.0), late_epilog),
-    "6 released by counting": ("release", released_by_counting, two_steps),
+    "1 made in place": (protocol, "_make", made_in_place, two_steps),
+    "1 made at any price": (protocol, "_make", made_at_any_price, two_steps),
+    "2 nodes/ made again": (protocol, "_join", joined_by_making_nodes, two_steps),
+    "3 mended wherever it is": (protocol, "_is_at", lambda *_: True, batch_and_step),
+    "4 the first one joins": (protocol, "enter", first_joins, earlier_life),
+    "4 discarded, not seized": (node_leases, "seize", lambda fd: True, earlier_life),
+    "5 a lease of any age is dropped": (node_leases, "parse_lease", lambda text: ("boot", 0.0), late_epilog),
+    "6 released by counting": (node_leases, "release", released_by_counting, two_steps),
 }
 
 
@@ -698,8 +702,8 @@ def test_without_a_line_of_the_protocol_a_live_cache_is_lost(
     checker: Checker, monkeypatch: pytest.MonkeyPatch, mutant: str
 ) -> None:
     """The checker finds the order in which it is."""
-    name, mutated, scenario = MUTANTS[mutant]
-    monkeypatch.setattr(cachedir, name, mutated)
+    module, name, mutated, scenario = MUTANTS[mutant]
+    monkeypatch.setattr(module, name, mutated)
     with pytest.raises(Violation, match="live cache|there is none|given no cache"):
         for bound in (1, 2, 3):
             checker.check(scenario(), bound)

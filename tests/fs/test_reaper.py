@@ -19,7 +19,8 @@ from types import SimpleNamespace
 import pytest
 
 from home import ALICE, BOB, JOB, Home, acting_as, fingerprint, make_cache, plant, uid_of
-from jobcache import asuser, layout, reaper
+from jobcache.cache import cache_names
+from jobcache.system import as_user, reaper
 from mounts import mount
 from slowfs import Slow, slow
 
@@ -184,7 +185,7 @@ def test_all_of_it_goes(home: Home, shape: Callable[[Path], None]) -> None:
         shape(home.cache)
     trash, tally = reap(home.cache)
     assert (home.rest(), tally.done, tally.left, tally.error) == ([], True, 0, "")
-    assert layout.parse_debris(trash) == (layout.TRASH, JOB)
+    assert cache_names.parse_debris(trash) == (cache_names.TRASH, JOB)
 
 
 def test_a_cache_that_is_itself_closed(home: Home) -> None:
@@ -289,7 +290,7 @@ def test_two_who_delete_the_same(home: Home) -> None:
     """A sweep and a late Epilog may empty the same trash at the same time: neither calls that a failure."""
     with acting_as(ALICE):
         make_cache(home.cache, *(f"{at % 40}/{at}" for at in range(2000)))
-        trash = home.cache_dir / layout.trash_name(JOB, "00ff")
+        trash = home.cache_dir / cache_names.trash_name(JOB, "00ff")
         home.cache.rename(trash)
         with opened(trash) as (parent_fd, fd), opened(trash) as (_, other_fd):
             tallies: list[reaper.Tally] = []
@@ -407,7 +408,7 @@ def test_memory_does_not_grow_with_a_directory(home: Home) -> None:
             report({"files": tally.files, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before})
 
     with mount("none", directory, options="mode=777"):
-        child = asuser.start(work, uid=uid_of(ALICE), gid=None, user=None, places=[])
+        child = as_user.start(work, uid=uid_of(ALICE), gid=None, user=None, places=[])
         (told,) = child.facts(time.monotonic() + 60)
     assert told["files"] == 100_000 and told["kib"] < 4096
 
@@ -602,7 +603,7 @@ def test_its_place_is_taken_again(home: Home, monkeypatch: pytest.MonkeyPatch, w
     (aside,) = set(home.rest()) - {"away", home.cache.name}
     assert [identity(home.cache_dir / aside), identity(home.cache)] == identities
     assert kept.value.reason == "changed" and aside in str(kept.value)
-    assert layout.parse_debris(aside) == (layout.ASIDE, JOB)
+    assert cache_names.parse_debris(aside) == (cache_names.ASIDE, JOB)
 
 
 def test_symlinks_that_replace_directories_meanwhile(home: Home) -> None:
@@ -616,7 +617,7 @@ def test_symlinks_that_replace_directories_meanwhile(home: Home) -> None:
         attacker = os.fork()
         if attacker == 0:
             try:
-                asuser.become(uid_of(ALICE), None, None)
+                as_user.become(uid_of(ALICE), None, None)
                 swap_for_ever(os.fsencode(home.cache_dir))
             finally:
                 os._exit(1)
@@ -799,7 +800,7 @@ def test_a_budget_of_nothing(home: Home) -> None:
             tally = reaper.delete(parent_fd, trash, fd, time.monotonic())
     assert (tally.done, tally.files, tally.left, tally.error) == (False, 0, 0, "")
     assert len(fingerprint(home.cache_dir / trash)) == before
-    assert layout.parse_debris(trash) == (layout.TRASH, JOB)
+    assert cache_names.parse_debris(trash) == (cache_names.TRASH, JOB)
     assert finish(home.cache_dir / trash).done and home.rest() == []
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from jobcache import arrow, builds, cachedir, reaper, seed, store
+from jobcache.cache import dirfd, linking, reasons, store_reading
+from jobcache.store import arrow, builds, store
+from jobcache.system import reaper
 from site_dir import ALICE, BOB, Site
 from stores import Jobs, Template, info, jobs_of, links
 
@@ -640,7 +642,7 @@ def seed_once(jobs: Jobs, cache: Path) -> int:
     (cache / ".jobcache").mkdir(parents=True)
     fd = open_cache(cache)
     try:
-        return seed.seed(fd, "", ".jobcache/seeds", [seed.Source(str(jobs.path), [LABEL], UID)]).builds
+        return linking.seed(fd, "", ".jobcache/seeds", [linking.Source(str(jobs.path), [LABEL], UID)]).builds
     finally:
         os.close(fd)
 
@@ -740,7 +742,7 @@ def test_killed_at_every_step_of_publishing(jobs: Jobs, template: Template, monk
 
         def work(cache: Path = cache, step: int = step) -> None:
             dying = Dying(step)
-            for module in (store, builds, seed, cachedir, arrow):
+            for module in (store, builds, store_reading, dirfd, reasons, arrow):
                 monkeypatch.setattr(module, "os", dying)
             store.publish(open_cache(cache), store.Publisher(str(jobs.path), LABEL), time.monotonic() + 60)
 
@@ -776,13 +778,13 @@ def test_killed_at_every_step_of_seeding(jobs: Jobs, template: Template, monkeyp
         cache = jobs.home / f"cache-{step}"
 
         def work(cache: Path = cache, step: int = step) -> None:
-            real = seed._child
+            real = linking._child
 
             def child(*args: object) -> None:
-                monkeypatch.setattr(seed, "os", Dying(step))
+                monkeypatch.setattr(linking, "os", Dying(step))
                 real(*args)  # type: ignore[arg-type]
 
-            monkeypatch.setattr(seed, "_child", child)
+            monkeypatch.setattr(linking, "_child", child)
             (cache.with_suffix(".count")).write_text(str(seed_once(jobs, cache)))
 
         assert ended_well(as_alice(work))
@@ -803,7 +805,7 @@ def test_killed_at_every_step_of_pruning(jobs: Jobs, template: Template, monkeyp
 
         def work(step: int = step) -> None:
             (one,) = [one for one in store.look(str(jobs.path), UID) if one.kind == "build"]
-            for module in (store, seed, reaper):
+            for module in (store, store_reading, reaper):
                 monkeypatch.setattr(module, "os", Dying(step))
             list(store.act(str(jobs.path), UID, [store.Verdict(one, "delete", "age")], time.monotonic() + 60))
 

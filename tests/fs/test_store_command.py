@@ -19,10 +19,12 @@ import pytest
 from click.testing import CliRunner
 from test_store import DAMAGE, LABEL, template  # noqa: F401 - a fixture
 
+import jobcache
 from home import acting_as
 from hungfs import hung
-from jobcache import layout, prune, settings, store
-from jobcache.cli import main
+from jobcache.cli.main import main
+from jobcache.config import settings
+from jobcache.store import pruning, store
 from site_dir import ALICE, BOB, Site
 from stores import Jobs, Template, jobs_of, links
 
@@ -62,7 +64,7 @@ def command(jobs: Jobs, *words: str, user: str = ALICE, **env: str) -> subproces
     who = pwd.getpwnam(user)
     at = words.index("--") if "--" in words else len(words)
     argv = [sys.executable, "-m", "jobcache.cli", "store", *words[:at], "--hooks", str(jobs.site.hooks), *words[at:]]
-    package = str(Path(layout.__file__).parents[1])
+    package = str(Path(jobcache.__file__).parents[1])
     return subprocess.run(
         argv, env={"PATH": "/usr/bin:/bin", "HOME": str(jobs.home), "PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1", **env},
         user=who.pw_uid, group=who.pw_gid, extra_groups=[], cwd="/", capture_output=True, text=True, check=False, timeout=120,
@@ -342,7 +344,7 @@ def test_a_store_that_hangs(jobs: Jobs, template: Template, monkeypatch: pytest.
     stored = filled(jobs, template)
     used(stored, 31)
     bobs = of_bob(jobs, stored)
-    monkeypatch.setattr(prune, "_PATIENCE", 0.5)
+    monkeypatch.setattr(pruning, "_PATIENCE", 0.5)
     with hung(jobs.path / "v1") as server:
         assert sweep(jobs) == 1 and not bobs.exists()
         assert server.waiting == 1
@@ -365,7 +367,7 @@ def test_a_store_without_end(jobs: Jobs, template: Template, monkeypatch: pytest
         yield from real(path, owner, deep, going, told)
 
     monkeypatch.setattr(store, "look", look)
-    monkeypatch.setattr(prune, "_LONGEST", 3.0)
+    monkeypatch.setattr(pruning, "_LONGEST", 3.0)
     assert sweep(jobs) == 1 and not bobs.exists()
 
 
@@ -508,5 +510,5 @@ def test_where_stores_are(jobs: Jobs, template: Template) -> None:  # noqa: F811
     shutil.chown(jobs.site.scratch / BOB, BOB)
     compiled = settings.load(f"{jobs.site.hooks}/settings.json")
     trouble: list[str] = []
-    found = {place.path: place.owner for place in prune.places(compiled, None, trouble)}
+    found = {place.path: place.owner for place in pruning.places(compiled, None, trouble)}
     assert found[str(jobs.path)] == UID and trouble == []

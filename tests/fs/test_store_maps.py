@@ -32,7 +32,9 @@ from test_store import (
 from test_store_command import command, copying, filled, jobs, queue, running, used  # noqa: F401 - a fixture
 
 from home import fingerprint
-from jobcache import arrow, builds, cachedir, maps, reaper, seed, store
+from jobcache.cache import dirfd, linking, store_reading
+from jobcache.store import arrow, builds, map_results, store
+from jobcache.system import reaper
 from site_dir import ALICE, BOB
 from stores import Jobs, Template, links
 
@@ -530,7 +532,7 @@ class Failing(Dying):
         return counted
 
 
-MODULES = (store, builds, maps, seed, cachedir, arrow, reaper)
+MODULES = (store, builds, map_results, linking, store_reading, dirfd, arrow, reaper)
 
 
 def test_killed_at_every_step(jobs: Jobs, template: Template, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -646,7 +648,7 @@ def test_no_time_no_adding(jobs: Jobs, template: Template, monkeypatch: pytest.M
         def work(cache: Path = cache, ticks: int = ticks) -> None:
             clock = Clock()
             clock.strftime, clock.gmtime = time.strftime, time.gmtime  # type: ignore[attr-defined]
-            for module in (store, builds, maps, seed, arrow):
+            for module in (store, builds, map_results, linking, store_reading, arrow):
                 monkeypatch.setattr(module, "time", clock)
             monkeypatch.setattr(store, "drop", lambda *_: None)  # has a time of its own
             done = store.publish(open_cache(cache), store.Publisher(str(jobs.path), LABEL), float(ticks))
@@ -757,15 +759,15 @@ def test_no_more_generations_than_pruning_keeps_up_with(
     assert jobs.end()[0]["outcome"] == "published" and live(jobs)[0].name.endswith(".33")
 
 
-def file_of(size: int, mtime: int) -> maps.File:
-    return maps.File(os.stat_result((0, 0, 0, 1, 0, 0, size, 0, 0, 0, 0.0, 0.0, 0.0, 0, mtime, 0, 512, size // 512, 0)))
+def file_of(size: int, mtime: int) -> map_results.File:
+    return map_results.File(os.stat_result((0, 0, 0, 1, 0, 0, size, 0, 0, 0, 0.0, 0.0, 0.0, 0, mtime, 0, 512, size // 512, 0)))
 
 
 def test_which_are_kept() -> None:
     """The newest first, as many and as much as may be; one that is too large keeps out none that is not."""
     files = {"a": file_of(512, 1), "b": file_of(2048, 2), "c": file_of(512, 3), "d": file_of(512, 3)}
     assert files["b"].allocated == 2048
-    assert list(maps.chosen(files, 9, float("inf"))) == ["c", "d", "b", "a"]
-    assert list(maps.chosen(files, 2, float("inf"))) == ["c", "d"]
-    assert list(maps.chosen(files, 9, 1536)) == ["c", "d", "a"]
-    assert maps.chosen(files, 9, 0) == {} == maps.chosen(files, 9, -1)
+    assert list(map_results.chosen(files, 9, float("inf"))) == ["c", "d", "b", "a"]
+    assert list(map_results.chosen(files, 2, float("inf"))) == ["c", "d"]
+    assert list(map_results.chosen(files, 9, 1536)) == ["c", "d", "a"]
+    assert map_results.chosen(files, 9, 0) == {} == map_results.chosen(files, 9, -1)

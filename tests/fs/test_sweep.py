@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import jobcache as package
 from hungfs import hung
-from jobcache import find, processes
-from jobcache import survey as surveying
-from jobcache import sweep as sweeping
-from jobcache.cli import main
+from jobcache.cli.main import main
+from jobcache.sweep import directories, lock, processes, reaping, scanning
+from jobcache.system import gathering
 from mounts import mount
 from site_dir import ALICE, BOB, Site
 
@@ -260,7 +260,7 @@ def test_only_ones_own(site: Site, slurm: FakeSlurm) -> None:
     home = site.dir / "home"
     home.mkdir()
     home.chmod(0o777)
-    root = str(Path(find.__file__).parents[1])
+    root = str(Path(package.__file__).parents[1])
     env = {"PYTHONPATH": root, "HOME": str(home), "PATH": os.environ["PATH"]}
     done = subprocess.run(
         command, user=UID, group=60, extra_groups=[], env=env, cwd="/", capture_output=True, text=True, check=False
@@ -275,7 +275,7 @@ def test_only_ones_own(site: Site, slurm: FakeSlurm) -> None:
 
 def test_one_at_a_time(site: Site, slurm: FakeSlurm) -> None:
     """A second sweep says who holds the first, and does nothing."""
-    with sweeping.Lock(f"{site.dir}/run/sweep-shared-1-of-1.lock"):
+    with lock.Lock(f"{site.dir}/run/sweep-shared-1-of-1.lock"):
         result = sweep(site)
     assert result.exit_code == 1 and f"pid {os.getpid()}" in result.output
 
@@ -340,15 +340,15 @@ def test_list(site: Site, slurm: FakeSlurm) -> None:
 
 def hang(monkeypatch: pytest.MonkeyPatch, *users: str) -> None:
     """The directories of these users do not answer; half a second is patience enough."""
-    real = find.caches
+    real = directories.caches
 
-    def caches(home: find.Home, *rest: Any) -> Any:
+    def caches(home: directories.Home, *rest: Any) -> Any:
         if home.user in users:
             time.sleep(60)
         return real(home, *rest)
 
-    monkeypatch.setattr(find, "caches", caches)
-    monkeypatch.setattr(surveying, "PATIENCE", 0.5)
+    monkeypatch.setattr(directories, "caches", caches)
+    monkeypatch.setattr(gathering, "PATIENCE", 0.5)
 
 
 def test_hung_homes_are_said(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +361,7 @@ def test_hung_homes_are_said(site: Site, slurm: FakeSlurm, monkeypatch: pytest.M
     assert [site.cache(7).exists(), site.cache(7, user=BOB).exists()] == [True, False]
 
 
-def survey(items: list[int], hung: set[int], memory: surveying.Hung) -> tuple[list[int], dict[int, str]]:
+def survey(items: list[int], hung: set[int], memory: gathering.Hung) -> tuple[list[int], dict[int, str]]:
     """Survey numbers, at some of which a child hangs; return those that answered, and why others are lost."""
     lost: dict[int, str] = {}
 
@@ -371,32 +371,32 @@ def survey(items: list[int], hung: set[int], memory: surveying.Hung) -> tuple[li
         yield {}
         yield {"item": item}
 
-    found = surveying.survey(items, facts, lambda gone, why: lost.update(dict.fromkeys(gone, why)), memory, str)
+    found = gathering.survey(items, facts, lambda gone, why: lost.update(dict.fromkeys(gone, why)), memory, str)
     return sorted(fact["item"] for fact in found), lost
 
 
 def test_any_number_may_hang_while_others_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each that hangs is lost, and only those."""
-    monkeypatch.setattr(surveying, "PATIENCE", 0.2)
+    monkeypatch.setattr(gathering, "PATIENCE", 0.2)
     hung = set(range(3, 100, 10))
-    answered, lost = survey(list(range(100)), hung, surveying.Hung(str(tmp_path)))
+    answered, lost = survey(list(range(100)), hung, gathering.Hung(str(tmp_path)))
     assert answered == sorted(set(range(100)) - hung)
     assert set(lost) == hung
 
 
 def test_a_filesystem_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing answers at all, it ends after a few, and says so of all."""
-    monkeypatch.setattr(surveying, "PATIENCE", 0.2)
-    monkeypatch.setattr(surveying, "_BATCH", 10)
+    monkeypatch.setattr(gathering, "PATIENCE", 0.2)
+    monkeypatch.setattr(gathering, "_BATCH", 10)
     began = time.monotonic()
-    answered, lost = survey(list(range(1000)), set(range(1000)), surveying.Hung(str(tmp_path)))
+    answered, lost = survey(list(range(1000)), set(range(1000)), gathering.Hung(str(tmp_path)))
     assert (answered, len(lost)) == ([], 1000)
     assert time.monotonic() - began < 20
 
 
 def test_where_a_process_is_stuck_none_is_added(tmp_path: Path) -> None:
     """As long as it lives; and a process that has its number later is another."""
-    memory = surveying.Hung(str(tmp_path / "run"))
+    memory = gathering.Hung(str(tmp_path / "run"))
     with subprocess.Popen(["sleep", "60"]) as stuck:
         memory.note("5", stuck.pid)
         assert survey([4, 5, 6], set(), memory) == ([4, 6], {5: "a process of ours hangs there already"})
@@ -409,7 +409,7 @@ def test_where_a_process_is_stuck_none_is_added(tmp_path: Path) -> None:
 
 def test_one_user_cannot_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one user's directories, so many are looked at, and it is said that there are more."""
-    monkeypatch.setattr(sweeping, "_MOST_EACH", 3)
+    monkeypatch.setattr(scanning, "_MOST_EACH", 3)
     for job in range(1, 6):
         site.task_prolog(job)
     site.task_prolog(7, user=BOB)
@@ -541,7 +541,7 @@ def test_a_users_directory_that_hangs_costs_that_user_alone(
     site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even to ask whose it is can hang."""
-    monkeypatch.setattr(surveying, "PATIENCE", 3.0)
+    monkeypatch.setattr(gathering, "PATIENCE", 3.0)
     site.task_prolog(7, user=BOB)
     with hung(owned_by(ALICE, site.scratch / ALICE)) as server:
         result = sweep(site)
@@ -552,7 +552,7 @@ def test_a_users_directory_that_hangs_costs_that_user_alone(
 
 def test_what_is_no_nodes_directory_costs_nobody(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file, a link to nowhere, and a directory that hangs, beside the nodes' own."""
-    monkeypatch.setattr(surveying, "PATIENCE", 3.0)
+    monkeypatch.setattr(gathering, "PATIENCE", 3.0)
     site.configure(path=f"{site.scratch}/{{node}}/{{user}}/hf-{{job_id}}")
     caches = [Path(site.task_prolog(7, node=f"n{at}").cache or "") for at in range(5)]
     for at in range(9):
@@ -569,7 +569,7 @@ def test_what_is_no_nodes_directory_costs_nobody(site: Site, slurm: FakeSlurm, m
 
 def test_many_directories_of_one_user_do_not_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither by directories that look like other users', nor by some in each of them."""
-    monkeypatch.setattr(sweeping, "_MOST_EACH", 5)
+    monkeypatch.setattr(scanning, "_MOST_EACH", 5)
     for at in range(20):
         for job in (1, 2, 3):
             owned_by(ALICE, site.scratch / f"user-{at}")
@@ -638,7 +638,7 @@ def test_another_clusters_job_of_this_id_is_not_ended(site: Site, slurm: FakeSlu
 
 def test_one_users_orphans_have_their_time_and_no_more(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sweep reaps one of them at least; what it leaves, it says."""
-    monkeypatch.setattr(sweeping, "_LONGEST", 0.0)
+    monkeypatch.setattr(reaping, "_LONGEST", 0.0)
     for job in (71, 72, 73):
         site.task_prolog(job)
     result = sweep(site)
@@ -649,13 +649,13 @@ def test_one_users_orphans_have_their_time_and_no_more(site: Site, slurm: FakeSl
 def test_a_cache_made_after_slurm_was_asked_is_young(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job id that comes again: the new job's cache stands where the dead one's was found. Without any grace, even."""
     site.task_prolog(71)
-    real = sweeping._look_again
+    real = scanning.look_again
 
     def later(*args: Any, **more: Any) -> Any:
         site.task_prolog(71)
         return real(*args, **more)
 
-    monkeypatch.setattr(sweeping, "_look_again", later)
+    monkeypatch.setattr(scanning, "look_again", later)
     sweep(site)
     assert site.cache(71).exists()
     assert site.events("sweep.finished")[0]["reasons"] == {"young": 1}

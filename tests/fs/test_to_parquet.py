@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from jobcache import toparquet
+from jobcache.parquet import convert
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -91,17 +91,17 @@ def same(reference: Any, parquet: str, tmp_path: Path) -> None:
         ("odd name [1]*{x}, é.jsonl", "json", {}),
     ],
 )
-@pytest.mark.parametrize("piece", [toparquet._PIECE, 3000])
+@pytest.mark.parametrize("piece", [convert._PIECE, 3000])
 def test_the_values_are_those_of_datasets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, options: dict[str, str], piece: int
 ) -> None:
     """Text with everything in it, gaps, nested lists and records, dates; in one piece and in many."""
-    monkeypatch.setattr(toparquet, "_PIECE", piece)
+    monkeypatch.setattr(convert, "_PIECE", piece)
     source = write(tmp_path / name, rows(300))
     plain = tmp_path / f"plain{Path(name).suffix}"  # a name that is no pattern
     plain.symlink_to(source)
     fields = [options["field"]] if "field" in options else []
-    (done,) = toparquet.convert(toparquet.parse_sources([source], fields), str(tmp_path / "out"), silent)
+    (done,) = convert.convert(convert.parse_sources([source], fields), str(tmp_path / "out"), silent)
     assert (done.rows, done.split, done.bytes) == (300, "train", os.path.getsize(done.path))
     same(loaded(kind, str(plain), tmp_path, **options), done.path, tmp_path)
 
@@ -118,9 +118,9 @@ def test_the_values_are_those_of_datasets(
 )
 def test_types_that_show_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[dict[str, Any]]) -> None:
     """An array in pieces has the types of the whole."""
-    monkeypatch.setattr(toparquet, "_PIECE", 500)
+    monkeypatch.setattr(convert, "_PIECE", 500)
     source = write(tmp_path / "a.json", records)
-    (done,) = toparquet.convert(toparquet.parse_sources([source], []), str(tmp_path / "out.parquet"), silent)
+    (done,) = convert.convert(convert.parse_sources([source], []), str(tmp_path / "out.parquet"), silent)
     assert done.path == str(tmp_path / "out.parquet")
     same(loaded("json", source, tmp_path), done.path, tmp_path)
 
@@ -130,11 +130,11 @@ def test_splits(tmp_path: Path) -> None:
     a, b, test = (write(tmp_path / name, rows(count)) for name, count in (("a.jsonl", 10), ("b.jsonl", 20), ("test.csv", 5)))
     packed = tmp_path / "packed.json.gz"
     packed.write_bytes(gzip.compress(json.dumps(rows(4)).encode()))
-    done = toparquet.convert(toparquet.parse_sources([a, b, test, f"extra={packed}"], []), str(tmp_path / "out"), silent)
+    done = convert.convert(convert.parse_sources([a, b, test, f"extra={packed}"], []), str(tmp_path / "out"), silent)
     assert [(one.split, one.rows) for one in done] == [("train", 30), ("test", 5), ("extra", 4)]
     same(loaded("json", [a, b], tmp_path), done[0].path, tmp_path)
-    fields = toparquet.parse_sources([write(tmp_path / "field.json", rows(9))], ["train", "test"])
-    done = toparquet.convert(fields, str(tmp_path / "fields"), silent)
+    fields = convert.parse_sources([write(tmp_path / "field.json", rows(9))], ["train", "test"])
+    done = convert.convert(fields, str(tmp_path / "fields"), silent)
     assert [(one.split, one.rows) for one in done] == [("train", 9), ("test", 3)]
 
 
@@ -144,8 +144,8 @@ def test_what_is_printed_loads_it(tmp_path: Path) -> None:
 
     source = write(tmp_path / "it's.jsonl", rows(10))
     out = tmp_path / "out's dir"
-    done = toparquet.convert(toparquet.parse_sources([source, f"test={source}"], []), str(out), silent)
-    python, _, text = toparquet.usage(done).partition("\n\n")
+    done = convert.convert(convert.parse_sources([source, f"test={source}"], []), str(out), silent)
+    python, _, text = convert.usage(done).partition("\n\n")
     script = f"{python}\nassert (len(dataset), dataset.split) == (10, 'train')"
     subprocess.run([sys.executable, "-c", script], env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "hf")}, check=True)
     assert yaml.safe_load(text)["dataset"] == {
@@ -161,8 +161,8 @@ def test_what_is_printed_loads_it(tmp_path: Path) -> None:
 def refused(tmp_path: Path, words: list[str], fields: list[str], destination: str = "out") -> str:
     """What is said of it; and nothing is there that was not before."""
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(toparquet.ParquetError) as raised:
-        toparquet.convert(toparquet.parse_sources(words, fields), str(tmp_path / destination), silent)
+    with pytest.raises(convert.ParquetError) as raised:
+        convert.convert(convert.parse_sources(words, fields), str(tmp_path / destination), silent)
     assert sorted(path for path in tmp_path.rglob("*") if "hf" not in path.parts) == before
     return str(raised.value)
 
@@ -179,16 +179,16 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else's file that appears at the name while we work is not replaced, and the other splits are not left."""
     a, test = write(tmp_path / "a.jsonl", rows(3)), write(tmp_path / "test.jsonl", rows(3))
-    put = toparquet._put
+    put = convert._put
 
     def late(files: Any) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out/test.parquet").write_text("theirs")
         put(files)
 
-    monkeypatch.setattr(toparquet, "_put", late)
-    with pytest.raises(toparquet.ParquetError, match="is there by now"):
-        toparquet.convert(toparquet.parse_sources([a, test], []), str(tmp_path / "out"), silent)
+    monkeypatch.setattr(convert, "_put", late)
+    with pytest.raises(convert.ParquetError, match="is there by now"):
+        convert.convert(convert.parse_sources([a, test], []), str(tmp_path / "out"), silent)
     assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [("test.parquet", "theirs")]
 
 
@@ -222,13 +222,13 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
         if what == "checking":
             Path(source).write_text("{}")
 
-    with pytest.raises(toparquet.ParquetError, match="changed"):
-        toparquet.convert(toparquet.parse_sources([source], []), str(tmp_path / "out"), change)
+    with pytest.raises(convert.ParquetError, match="changed"):
+        convert.convert(convert.parse_sources([source], []), str(tmp_path / "out"), change)
     assert not (tmp_path / "out").exists()
 
 
 def command(*argv: str, code: str = "", **more: Any) -> subprocess.Popen[str]:
-    start = f"{code}\nfrom jobcache.cli import main\nmain()"
+    start = f"{code}\nfrom jobcache.cli.main import main\nmain()"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", start, "to-parquet", *argv], env=env, **pipes, **more)
@@ -239,7 +239,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, number: signal.Signals) -> 
     """Ctrl-C and SIGTERM in the middle of the work."""
     source = tmp_path / "a.json"
     source.write_text(json.dumps(rows(20)))
-    slow = "from jobcache import toparquet; toparquet._PIECE = 100"  # some fifty loads, 50 ms each
+    slow = "from jobcache.parquet import convert; convert._PIECE = 100"  # some fifty loads, 50 ms each
     process = command(str(source), str(tmp_path / "out"), code=slow)
     until = time.monotonic() + 60
     while not list(tmp_path.glob(".jobcache-parquet-*/train/cache/*")):

@@ -24,7 +24,7 @@ def env(tmp_path: Path) -> dict[str, str]:
     program = tmp_path / "bin" / "jobcache"
     program.parent.mkdir()
     path = Path(jobcache.__file__).parents[1]
-    code = f"import sys; sys.path.insert(0, {str(path)!r}); from jobcache.cli import main; main(prog_name='jobcache')"
+    code = f"import sys; sys.path.insert(0, {str(path)!r}); from jobcache.cli.main import main; main(prog_name='jobcache')"
     program.write_text(f'#!/bin/sh\nPYTHONDONTWRITEBYTECODE=1 exec {sys.executable} -c {shlex.quote(code)} "$@"\n')
     program.chmod(0o755)
     return {"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(tmp_path), "TERM": "dumb", "LC_ALL": "C.UTF-8"}

@@ -15,7 +15,7 @@ import guide
 import pytest
 
 import jobcache
-from jobcache import settings
+from jobcache.config import settings
 
 ROOT = Path(__file__).parents[2]
 PYTHONS = sorted(Path("/usr/bin").glob("python3.[0-9]*[0-9]"))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcache import arrow
+from jobcache.store import arrow
 
 FOREVER = time.monotonic() + 1e9
 SCHEMAS = [

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobcache import check
-from jobcache.check import Compiled, Facts, Finding, Interpreter, Log, Schedule, Scratch, Script, Wiring
+from jobcache.diagnostics import check
+from jobcache.diagnostics.check import Compiled, Facts, Finding, Interpreter, Log, Schedule, Scratch, Script, Wiring
 
 LIB = "/var/lib/jobcache"
 HOOKS = "/usr/libexec/jobcache"

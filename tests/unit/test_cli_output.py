@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobcache import cli, cli_sweep
+import jobcache
+from jobcache.cli import sweep
 
 EVENT = {
     "ts": "2026-11-22T10:00:00.000Z", "event": "cache.reaped", "level": "info", "node": "n1", "job_id": 42, "run": 0, "uid": 5,
@@ -21,9 +22,9 @@ EVENT = {
 def report(tmp_path: Path, redirection: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
     """`jobcache report` of one event, by a shell that redirects its output."""
     (tmp_path / "events.jsonl").write_text(json.dumps(EVENT) + "\n")
-    code = "from jobcache.cli import main; main()"
+    code = "from jobcache.cli.main import main; main()"
     words = [sys.executable, "-c", code, "report", "--since", "2026-11-01", str(tmp_path / "events.jsonl")]
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(cli.__file__).parents[1]), **variables}
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(jobcache.__file__).parents[1]), **variables}
     return subprocess.run(["/bin/sh", "-c", f'"$@" {redirection}', "sh", *words], env=env, capture_output=True, check=False)
 
 
@@ -53,7 +54,7 @@ def test_a_list_on_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeyp
         "job_id": 12345678, "run": 2, "user": "alexandra", "state": "unrecorded", "nodes": [f"n{at}" for at in range(64)],
         "age_s": 100_000, "bytes": 123_456_789_012, "files": 1_234_567, "path": "/scratch/gpfs/alexandra/.cache/hf-12345678-r2",
     }  # fmt: skip
-    cli_sweep._table([row])
+    sweep._table([row])
     said = capsys.readouterr().out
     assert "…" not in said
     for whole in ("12345678-r2", "alexandra", "unrecorded", "1d", "123.5 GB", "1234567"):

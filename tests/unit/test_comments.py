@@ -6,7 +6,9 @@ import json
 import time
 from pathlib import Path
 
-from jobcache import comments, eventlog, sweep
+from jobcache.diagnostics import comments
+from jobcache.sweep import scanning
+from jobcache.system import event_log
 from site_dir import Site
 
 
@@ -19,9 +21,9 @@ def test_more_jobs_than_one_question_holds(site: Site, tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
     compiled = site.configure(slurm={"scontrol": f"{tmp_path}/scontrol"}, sweep={"comment": "admin"})
-    event = {"ts": eventlog.stamp(time.time()), "event": "cache.reaped", "level": "info", "outcome": "reaped", "bytes": 1}
+    event = {"ts": event_log.stamp(time.time()), "event": "cache.reaped", "level": "info", "outcome": "reaped", "bytes": 1}
     site.log.write_text("".join(json.dumps({**event, "job_id": at}) + "\n" for at in range(1, 1202)))
-    comments.record(compiled, sweep.Options(node="n1"))
+    comments.record(compiled, scanning.Options(node="n1"))
     site.log.unlink()
     said = (tmp_path / "said").read_text().splitlines()
     assert len(said) == 1201 and "jobid=1201 " in said[-1]

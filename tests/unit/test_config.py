@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobcache import config, configdoc
+from jobcache.config import reader, reference
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ def load(tmp_path_factory):
 
     def load_text(text):
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return config.load(str(file))
+        return reader.load(str(file))
 
     return load_text
 
@@ -63,7 +63,7 @@ def refuse(load):
     """Return the problems of a text that has to be refused."""
 
     def problems_of(text):
-        with pytest.raises(config.ConfigError) as caught:
+        with pytest.raises(reader.ConfigError) as caught:
             load(text)
         return caught.value.problems
 
@@ -81,13 +81,13 @@ def said(problem):
     "text", ["", "\n", "# only a comment\n", "---\n", "~\n", "{}\n", "\ufeff# with a byte order mark\n", "sweep:\nlog:\n"]
 )
 def test_what_is_not_given_is_the_default(load, text):
-    assert load(text).tree == DEFAULTS == config.defaults()
+    assert load(text).tree == DEFAULTS == reader.defaults()
 
 
 def test_defaults_are_the_callers_own():
-    config.defaults()["exports"]["X"] = "{cache}"
-    config.defaults()["node_local"].append("/x")
-    assert config.defaults() == DEFAULTS
+    reader.defaults()["exports"]["X"] = "{cache}"
+    reader.defaults()["node_local"].append("/x")
+    assert reader.defaults() == DEFAULTS
 
 
 def test_a_full_file(load):
@@ -214,17 +214,17 @@ def test_origins(load):
 
 def test_show(load):
     loaded = load("sweep: {grace: 90m}\nrules:\n- {match: {user: '*-svc'}, cache: off}\n")
-    rows = config.show(loaded)
+    rows = reader.show(loaded)
     assert ("sweep.grace", "90m", f"{loaded.file}:1") in rows
     assert ("keep_max", "72h", "default") in rows
     assert ("rules[0]", '{match: {user: "*-svc"}, cache: off}', f"{loaded.file}:3") in rows
     assert ("store.max_size", "50GiB", "default") in rows
     assert ("path", DEFAULTS["path"], "default") in rows
-    assert [key for key, _, _ in config.show(load(""))] == [key.name for key in config.every_key()]
+    assert [key for key, _, _ in reader.show(load(""))] == [key.name for key in reader.every_key()]
 
 
 def test_show_json(load):
-    rows = {row["key"]: row for row in json.loads(json.dumps(config.show_json(load("rules: [{match: {user: a}, cache: off}]"))))}
+    rows = {row["key"]: row for row in json.loads(json.dumps(reader.show_json(load("rules: [{match: {user: a}, cache: off}]"))))}
     assert rows["sweep.grace"] == {"key": "sweep.grace", "value": 3600.0, "text": "1h", "origin": "default"}
     assert rows["store.max_size"]["value"] == 50 * 1024**3
     assert rows["rules[0]"]["value"] == {"match": {"user": ["a"]}, "cache": "off"}
@@ -279,7 +279,7 @@ DOCUMENTS = st.fixed_dictionaries(
 @settings(deadline=None)
 def test_what_show_prints_can_be_pasted_back(load, document):
     first = load(json.dumps(document, ensure_ascii=False))
-    again = load(pasted(config.show(first)))
+    again = load(pasted(reader.show(first)))
     assert again.tree == first.tree
     assert again.texts == first.texts
 
@@ -292,8 +292,8 @@ def test_what_show_prints_can_be_pasted_back(load, document):
     [("30s", 30), ("5m", 300), ("2h", 7200), ("3d", 259200), ("500ms", 0.5), ("1h30m", 5400), ("5m5ms", 300.005), ("0s", 0)],
 )
 def test_durations(text, seconds):
-    assert config.parse_duration(text) == seconds
-    assert isinstance(config.parse_duration(text), float)
+    assert reader.parse_duration(text) == seconds
+    assert isinstance(reader.parse_duration(text), float)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_durations(text, seconds):
 )
 def test_no_durations(text):
     with pytest.raises(ValueError, match="is not a duration; write a duration such as"):
-        config.parse_duration(text)
+        reader.parse_duration(text)
 
 
 @pytest.mark.parametrize(
@@ -321,13 +321,13 @@ def test_no_durations(text):
     ],
 )
 def test_sizes(text, size):
-    assert config.parse_size(text) == size
+    assert reader.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "5", "50G", "5 GB", "1.5GB", "-1B", "GB", "5gb", "5kiB", "1EB", "5B\n"])
 def test_no_sizes(text):
     with pytest.raises(ValueError, match="is not a size; write a size such as"):
-        config.parse_size(text)
+        reader.parse_size(text)
 
 
 # Files that are none
@@ -335,13 +335,13 @@ def test_no_sizes(text):
 
 @pytest.fixture
 def disk(fs):
-    fs.add_real_directory(ROOT / "hooks" / "jobcache" / "schema")
+    fs.add_real_directory(ROOT / "hooks" / "jobcache" / "config" / "schema")
     return fs
 
 
 def only_problem(path):
-    with pytest.raises(config.ConfigError) as caught:
-        config.load(path)
+    with pytest.raises(reader.ConfigError) as caught:
+        reader.load(path)
     (problem,) = caught.value.problems
     assert str(problem) == str(caught.value)
     return str(problem)
@@ -380,7 +380,7 @@ def test_a_file_that_is_not_utf_8(disk):
 
 def test_a_file_that_is_too_large(disk):
     disk.create_file("/etc/x.yaml", contents=b"#" * 1024 * 1024)
-    assert config.load("/etc/x.yaml").tree == DEFAULTS
+    assert reader.load("/etc/x.yaml").tree == DEFAULTS
     disk.create_file("/etc/y.yaml", contents=b"#" * (1024 * 1024 + 1))
     assert only_problem("/etc/y.yaml").startswith("/etc/y.yaml: larger than 1 MiB; ")
 
@@ -698,7 +698,7 @@ def test_variables_that_are_not_to_be_set(refuse, name):
 
 
 def test_a_problem_is_one_line(load):
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(reader.ConfigError) as caught:
         load('"a\\nb\\e\\uD800": 1\nmode: "x\\ny"\n')
     first, second = str(caught.value).split("\n")
     assert first.endswith(r'jobcache.yaml:1: "a\nb\x1b\ud800": unknown key; known here are ' + first.rpartition("are ")[2])
@@ -719,12 +719,12 @@ def test_long_values_are_clipped(refuse):
 def test_any_text_loads_or_is_refused(load, text):
     try:
         load(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
-    except config.ConfigError as error:
+    except reader.ConfigError as error:
         assert error.problems
 
 
 KEYS = st.sampled_from(
-    sorted({part for key in config.every_key() for part in key.name.split(".")} | {"match", "user", "cache", "PATH"})
+    sorted({part for key in reader.every_key() for part in key.name.split(".")} | {"match", "user", "cache", "PATH"})
 )
 SCALARS = (
     st.none()
@@ -746,7 +746,7 @@ def test_any_tree_loads_or_is_refused_in_our_words(load, tree):
     text = json.dumps(tree)
     try:
         load(text)
-    except config.ConfigError as error:
+    except reader.ConfigError as error:
         for problem in error.problems:
             assert problem.mend
             assert problem.line >= 1
@@ -769,22 +769,22 @@ def subschemas(schema):
 
 
 def test_the_schema_is_draft_7():
-    jsonschema.Draft7Validator.check_schema(config.schema())
+    jsonschema.Draft7Validator.check_schema(reader.schema())
 
 
 def test_every_rule_of_the_schema_can_be_explained():
     said_elsewhere = {"additionalProperties", "propertyNames", "properties", "items", "definitions", "$ref"}
     notes = {"$schema", "$comment", "title", "description", "default", "examples", "heading", "kind", "unit", "mend"}
-    for schema in subschemas(config.schema()):
-        assert set(schema) - said_elsewhere - notes <= set(config._EXPLAIN)
+    for schema in subschemas(reader.schema()):
+        assert set(schema) - said_elsewhere - notes <= set(reader._EXPLAIN)
 
 
-@pytest.mark.parametrize("key", list(config.every_key()), ids=lambda key: key.name)
+@pytest.mark.parametrize("key", list(reader.every_key()), ids=lambda key: key.name)
 def test_every_key_is_documented(load, key):
     assert key.about["title"] and key.about["description"].endswith(".")
     outer, _, inner = key.name.rpartition(".")
     for value in [*key.about["examples"], key.about["default"]]:
-        text = config.text_of(value)
+        text = reader.text_of(value)
         if outer:
             load(f"{outer}: {{{inner}: {text}}}")
         else:
@@ -796,23 +796,23 @@ REGENERATE = "the schema has changed: write it anew with `jobcache show-config {
 
 def test_the_example_file_is_the_generated_one():
     written = (ROOT / "etc" / "jobcache.yaml").read_text(encoding="utf-8")
-    assert written == configdoc.example_text(), REGENERATE.format("--example", "etc/jobcache.yaml")
+    assert written == reference.example_text(), REGENERATE.format("--example", "etc/jobcache.yaml")
 
 
 def test_the_reference_page_is_the_generated_one():
     written = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-    assert written == configdoc.reference_text(), REGENERATE.format("--reference", "docs/config.md")
+    assert written == reference.reference_text(), REGENERATE.format("--reference", "docs/config.md")
 
 
 def test_the_example_file_gives_the_defaults(load):
-    loaded = load(configdoc.example_text())
+    loaded = load(reference.example_text())
     assert loaded.tree == DEFAULTS
     assert set(loaded.origins.values()) == {"default"}
 
 
 def test_each_key_of_the_example_file_can_be_uncommented(load):
-    lines = configdoc.example_text().splitlines()
-    keys = [key.name for key in config.every_key()]
+    lines = reference.example_text().splitlines()
+    keys = [key.name for key in reader.every_key()]
     uncommented = []
     for i, line in enumerate(lines):
         if re.match(r" *#\w+: .", line):
@@ -823,7 +823,7 @@ def test_each_key_of_the_example_file_can_be_uncommented(load):
 
 
 def test_the_rules_of_the_example_file_can_be_uncommented(load):
-    lines = [line for line in configdoc.example_text().splitlines() if re.match(r"#rules:$|#  ", line)]
+    lines = [line for line in reference.example_text().splitlines() if re.match(r"#rules:$|#  ", line)]
     rules = load("\n".join(line[1:] for line in lines)).tree["rules"]
     assert rules == [
         {"match": {"partition": ["debug", "viz"], "user": ["svc-*"]}, "cache": "off"},
@@ -832,12 +832,13 @@ def test_the_rules_of_the_example_file_can_be_uncommented(load):
 
 
 def test_the_example_file_fits_two_screens():
-    lines = configdoc.example_text().splitlines()
+    lines = reference.example_text().splitlines()
     assert len(lines) < 80
     assert max(map(len, lines)) <= 110
 
 
 def test_nothing_is_read_at_import(tmp_path):
-    code = "import builtins, io, jobcache.layout, jsonschema, yaml\nbuiltins.open = io.open = None\nimport jobcache.configdoc"
+    code = "import builtins, io, jobcache.cache.path_template, jsonschema, yaml\n"
+    code += "builtins.open = io.open = None\nimport jobcache.config.reference"
     env = {**os.environ, "PYTHONPATH": str(ROOT / "hooks"), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)

@@ -11,8 +11,8 @@ import click
 import pytest
 
 import jobcache
-from jobcache import config
-from jobcache.cli import main
+from jobcache.cli.main import main
+from jobcache.config import reader
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -64,7 +64,7 @@ def test_promises_name_tests_that_are_there() -> None:
 
 def test_events_are_documented() -> None:
     """docs/events.md has every event, outcome, reason and field of the schema, and no reason beside them."""
-    schema = json.loads((Path(jobcache.__file__).parent / "schema/event.json").read_text())["properties"]
+    schema = json.loads((Path(jobcache.__file__).parent / "config/schema/event.json").read_text())["properties"]
     page = (ROOT / "docs/events.md").read_text()
     words = set(re.findall(r"`([a-z_.]+)`", page))
     wanted = {word for key in ("event", "outcome", "reason") for word in schema[key]["enum"]} | set(schema)
@@ -76,8 +76,8 @@ def test_events_are_documented() -> None:
 def test_reasons_in_the_code_are_in_the_schema() -> None:
     """Every reason that the code gives by name is one of the closed set."""
     package = Path(jobcache.__file__).parent
-    known = json.loads((package / "schema/event.json").read_text())["properties"]["reason"]["enum"]
-    code = "".join(path.read_text() for path in package.glob("*.py"))
+    known = json.loads((package / "config/schema/event.json").read_text())["properties"]["reason"]["enum"]
+    code = "".join(path.read_text() for path in package.rglob("*.py"))
     given = set(re.findall(r'(?:Refused|Kept|JobError)\(\s*"(\w+)"', code)) | set(re.findall(r'reason="(\w+)"', code))
     given |= set(re.findall(r"jc_skip=(\w+)", (ROOT / "hooks/task-prolog").read_text())) - {"quiet"}
     given |= set(re.findall(r"jc_failed (\w+)", (ROOT / "hooks/epilog").read_text()))
@@ -97,7 +97,7 @@ def configurations() -> list[tuple[str, str]]:
 def test_configurations_that_are_shown_are_valid(tmp_path: Path, page: str, text: str) -> None:
     """What one may copy loads as it is."""
     (file := tmp_path / "jobcache.yaml").write_text(text)
-    assert config.load(str(file)).tree["rules"] or "rules:" not in text, page
+    assert reader.load(str(file)).tree["rules"] or "rules:" not in text, page
 
 
 def commands() -> dict[str, str]:

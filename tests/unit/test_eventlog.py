@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcache import eventlog
+from jobcache.system import event_log
 
 REAPED = {
     "ts": "2026-11-22T07:44:48.142Z", "event": "cache.reaped", "level": "info", "cluster": "tiger", "node": "n2", "job_id": 4242,
@@ -27,9 +27,9 @@ def line(**changes: Any) -> bytes:
     return json.dumps({**REAPED, **changes}).encode() + b"\n"
 
 
-def read(text: bytes, **options: Any) -> tuple[list[dict[str, Any]], eventlog.Tally]:
-    tally = eventlog.Tally()
-    return list(eventlog.read([io.BytesIO(text)], tally, **options)), tally
+def read(text: bytes, **options: Any) -> tuple[list[dict[str, Any]], event_log.Tally]:
+    tally = event_log.Tally()
+    return list(event_log.read([io.BytesIO(text)], tally, **options)), tally
 
 
 def jobs(text: bytes, **options: Any) -> list[int]:
@@ -57,9 +57,9 @@ def test_a_span_of_time() -> None:
         line(ts=ts, job_id=at + 1)
         for at, ts in enumerate(("2026-11-21T23:59:59Z", "2026-11-22T00:00:00.001Z", "2026-11-23T00:00:00Z"))
     )
-    assert jobs(text, since=eventlog.stamp(1795305600)) == [2, 3]
-    assert jobs(text, until=eventlog.stamp(1795305600)) == [1]
-    assert eventlog.epoch("2026-11-22T00:00:00.001Z") == pytest.approx(1795305600.001)
+    assert jobs(text, since=event_log.stamp(1795305600)) == [2, 3]
+    assert jobs(text, until=event_log.stamp(1795305600)) == [1]
+    assert event_log.epoch("2026-11-22T00:00:00.001Z") == pytest.approx(1795305600.001)
 
 
 def test_torn_lines() -> None:
@@ -157,7 +157,7 @@ def test_rotated_and_compressed(tmp_path: Path, opener: Any, suffix: str) -> Non
         (tmp_path / other).write_bytes(line(job_id=9))
     for age, name in enumerate(("events.jsonl.1", f"events.jsonl.2{suffix}", f"events.jsonl-20261101{suffix}")):
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    found = [event["job_id"] for event in eventlog.read(eventlog.rotations(str(log)), eventlog.Tally())]
+    found = [event["job_id"] for event in event_log.read(event_log.rotations(str(log)), event_log.Tally())]
     assert found == [1, 2, 3, 4]
 
 
@@ -166,9 +166,9 @@ def test_files_that_break_off(tmp_path: Path) -> None:
     text = gzip.compress(b"".join(line(job_id=at + 1) for at in range(2000)))
     (tmp_path / "a.gz").write_bytes(text[: len(text) // 2])
     (tmp_path / "b.gz").write_bytes(b"this is no gzip\n")
-    tally = eventlog.Tally()
+    tally = event_log.Tally()
     names = [str(tmp_path / name) for name in ("a.gz", "b.gz", "c")]
-    found = [event["job_id"] for event in eventlog.read(names, tally)]
+    found = [event["job_id"] for event in event_log.read(names, tally)]
     assert found == list(range(1, len(found) + 1)) and found
     assert [broken.partition(":")[0] for broken in tally.broken] == names
 

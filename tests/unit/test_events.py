@@ -13,10 +13,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from jobcache import devlog, events
+import jobcache
+from jobcache.cache import devlog
+from jobcache.system import events
 from site_dir import SystemLog, validated
 
-SCHEMA = json.loads((Path(events.__file__).parent / "schema/event.json").read_text())
+SCHEMA = json.loads((Path(jobcache.__file__).parent / "config/schema/event.json").read_text())
 LEVELS = ("debug", "info", "warning", "error")
 FIELDS = {name: field for name, field in SCHEMA["properties"].items() if name not in ("ts", "event", "level")}
 

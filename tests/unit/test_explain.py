@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 import jobcache
-from jobcache import cli_explain, explain
-from jobcache.cli import main
-from jobcache.eventlog import stamp
-from jobcache.explain import Remains, Site, Slurms, tell
-from jobcache.plan import Found
+from jobcache.cli import explain as cli_explain
+from jobcache.cli.main import main
+from jobcache.diagnostics import explain
+from jobcache.diagnostics.explain import Remains, Site, Slurms, tell
+from jobcache.sweep.plan import Found
+from jobcache.system.event_log import stamp
 
 SITE = Site("abc", first="2026-11-01T00:00:00Z", sources=("/var/log/jobcache/events.jsonl",))
 PATH = "/s/alice/hf-datasets-42"
@@ -130,7 +131,7 @@ def test_what_is_not_known_is_said() -> None:
 
 def test_every_reason_has_words() -> None:
     """All reasons of the schema, but those of a sweep that is no job's."""
-    schema = json.loads((Path(jobcache.__file__).parent / "schema/event.json").read_text())["properties"]
+    schema = json.loads((Path(jobcache.__file__).parent / "config/schema/event.json").read_text())["properties"]
     assert {reason for reason in schema["reason"]["enum"] if not reason.startswith("slurm_")} - set(explain.REASONS) == set()
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcache.job import Job, JobError, component, from_epilog, natural, number
+from jobcache.cache.fields import component, natural, number
+from jobcache.system.epilog_job import Job, JobError, from_epilog
 
 RECORDED = Path(__file__).parents[1] / "contract" / "environments"
 LEAST = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": "1000", "SLURMD_NODENAME": "n1"}

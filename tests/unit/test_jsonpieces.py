@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcache import jsonpieces
-from jobcache.jsonpieces import NotRecords, Reader
+from jobcache.parquet import json_pieces
+from jobcache.parquet.json_pieces import NotRecords, Reader
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -22,11 +22,11 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 def elements(text: str, field: str | None = None, block: int = 1) -> list[Any]:
     """The elements, read in blocks of `block` characters."""
-    was, jsonpieces._BLOCK = jsonpieces._BLOCK, block
+    was, json_pieces._BLOCK = json_pieces._BLOCK, block
     try:
         return [json.loads(element) for element in Reader(io.StringIO(text)).elements(field)]
     finally:
-        jsonpieces._BLOCK = was
+        json_pieces._BLOCK = was
 
 
 @given(st.lists(VALUES, max_size=6), st.sampled_from([None, 1]), st.booleans(), st.integers(1, 9))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcache import layout
-from jobcache.layout import BadName, Template, TemplateError
+from jobcache.cache import cache_names, path_template
+from jobcache.cache.path_template import BadName, Template, TemplateError
 
 DEFAULT = "/scratch/gpfs/{user}/.cache/hf-datasets-{job_id}"
 JOB_IDS = st.integers(1, 2**32 - 1)
@@ -29,14 +29,14 @@ NAMES = st.builds(
 @given(JOB_IDS, RUNS)
 def test_a_jobs_name_reads_back(job_id: int, run: int) -> None:
     """format_job and parse_job are inverse."""
-    assert layout.parse_job(layout.format_job(job_id, run)) == (job_id, run)
+    assert cache_names.parse_job(cache_names.format_job(job_id, run)) == (job_id, run)
 
 
 @given(st.text("0123456789-r+ \n", max_size=14))
 def test_a_jobs_name_has_one_spelling(text: str) -> None:
     """Whatever parses as a job is what format_job writes for it."""
-    parsed = layout.parse_job(text)
-    assert parsed is None or layout.format_job(*parsed) == text
+    parsed = cache_names.parse_job(text)
+    assert parsed is None or cache_names.format_job(*parsed) == text
 
 
 NO_JOB = [
@@ -49,17 +49,17 @@ NO_JOB = [
 @pytest.mark.parametrize("text", NO_JOB, ids=lambda text: ascii(text)[:20])
 def test_no_job(text: str) -> None:
     """Signs, leading zeros, digits of other scripts, numbers that no uint32 holds: none of it names a job."""
-    assert layout.parse_job(text) is None
+    assert cache_names.parse_job(text) is None
     assert Template(DEFAULT).bind(user="a", uid=1, cluster="c", node="n").parse(f"hf-datasets-{text}") is None
 
 
 @given(st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True), JOB_IDS, RUNS, UIDS)
 def test_an_id_reads_back(cluster: str, job_id: int, run: int, uid: int) -> None:
     """format_id and parse_id are inverse, and the line needs its newline: one that was cut short is none."""
-    line = layout.format_id(cluster, job_id, run, uid)
-    assert layout.parse_id(f"{line}\n") == (cluster, job_id, run, uid)
+    line = cache_names.format_id(cluster, job_id, run, uid)
+    assert cache_names.parse_id(f"{line}\n") == (cluster, job_id, run, uid)
     for cut in range(len(line) + 1):
-        assert layout.parse_id(line[:cut]) is None
+        assert cache_names.parse_id(line[:cut]) is None
 
 
 @pytest.mark.parametrize(
@@ -72,24 +72,24 @@ def test_an_id_reads_back(cluster: str, job_id: int, run: int, uid: int) -> None
 )  # fmt: skip
 def test_no_id(line: str) -> None:
     """An id of more, fewer or other words than we write is no id."""
-    assert layout.parse_id(line) is None
+    assert cache_names.parse_id(line) is None
 
 
 @given(JOB_IDS, st.from_regex(r"[0-9a-z]{1,20}", fullmatch=True))
 def test_debris_reads_back(job_id: int, nonce: str) -> None:
     """What is renamed away and what is being made are told apart, and belong to their job."""
-    assert layout.parse_debris(layout.trash_name(job_id, nonce)) == (layout.TRASH, job_id)
-    assert layout.parse_debris(layout.new_name(job_id, nonce)) == (layout.NEW, job_id)
+    assert cache_names.parse_debris(cache_names.trash_name(job_id, nonce)) == (cache_names.TRASH, job_id)
+    assert cache_names.parse_debris(cache_names.new_name(job_id, nonce)) == (cache_names.NEW, job_id)
 
 
-@pytest.mark.parametrize("prefix", [layout.TRASH, layout.NEW])
+@pytest.mark.parametrize("prefix", [cache_names.TRASH, cache_names.NEW])
 @pytest.mark.parametrize(
     "rest", ["", "1", "1-", "-a", "0-a", "01-a", "1-a-b", "1-a.b", "1-a b", "1-a\n", "1-é", "1-r1-a", "4294967296-a", "x-a"]
 )
 def test_no_debris(prefix: str, rest: str) -> None:
     """A name that begins like ours and goes on otherwise is not ours."""
-    assert layout.parse_debris(prefix + rest) is None
-    assert layout.parse_debris("x" + prefix + "1-a") is None
+    assert cache_names.parse_debris(prefix + rest) is None
+    assert cache_names.parse_debris("x" + prefix + "1-a") is None
 
 
 @given(NAMES, USERS, UIDS, NODES, JOB_IDS, RUNS)
@@ -198,15 +198,15 @@ def test_templates_are_values() -> None:
     assert repr(Template(DEFAULT)) == f"Template({DEFAULT!r})"
 
 
-@given(JOB_IDS, st.from_regex(f"[a-z]{{{layout.RUN_NONCE}}}", fullmatch=True), LITERALS, LITERALS, st.booleans())
+@given(JOB_IDS, st.from_regex(f"[a-z]{{{cache_names.RUN_NONCE}}}", fullmatch=True), LITERALS, LITERALS, st.booleans())
 def test_what_no_job_has_is_never_taken_for_a_jobs(pid: int, nonce: str, before: str, after: str, node: bool) -> None:
     """A cache that `jobcache run` makes outside of jobs: read back, by whatever template, and never as a job's."""
     template = Template(f"/s/{{user}}/x{before}{'{node}-' if node else ''}{{job_id}}{after}")
     place = template.bind(user="u", uid=1, cluster="c", node="n")
     name = place.run_cache(pid, nonce).rpartition("/")[2]
-    known = layout.matcher(template.name, {})(name)
-    assert known is not None and layout.parse_run(known["job_id"]) == pid and layout.parse_job(known["job_id"]) is None
-    assert place.parse(name) is None and layout.parse_debris(name) is None
+    known = path_template.matcher(template.name, {})(name)
+    assert known is not None and cache_names.parse_run(known["job_id"]) == pid and cache_names.parse_job(known["job_id"]) is None
+    assert place.parse(name) is None and cache_names.parse_debris(name) is None
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,10 @@ def test_what_no_job_has_is_never_taken_for_a_jobs(pid: int, nonce: str, before:
 )  # fmt: skip
 def test_what_is_no_runs_name(text: str) -> None:
     """Only what format_run writes."""
-    assert layout.parse_run(text) is None
+    assert cache_names.parse_run(text) is None
 
 
 @given(NODES, st.from_regex("[0-9a-f]{16}", fullmatch=True))
 def test_leases_tell_their_node(node: str, nonce: str) -> None:
     """A hook's by its name, a process's by what is before the +."""
-    assert layout.lease_node(node) == layout.lease_node(layout.format_lease(node, nonce)) == node
+    assert cache_names.lease_node(node) == cache_names.lease_node(cache_names.format_lease(node, nonce)) == node

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from jobcache import eventlog, metrics
-from jobcache.sweep import Options
+from jobcache.diagnostics import metrics
+from jobcache.sweep.scanning import Options
+from jobcache.system import event_log
 
 LABELS = {"scratch": "shared", "shard": "1/1"}
 SWEEP = metrics.Facts(
@@ -73,14 +74,14 @@ def test_a_textfile_that_is_none(tmp_path: Path, text: str) -> None:
     assert value(got, "jobcache_orphans_reaped_total", reason="orphan", **LABELS) == 2
 
 
-def failed(at: float, reason: str) -> eventlog.Event:
-    return {"ts": eventlog.stamp(at), "event": "hook.failed", "reason": reason}
+def failed(at: float, reason: str) -> event_log.Event:
+    return {"ts": event_log.stamp(at), "event": "hook.failed", "reason": reason}
 
 
 def test_events_are_counted_once(tmp_path: Path) -> None:
     """However often the log is read; one from the future is not let hide what comes before it."""
     path, now = tmp_path / "h.prom", time.time()
-    reaped = {"ts": eventlog.stamp(now - 50), "event": "cache.reaped", "outcome": "reaped", "bytes": 5, "files": 2}
+    reaped = {"ts": event_log.stamp(now - 50), "event": "cache.reaped", "outcome": "reaped", "bytes": 5, "files": 2}
     events = [failed(now - 100, "deadline"), reaped, failed(now + 9999, "stuck")]
     got = told(path, metrics.of_host(events, {}))
     got = told(path, metrics.of_host(events, got))

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcache.plan import ASIDE, CACHE, KEEP, NEW, REAP, REPORT, TRASH, Decision, Found, Rules, plan
-from jobcache.slurm import Listing
+from jobcache.sweep.plan import ASIDE, CACHE, KEEP, NEW, REAP, REPORT, TRASH, Decision, Found, Rules, plan
+from jobcache.system.slurm import Listing
 
 RULES = Rules(cluster="tiger", grace=3600, confirm=120, keep_max=86400)
 NOW = 1_800_000_000.0

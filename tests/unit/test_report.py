@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from jobcache import cli_report, report
-from jobcache.cli import main
-from jobcache.eventlog import stamp
+import jobcache
+from jobcache.cli import report as cli_report
+from jobcache.cli.main import main
+from jobcache.diagnostics import report
+from jobcache.system.event_log import stamp
 
 T = 1795305600.0  # 2026-11-22
 GIB = 1 << 30
@@ -241,7 +243,7 @@ def test_a_directory_with_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text(json.dumps(ended(1, 100)) + "\n")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "old").mkdir()
-    argv = [sys.executable, "-c", "from jobcache.cli import main; main()", "report", str(tmp_path), "--since", "2026-11-21"]
-    env = {**os.environ, "PYTHONPATH": str(Path(report.__file__).parents[1])}
+    argv = [sys.executable, "-c", "from jobcache.cli.main import main; main()", "report", str(tmp_path), "--since", "2026-11-21"]
+    env = {**os.environ, "PYTHONPATH": str(Path(jobcache.__file__).parents[1])}
     done = subprocess.run([*argv, "--json"], env=env, capture_output=True, timeout=60, check=True)
     assert json.loads(done.stdout)["events"] == 1 and done.stderr == b""

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcache import slurm
-from jobcache.slurm import ALIVE, DEAD, Listing, Slurm, Unknown, parse
+from jobcache.system import slurm
+from jobcache.system.slurm import ALIVE, DEAD, Listing, Slurm, Unknown, parse
 
 DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"
 

@@ -32,7 +32,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[1] / "cluster"), str(HERE.parents[2] / "hooks")]
 
-from jobcache.cli import main as jobcache  # noqa: E402
+from jobcache.cli.main import main as jobcache  # noqa: E402
 from minicluster import Cluster  # noqa: E402
 from site_dir import ALICE, Site  # noqa: E402
 

@@ -1,0 +1,44 @@
+"""One event as a line of JSON, without `json`: what the TaskProlog's Python sends to the system's log.
+
+On the hot path: standard library only, and nothing heavy of it.
+"""
+
+import os
+import time
+
+from jobcache.cache import devlog
+
+
+def quote(text: str) -> str:
+    """Return `text` as a JSON string of ASCII alone. Bytes that are not UTF-8 come out as \\xNN in the text."""
+    clean = os.fsencode(text).decode("utf-8", "backslashreplace")
+    out = []
+    for ch in clean:
+        if ch in '"\\':
+            out.append("\\" + ch)
+        elif " " <= ch <= "~":
+            out.append(ch)
+        else:
+            units = ch.encode("utf-16-be")
+            out.extend(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+    return '"' + "".join(out) + '"'
+
+
+def stamp(seconds: float) -> str:
+    """Return seconds since the epoch as RFC 3339 in UTC with milliseconds. Such texts order as their moments do."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
+
+
+def send(address: str, level: str, event: str, facts: "dict[str, str]", outcome: str, reason: str, began: float) -> None:
+    """Send one event to the system log at the socket `address`; "" sends nothing.
+
+    The fields are those of config/schema/event.json. facts: JSON text by key. began: seconds of time.monotonic.
+    """
+    if not address:
+        return
+    fields = {"ts": quote(stamp(time.time())), "event": quote(event), "level": quote(level), **facts}
+    fields["outcome"] = quote(outcome)
+    if reason:
+        fields["reason"] = quote(reason)
+    fields["duration_ms"] = str(round((time.monotonic() - began) * 1000))
+    devlog.send(address, level, "{" + ", ".join(f'"{key}": {value}' for key, value in fields.items()) + "}")

@@ -1,0 +1,180 @@
+"""Path templates: `/scratch/gpfs/{user}/.cache/hf-datasets-{job_id}` to paths and back."""
+
+from jobcache.cache import cache_names
+from jobcache.cache.fields import component
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Parts = list[tuple[bool, str]]  # (is it a placeholder?, its name or the literal text)
+    Matcher = Callable[[str], "dict[str, str] | None"]
+
+PLACEHOLDERS = ("user", "uid", "cluster", "node", "job_id")
+ANY = "\0"  # in a component that `joined` made: whatever a placeholder without a value may stand for
+
+
+class TemplateError(ValueError):
+    """A path template that cannot serve: `what` is wrong, and the `mend`."""
+
+    def __init__(self, what: str, mend: str) -> None:
+        super().__init__(f"{what}; {mend}")
+        self.what = what
+        self.mend = mend
+
+
+class BadName(ValueError):
+    """A user, node or cluster name that cannot be part of a path."""
+
+
+class Template:
+    """A path template such as `/scratch/gpfs/{user}/.cache/hf-datasets-{job_id}`.
+
+    `parts` is its text cut into (is_placeholder, text) pairs. Raise TemplateError for one that names a relative path,
+    lacks `{job_id}` in its last component, or `{user}` or `{uid}` in a directory above, or has anything unknown in it.
+    """
+
+    __slots__ = ("text", "parts", "parent", "name")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.parts = cut(text)
+        above, _, last = text.rpartition("/")
+        self.parent = cut(above)
+        self.name = cut(last)
+        _check(text, self.parent, self.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Template) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"Template({self.text!r})"
+
+    def bind(self, *, user: str, uid: int, cluster: str, node: str) -> "Place":
+        """Return where this template puts the caches of `user` on `node`. Raise BadName for a name that no path can hold."""
+        values = {"user": user, "uid": str(uid), "cluster": cluster, "node": node}
+        for name, value in values.items():
+            if (True, name) in self.parts and not component(value):
+                raise BadName(f"{name} {value!r} cannot be part of a path")
+        at = self.name.index((True, "job_id"))
+        return Place(fill(self.parent, values), fill(self.name[:at], values), fill(self.name[at + 1 :], values))
+
+
+class Place:
+    """Where one user's caches lie on one node: directory `parent`, names `prefix`<job>`suffix`."""
+
+    __slots__ = ("parent", "prefix", "suffix")
+
+    def __init__(self, parent: str, prefix: str, suffix: str) -> None:
+        self.parent = parent
+        self.prefix = prefix
+        self.suffix = suffix
+
+    def cache_name(self, job_id: int, run: int) -> str:
+        """Return the last component of a cache's path."""
+        return f"{self.prefix}{cache_names.format_job(job_id, run)}{self.suffix}"
+
+    def cache(self, job_id: int, run: int) -> str:
+        """Return a cache's absolute path."""
+        return f"{self.parent}/{self.cache_name(job_id, run)}"
+
+    def run_cache(self, pid: int, nonce: str) -> str:
+        """Return the absolute path of a cache that `jobcache run` makes where there is no job."""
+        return f"{self.parent}/{self.prefix}{cache_names.format_run(pid, nonce)}{self.suffix}"
+
+    def parse(self, name: str) -> "tuple[int, int] | None":
+        """Return (job_id, run) where `name`, a last component, is that of a cache here, else None."""
+        if not name.startswith(self.prefix) or not name.endswith(self.suffix):
+            return None
+        return cache_names.parse_job(name[len(self.prefix) : len(name) - len(self.suffix)])
+
+
+def cut(text: str) -> "list[tuple[bool, str]]":
+    """Return the template's text as (is_placeholder, text) pairs. Raise TemplateError."""
+    parts: list[tuple[bool, str]] = []
+    rest = text
+    while rest:
+        literal, brace, rest = rest.partition("{")
+        if "}" in literal:
+            raise TemplateError("a } without its {", "placeholders are written {user}")
+        if literal:
+            parts.append((False, literal))
+        if brace:
+            name, closing, rest = rest.partition("}")
+            if not closing:
+                raise TemplateError("a { without its }", "placeholders are written {user}")
+            if name not in PLACEHOLDERS:
+                raise TemplateError(f"unknown placeholder {{{name}}}", "known are " + ", ".join(f"{{{p}}}" for p in PLACEHOLDERS))
+            parts.append((True, name))
+    return parts
+
+
+def _check(text: str, parent: "list[tuple[bool, str]]", name: "list[tuple[bool, str]]") -> None:
+    if not text.startswith("/"):
+        raise TemplateError("not an absolute path", "begin it with /")
+    if any(ch < " " or ch == "\x7f" for ch in text):
+        raise TemplateError("a control character in it", "remove it")
+    if any(part in ("", ".", "..") for part in text[1:].split("/")):
+        raise TemplateError("an empty component, `.` or `..` in it", "write the path out, without a slash at its end")
+    if sum(part == (True, "job_id") for part in name) != 1 or (True, "job_id") in parent:
+        raise TemplateError("{job_id} has to stand once, in the last component", "end it like /hf-datasets-{job_id}")
+    if (True, "user") not in parent and (True, "uid") not in parent:
+        raise TemplateError(
+            "neither {user} nor {uid} in a directory above the last component", "give each user a directory of their own"
+        )
+    if any({one, other} == {(True, "node"), (True, "job_id")} for one, other in zip(name, name[1:])):
+        raise TemplateError("{node} and {job_id} side by side", "put a `-` between them: n1 and 42 would be n14 and 2")
+    if not name[0][0] and name[0][1].startswith(cache_names.META):
+        raise TemplateError(f"a last component that begins with {cache_names.META}", "that beginning is kept for our own files")
+
+
+def fill(parts: "list[tuple[bool, str]]", values: "dict[str, str]") -> str:
+    return "".join(values[text] if variable else text for variable, text in parts)
+
+
+def components(parts: "Parts") -> "list[Parts]":
+    """Cut the parts of an absolute directory at its slashes."""
+    cut: list[Parts] = [[]]
+    for variable, text in parts:
+        first, *others = [text] if variable else text.split("/")
+        cut[-1].append((variable, first))
+        cut += [[(False, other)] for other in others]
+    return [[part for part in component if part[1]] for component in cut[1:]]
+
+
+def joined(parts: "Parts", values: "dict[str, str]") -> str:
+    """Return what the parts come to; a placeholder without a value becomes ANY."""
+    return "".join(values.get(text, ANY) if variable else text for variable, text in parts)
+
+
+def matcher(parts: "Parts", values: "dict[str, str]") -> "Matcher":
+    """Return a function that tells of a name what its placeholders stand for, None where it is no such name.
+
+    Placeholders that have a value in `values` are that. For sweeps, which meet the names of all users and nodes.
+    """
+    import re  # too dear for the hot path, which never comes here
+
+    job, run = "[1-9][0-9]*(?:-r[1-9][0-9]*)?", f"run-[1-9][0-9]*-[a-z]{{{cache_names.RUN_NONCE}}}"
+    shapes = {"job_id": f"{job}|{run}", "uid": "0|[1-9][0-9]*"}
+    pattern = ""
+    for at, (variable, text) in enumerate(parts):
+        if not variable or text in values:
+            pattern += re.escape(values[text] if variable else text)
+        else:
+            pattern += f"(?P<{text}_{at}>{shapes.get(text, '.+')})"
+    compiled = re.compile(pattern, re.DOTALL)
+
+    def match(name: str) -> "dict[str, str] | None":
+        found = compiled.fullmatch(name)
+        if found is None:
+            return None
+        known: dict[str, str] = {}
+        for key, value in found.groupdict().items():
+            if known.setdefault(key.rpartition("_")[0], value) != value:
+                return None
+        return known
+
+    return match
