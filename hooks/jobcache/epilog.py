@@ -11,9 +11,9 @@ import time
 if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from jobcache.cache import dirfd, job_record, node_leases, path_template, reasons, store_names
+from jobcache.cache import dirfd, job_record, node_leases, path_template, reasons, store_names, timestamps
 from jobcache.config import settings  # noqa: E402
-from jobcache.system import as_user, reaper
+from jobcache.system import as_user, mounts, reaper
 from jobcache.system.epilog_job import (
     Job,
     JobError,
@@ -35,7 +35,6 @@ _MARGIN = 2.0  # seconds before the hook's deadline at which we stop waiting, to
 _MOST_RUNS = 64  # directories of one job that are looked at: a user can make any number
 _REAPING = "reaping"  # the outcome that a child reports first, and no event tells: the parent gets ready to say the real one
 _LOOK_UP = 1024  # entries of a directory between two looks at the clock
-_CLOCK_SKEW = 300  # seconds by which scratch's clock and the controller's may differ
 _RECENT = 86400  # seconds since it changed within which a directory may be the job's, where nobody says when that began
 
 
@@ -133,25 +132,13 @@ def run(job: Job, compiled: settings.Settings, log: Lazily, uptime: float, until
 
 def by_filesystem(templates: "list[path_template.Template]") -> "dict[str, list[path_template.Template]]":
     """Group the templates by the filesystem they begin on, told from the mount table alone: scratch may hang."""
-    mounts = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            words = line.split(" ", 5)
-            mounts.append((_unescaped(words[4]).rstrip("/") + "/", words[2]))
+    table = mounts.read()
     groups: dict[str, list[path_template.Template]] = {}
     for template in templates:
         fixed = template.text.partition("{")[0]
-        under = [mount for mount in reversed(mounts) if fixed.startswith(mount[0])]  # of those at one point, the last is seen
-        device = max(under, key=lambda mount: len(mount[0]))[1] if under else "0:0"
-        groups.setdefault(device, []).append(template)
+        mount = mounts.containing(fixed.rpartition("/")[0], table)
+        groups.setdefault(mount.device if mount else "0:0", []).append(template)
     return groups
-
-
-def _unescaped(point: str) -> str:
-    """A mount point as the mount table spells it: blank, tab, newline and backslash in octal."""
-    for escaped, ch in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        point = point.replace(escaped, ch)
-    return point
 
 
 class Work:
@@ -221,7 +208,7 @@ class Work:
     def _one(self, parent_fd: int, name: str, path: str, run: int) -> "Fact | None":
         """Release one cache and reap it where that is ours to do; return what to say. Raise OSError, reaper.Kept."""
         job = self.job
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+        fd = os.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
         try:
             if os.fstat(fd).st_uid != job.uid:
                 return _fact("cache.kept", "warning", path, run, "kept", "foreign")
@@ -255,7 +242,7 @@ class Work:
         job = self.job
         if job.nodes != 1 or job.het or run != 0:
             return _fact("cache.kept", "info", path, run, "kept", "unrecorded")
-        since = time.time() - _RECENT if job.start is None else job.start - _CLOCK_SKEW
+        since = time.time() - _RECENT if job.start is None else job.start - timestamps.CLOCK_SKEW
         if os.fstat(fd).st_ctime < since:
             return _fact("cache.kept", "info", path, run, "kept", "older_than_job")
         try:
@@ -273,7 +260,7 @@ class Work:
         return None
 
     def _keep_it(self, fd: int, path: str, run: int, record: "Fact", reason: str, seconds: float) -> "Fact":
-        until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+        until = timestamps.second(time.time() + seconds)
         job_record.write_record(fd, {**record, "keep_until": until})
         return {**_fact("cache.kept", "info", path, run, "kept", reason), "keep_until": until, **_told(record)}
 

@@ -55,11 +55,7 @@ def swept(wired: Wired) -> one_sweep.Result:
 
     compiled = settings.load(str(wired.site.hooks / settings.FILE))
     compiled.tree["sweep"].update(grace=-1.0, confirm=0.0)
-    before, one_sweep.Slurm = one_sweep.Slurm, NoJobs  # type: ignore[misc]
-    try:
-        return one_sweep.run(compiled, scanning.Options())
-    finally:
-        one_sweep.Slurm = before  # type: ignore[misc]
+    return one_sweep.run(compiled, scanning.Options(), slurm=NoJobs(None, "squeue", "scontrol", 1.0))
 
 
 @pytest.mark.parametrize("killable", [True, False])

@@ -128,7 +128,7 @@ def test_an_epilog_looks_for_installed_modules_only_to_speak(site: Site, cached:
     site.policy(python=str(wrapper))
     traced.epilog(4242)
     loaded = {line.rpartition("|")[2].strip() for line in imports.read_text().splitlines()}
-    assert "jobcache.reaper" in loaded
+    assert "jobcache.system.reaper" in loaded
     assert bool(loaded & {"site", "structlog"}) is cached
     assert not [name for name in loaded if name in {"psutil", "yaml", "jsonschema", "click"} or name.startswith("rich.")]
 

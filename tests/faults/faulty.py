@@ -74,7 +74,8 @@ def skipped(site: Site) -> list[tuple[object, ...]]:
 class KnownJobs(slurm.Slurm):
     """A Slurm of which ALICE's `alive` are all the jobs."""
 
-    alive: Sequence[int] = ()
+    def __init__(self, *alive: int) -> None:
+        self.alive = alive
 
     def listing(self, cluster: str, *, node: str | None = None, only_own: bool = False) -> slurm.Listing:
         return slurm.Listing(time.monotonic(), {job: {UID} for job in self.alive})
@@ -84,11 +85,7 @@ def swept(site: Site, *alive: int) -> one_sweep.Result:
     """Sweep the site's scratch in this process, by the real code, for a Slurm that knows ALICE's jobs `alive` and no others."""
     compiled = settings.load(str(site.hooks / settings.FILE))
     compiled.tree["sweep"].update(grace=-1.0, confirm=0.0)  # the clock's grain is coarser than that of some change times
-    before, one_sweep.Slurm = one_sweep.Slurm, type("Told", (KnownJobs,), {"alive": alive})  # type: ignore[misc]
-    try:
-        return one_sweep.run(compiled, scanning.Options(node="n1"))
-    finally:
-        one_sweep.Slurm = before  # type: ignore[misc]
+    return one_sweep.run(compiled, scanning.Options(node="n1"), slurm=KnownJobs(*alive))
 
 
 def left(site: Site) -> list[str]:

@@ -21,7 +21,7 @@ from hungfs import hung
 from jobcache import epilog
 from jobcache.cache import cache_names, path_template
 from jobcache.config import settings
-from jobcache.system import events
+from jobcache.system import events, mounts
 from jobcache.system.epilog_job import from_epilog
 from mounts import mount
 from site_dir import ALICE, BOB, SHELLS, Site, validated
@@ -331,7 +331,7 @@ def other_template(site: Site) -> str:
 def test_two_filesystems(site: Site) -> None:
     """A cache is found by its job's id under every template of the site."""
     (site.dir / "local").mkdir()
-    with mount("none", site.dir / "local", options="mode=1777"):
+    with mount("none", site.dir / "local", options="mode=1777,size=64m"):
         site.configure(rules=[{"match": {"account": ["astro"]}, "path": other_template(site)}])
         caches = [entered(site), entered(site, SLURM_JOB_ACCOUNT="astro")]
         assert str(caches[1]).startswith(f"{site.dir}/local/")
@@ -354,7 +354,7 @@ def test_a_mount_table_with_odd_names(monkeypatch: pytest.MonkeyPatch, tmp_path:
     table = tmp_path / "mountinfo"
     points = ("8:1 / /", "0:40 / /scratch", "0:41 / /scratch", "0:42 /x /scratch/a\\040b", "0:43 / /scr", "0:44 / /scratch/a")
     table.write_text("".join(f"1 1 {point} rw - tmpfs none rw\n" for point in points))
-    monkeypatch.setattr(epilog, "open", lambda path, **more: open(table, **more), raising=False)
+    monkeypatch.setattr(mounts, "_TABLE", str(table))
     texts = [
         "/scratch/{user}/{job_id}",
         "/scratch/a b/{user}/{job_id}",

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from browser import Page, browser
+from jobcache.cache.timestamps import millisecond
 from jobcache.cli.main import main
-from jobcache.system import event_log
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium")
@@ -36,15 +36,27 @@ def events(count: int = 1500, seed: int = 7) -> Iterator[dict[str, Any]]:
         size = 1_600_000_000 if at == 0 else int(dice.paretovariate(0.9) * 40_000_000)
         orphan = abs(ended - (NOW - 3 * 86400)) < 20000 and dice.random() < 0.6
         yield {
-            **known, "ts": event_log.stamp(ended), "event": "cache.orphan_reaped" if orphan else "cache.reaped", "level": "info",
+            **known, "ts": millisecond(ended), "event": "cache.orphan_reaped" if orphan else "cache.reaped", "level": "info",
             "outcome": "reaped", "bytes": size, "files": dice.randrange(3, 40),
-            "created_at": event_log.stamp(ended - life)[:19] + "Z",
+            "created_at": millisecond(ended - life)[:19] + "Z",
             **({"reason": "orphan"} if orphan else {}),
         }  # fmt: skip
         if job % 50 == 0:
-            yield {**known, "ts": event_log.stamp(ended), "event": "cache.skipped", "outcome": "skipped", "reason": "offline"}
+            yield {
+                **known,
+                "ts": millisecond(ended),
+                "event": "cache.skipped",
+                "outcome": "skipped",
+                "reason": "offline",
+            }
         if job % 400 == 0:
-            yield {**known, "ts": event_log.stamp(ended), "event": "hook.failed", "outcome": "failed", "reason": "deadline"}
+            yield {
+                **known,
+                "ts": millisecond(ended),
+                "event": "hook.failed",
+                "outcome": "failed",
+                "reason": "deadline",
+            }
 
 
 def write_page(directory: Path, *options: str, lines: Iterator[dict[str, Any]] | None = None) -> Path:

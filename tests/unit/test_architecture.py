@@ -100,8 +100,8 @@ def test_package_files_are_empty() -> None:
     assert all(not path.read_text() for path in PACKAGE.glob("*/**/__init__.py"))
 
 
-# The modules that unlink: the reaper; the protocol, what it has made itself, by name; `apply`, former copies of hooks.
-UNLINKERS = {"system.reaper", "cache.dirfd", "cache.protocol", "cache.node_leases", "config.apply"}
+# The modules that unlink: the reaper; the others, by name, files that they have made themselves.
+UNLINKERS = {"system.reaper", "system.files", "cache.dirfd", "cache.protocol", "cache.node_leases", "config.apply"}
 
 
 @pytest.mark.parametrize("module", modules())

@@ -6,9 +6,9 @@ import json
 import time
 from pathlib import Path
 
+from jobcache.cache import timestamps
 from jobcache.diagnostics import comments
 from jobcache.sweep import scanning
-from jobcache.system import event_log
 from site_dir import Site
 
 
@@ -21,7 +21,7 @@ def test_more_jobs_than_one_question_holds(site: Site, tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
     compiled = site.configure(slurm={"scontrol": f"{tmp_path}/scontrol"}, sweep={"comment": "admin"})
-    event = {"ts": event_log.stamp(time.time()), "event": "cache.reaped", "level": "info", "outcome": "reaped", "bytes": 1}
+    event = {"ts": timestamps.millisecond(time.time()), "event": "cache.reaped", "level": "info", "outcome": "reaped", "bytes": 1}
     site.log.write_text("".join(json.dumps({**event, "job_id": at}) + "\n" for at in range(1, 1202)))
     comments.record(compiled, scanning.Options(node="n1"))
     site.log.unlink()

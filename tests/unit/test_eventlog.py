@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobcache.cache import timestamps
 from jobcache.system import event_log
 
 REAPED = {
@@ -57,8 +58,8 @@ def test_a_span_of_time() -> None:
         line(ts=ts, job_id=at + 1)
         for at, ts in enumerate(("2026-11-21T23:59:59Z", "2026-11-22T00:00:00.001Z", "2026-11-23T00:00:00Z"))
     )
-    assert jobs(text, since=event_log.stamp(1795305600)) == [2, 3]
-    assert jobs(text, until=event_log.stamp(1795305600)) == [1]
+    assert jobs(text, since=timestamps.millisecond(1795305600)) == [2, 3]
+    assert jobs(text, until=timestamps.millisecond(1795305600)) == [1]
     assert event_log.epoch("2026-11-22T00:00:00.001Z") == pytest.approx(1795305600.001)
 
 

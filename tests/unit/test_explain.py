@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 import jobcache
+from jobcache.cache import timestamps
 from jobcache.cli import explain as cli_explain
 from jobcache.cli.main import main
 from jobcache.diagnostics import explain
 from jobcache.diagnostics.explain import Remains, Site, Slurms, tell
 from jobcache.sweep.plan import Found
-from jobcache.system.event_log import stamp
 
 SITE = Site("abc", first="2026-11-01T00:00:00Z", sources=("/var/log/jobcache/events.jsonl",))
 PATH = "/s/alice/hf-datasets-42"
@@ -180,7 +180,7 @@ def test_a_system_log_has_not_the_last_word() -> None:
 def test_a_flood_of_lines_is_cut_short(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A user can write a million lines about a job; root's own are all read."""
     monkeypatch.setattr(cli_explain, "_MOST", 2)
-    events = [{**MADE, "ts": stamp(at)} for at in range(5)] + [REAPED]
+    events = [{**MADE, "ts": timestamps.millisecond(at)} for at in range(5)] + [REAPED]
     kept = list(cli_explain._bounded(events))
     assert len(kept) == 3 and kept[-1] == REAPED and "3 more lines" in capsys.readouterr().err
 

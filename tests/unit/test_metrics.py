@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from jobcache.cache import timestamps
 from jobcache.diagnostics import metrics
 from jobcache.sweep.scanning import Options
 from jobcache.system import event_log
@@ -75,13 +76,13 @@ def test_a_textfile_that_is_none(tmp_path: Path, text: str) -> None:
 
 
 def failed(at: float, reason: str) -> event_log.Event:
-    return {"ts": event_log.stamp(at), "event": "hook.failed", "reason": reason}
+    return {"ts": timestamps.millisecond(at), "event": "hook.failed", "reason": reason}
 
 
 def test_events_are_counted_once(tmp_path: Path) -> None:
     """However often the log is read; one from the future is not let hide what comes before it."""
     path, now = tmp_path / "h.prom", time.time()
-    reaped = {"ts": event_log.stamp(now - 50), "event": "cache.reaped", "outcome": "reaped", "bytes": 5, "files": 2}
+    reaped = {"ts": timestamps.millisecond(now - 50), "event": "cache.reaped", "outcome": "reaped", "bytes": 5, "files": 2}
     events = [failed(now - 100, "deadline"), reaped, failed(now + 9999, "stuck")]
     got = told(path, metrics.of_host(events, {}))
     got = told(path, metrics.of_host(events, got))

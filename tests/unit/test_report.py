@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 import jobcache
+from jobcache.cache import timestamps
 from jobcache.cli import report as cli_report
 from jobcache.cli.main import main
 from jobcache.diagnostics import report
-from jobcache.system.event_log import stamp
 
 T = 1795305600.0  # 2026-11-22
 GIB = 1 << 30
@@ -24,9 +24,9 @@ GIB = 1 << 30
 
 def ended(job: int, at: float, life: float | None = 100.0, **fields: Any) -> dict[str, Any]:
     """A cache that ended `at` seconds after T, having lived `life` seconds."""
-    made = {} if life is None else {"created_at": stamp(T + at - life)[:19] + "Z"}
+    made = {} if life is None else {"created_at": timestamps.millisecond(T + at - life)[:19] + "Z"}
     known = {
-        "ts": stamp(T + at),
+        "ts": timestamps.millisecond(T + at),
         "event": "cache.reaped",
         "outcome": "reaped",
         "job_id": job,
@@ -138,7 +138,7 @@ def test_seeds_are_what_a_store_saved() -> None:
 
 
 def test_counts_by_reason() -> None:
-    known = {"ts": stamp(T + 5), "source": "log"}
+    known = {"ts": timestamps.millisecond(T + 5), "source": "log"}
     got = told(
         {**known, "event": "cache.skipped", "reason": "offline"}, {**known, "event": "cache.kept", "reason": "user_keep"},
         {**known, "event": "hook.failed", "reason": "stuck"}, {**known, "event": "sweep.finished", "outcome": "unknown"},

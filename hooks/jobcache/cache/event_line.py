@@ -6,7 +6,7 @@ On the hot path: standard library only, and nothing heavy of it.
 import os
 import time
 
-from jobcache.cache import devlog
+from jobcache.cache import devlog, timestamps
 
 
 def quote(text: str) -> str:
@@ -24,11 +24,6 @@ def quote(text: str) -> str:
     return '"' + "".join(out) + '"'
 
 
-def stamp(seconds: float) -> str:
-    """Return seconds since the epoch as RFC 3339 in UTC with milliseconds. Such texts order as their moments do."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
-
-
 def send(address: str, level: str, event: str, facts: "dict[str, str]", outcome: str, reason: str, began: float) -> None:
     """Send one event to the system log at the socket `address`; "" sends nothing.
 
@@ -36,7 +31,7 @@ def send(address: str, level: str, event: str, facts: "dict[str, str]", outcome:
     """
     if not address:
         return
-    fields = {"ts": quote(stamp(time.time())), "event": quote(event), "level": quote(level), **facts}
+    fields = {"ts": quote(timestamps.millisecond(time.time())), "event": quote(event), "level": quote(level), **facts}
     fields["outcome"] = quote(outcome)
     if reason:
         fields["reason"] = quote(reason)

@@ -11,7 +11,7 @@ import os
 import select
 import time
 
-from jobcache.cache import reasons, store_names, store_reading
+from jobcache.cache import dirfd, reasons, store_names, store_reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def _child(cache_fd: int, below: str, place: str, sources: "list[Source]", until
         os.write(pipe, os.fsencode(what.replace("\n", " ")[:500]) + b"\n")
 
     try:
-        into_fd = os.open(below or ".", store_reading.DIRECTORY, dir_fd=cache_fd)
+        into_fd = os.open(below or ".", dirfd.DIRECTORY, dir_fd=cache_fd)
         os.mkdir(place, 0o700, dir_fd=cache_fd)
-        place_fd = os.open(place, store_reading.DIRECTORY, dir_fd=cache_fd)
+        place_fd = os.open(place, dirfd.DIRECTORY, dir_fd=cache_fd)
         for source in sources:
             for label in source.labels:
                 try:
@@ -184,7 +184,7 @@ def _link(section_fd: int, target: str, name: str, owner: int, into_fd: int, pla
     finally:
         os.close(build_fd)
     os.mkdir(name, 0o700, dir_fd=place_fd)
-    made_fd = os.open(name, store_reading.DIRECTORY, dir_fd=place_fd)
+    made_fd = os.open(name, dirfd.DIRECTORY, dir_fd=place_fd)
     try:
         for file in files:
             os.symlink(f"{target}/{file}", file, dir_fd=made_fd)

@@ -11,7 +11,7 @@ import errno
 import os
 import time
 
-from jobcache.cache import cache_names, dirfd, event_line, job_record, node_leases, reasons
+from jobcache.cache import cache_names, dirfd, event_line, job_record, node_leases, reasons, timestamps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def record_text(claim: Claim) -> str:
         "run": str(claim.run),
         "uid": str(claim.uid),
         "node": event_line.quote(claim.node),
-        "created_at": event_line.quote(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
+        "created_at": event_line.quote(timestamps.second(time.time())),
         **claim.record,
     }
     return "{" + ", ".join(f"{event_line.quote(key)}: {value}" for key, value in fields.items()) + "}\n"

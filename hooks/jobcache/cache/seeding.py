@@ -49,7 +49,7 @@ class Seeds:
             return
         aside = f"{cache_names.META}/{cache_names.SEEDS}-{dirfd.nonce()}"
         try:
-            cache_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            cache_fd = os.open(path, dirfd.DIRECTORY)
             try:
                 os.mkdir(aside, 0o700, dir_fd=cache_fd)
                 os.mkdir(f"{aside}/whole", 0o700, dir_fd=cache_fd)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 INFO = "dataset_info.json"
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
 _LONGEST = 1 << 24  # bytes of a build's contents
 
@@ -71,7 +69,7 @@ def open_below(dir_fd: int, path: str, owner: int) -> int:
     try:
         for part in path.split("/"):
             try:
-                below = os.open(part, DIRECTORY, dir_fd=fd)
+                below = os.open(part, dirfd.DIRECTORY, dir_fd=fd)
             except OSError as error:
                 if error.errno in _NO_DIRECTORY:
                     raise reasons.Refused("not_directory", f"{part} is a symlink or a file") from None
@@ -127,7 +125,7 @@ def checksum(files_fd: int) -> int:
 
 
 def _read(dir_fd: int, name: str) -> bytes:
-    fd = os.open(name, _FILE, dir_fd=dir_fd)
+    fd = os.open(name, dirfd.FILE, dir_fd=dir_fd)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise reasons.Refused("damaged", f"{name} is no file")
@@ -161,7 +159,7 @@ def check_files(files_fd: int, contents: store_names.Contents, until: float = fl
 
 
 def _check_end(files_fd: int, name: str, size: int) -> None:
-    fd = os.open(name, _FILE, dir_fd=files_fd)
+    fd = os.open(name, dirfd.FILE, dir_fd=files_fd)
     try:
         if os.pread(fd, len(END), max(0, size - len(END))) != END:
             raise reasons.Refused("damaged", f"{name} has no end")

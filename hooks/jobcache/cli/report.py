@@ -9,13 +9,13 @@ from typing import Any, Optional
 
 import click
 
-from jobcache.cache import dirfd
+from jobcache.cache import timestamps
 from jobcache.cli.common import load, plain
 from jobcache.cli.explain import closed, sources
 from jobcache.config.reader import parse_duration
 from jobcache.diagnostics import report
 from jobcache.diagnostics.explain import duration
-from jobcache.system import as_user, event_log
+from jobcache.system import as_user, event_log, files
 
 _NARROWEST = 110  # columns: on a narrower terminal lines are broken, and no number is cut short
 _PAGE = os.path.join(os.path.dirname(os.path.abspath(report.__file__)), "report.html")
@@ -42,7 +42,7 @@ def report_command(
     own_log = site is not None and site.log_file is not None and os.access(site.log_file, os.R_OK)
     collector = report.Collector(begin, end, as_user.user_name, own_log)
     with sources(site, files) as found:
-        for event in event_log.read(found, tally, since=event_log.stamp(begin), until=event_log.stamp(end)):
+        for event in event_log.read(found, tally, since=timestamps.millisecond(begin), until=timestamps.millisecond(end)):
             collector.take(event)
     told = collector.finish()
     if html is not None:
@@ -86,15 +86,14 @@ def page(told: report.Report) -> str:
 
 
 def _write(path: str, text: str) -> None:
-    new = f"{path}.{dirfd.nonce()}"
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe is written to, and not replaced
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
             return
-        with open(new, "x", encoding="utf-8") as file:
-            file.write(text)
-        os.rename(new, path)
+        umask = os.umask(0)
+        os.umask(umask)
+        files.replace_file(path, text.encode("utf-8"), 0o666 & ~umask)
     except OSError as error:
         raise click.ClickException(f"{path}: {error.strerror}; name a file in a directory that you may write") from None
 

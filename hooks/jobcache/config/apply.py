@@ -16,6 +16,7 @@ from typing import Any
 import jobcache
 from jobcache.cache.path_template import Template
 from jobcache.config import policy, reader, settings
+from jobcache.system import files as system_files
 from jobcache.system import slurm
 
 HOOKS = ("epilog", "task-prolog")
@@ -50,7 +51,7 @@ def compile_settings(config_file: str, lib: str, again: bool = False, forget: bo
     cluster = loaded.tree["cluster"] or (before.cluster if again and before else None)
     if cluster is None:
         try:
-            cluster = slurm.Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"]).cluster_name()
+            cluster = settings.slurm_client(loaded.tree).cluster_name()
         except slurm.Unknown as error:
             problems.append(
                 f"{config_file}: cluster: Slurm does not tell its name ({error}); set `cluster:` to ClusterName of slurm.conf"
@@ -108,7 +109,7 @@ def put(files: "dict[str, tuple[str, int]]", lib: str) -> None:
         for name, (text, mode) in files.items():
             temporary = f"{lib}/.{name}.{os.getpid()}"
             written.append((temporary, f"{lib}/{name}"))
-            _write(temporary, text, mode)
+            system_files.write_new(temporary, text.encode("utf-8"), mode)
         for temporary, final in written:
             os.rename(temporary, final)
     except OSError as error:
@@ -240,15 +241,6 @@ def insecure(lib: str) -> "list[str]":
 def _chain(path: str) -> "list[str]":
     parts = path.rstrip("/").split("/")
     return ["/".join(parts[: at + 1]) or "/" for at in range(len(parts))]
-
-
-def _write(path: str, text: str, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fchmod(fd, mode)
-        os.fsync(fd)
 
 
 def _is(path: str, text: str, mode: int) -> bool:

@@ -10,6 +10,8 @@ TYPE_CHECKING = False  # `typing` is too dear for an Epilog
 if TYPE_CHECKING:
     from typing import Any
 
+    from jobcache.system.slurm import Slurm
+
 SCHEMA = 1
 CONFIG = "/etc/jobcache/jobcache.yaml"  # where an admin writes it
 LIB = "/var/lib/jobcache"  # where an installed package keeps the compiled pair
@@ -72,9 +74,21 @@ class Settings:
         """All templates by which there may be caches, in use first."""
         return [Template(text) for text in dict.fromkeys([*self.current, *self.former])]
 
+    def is_node_local(self, template: "Template") -> bool:
+        """Return whether the template's filesystem is each node's own, as `node_local` says."""
+        return any(template.text.startswith(below.rstrip("/") + "/") for below in self.tree["node_local"])
+
     def dump(self) -> str:
         """Return the text of settings.json."""
         return json.dumps({"schema": SCHEMA, "compiled": self.compiled, "settings": self.tree}, indent=1, sort_keys=True) + "\n"
+
+
+def slurm_client(tree: "dict[str, Any]") -> "Slurm":
+    """Return the client by which Slurm is asked, as the `slurm` keys of a validated configuration say."""
+    from jobcache.system.slurm import Slurm
+
+    ask = tree["slurm"]
+    return Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
 
 
 def load(path: str, trusted: bool = True) -> Settings:

@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import Iterable
 
-from jobcache.cache import dirfd
-from jobcache.config.settings import Settings
+from jobcache.cache import timestamps
+from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import scanning
-from jobcache.system import event_log
-from jobcache.system.slurm import Slurm, Unknown
+from jobcache.system import event_log, files
+from jobcache.system.slurm import Unknown
 
 _FIRST = 7200.0  # seconds back that the first sweep after a boot looks
 _OVERLAP = 600.0  # seconds that are looked at twice: a job's record may reach the accounting after its cache has gone
@@ -28,10 +28,9 @@ def record(site: Settings, options: scanning.Options) -> None:
     mark = f"{site.run_dir}/commented"
     now = time.time()
     since = min(_read(mark, now - _FIRST), now)
-    events = event_log.read(event_log.rotations(site.log_file), event_log.Tally(), since=event_log.stamp(since - _OVERLAP))
+    events = event_log.read(event_log.rotations(site.log_file), event_log.Tally(), since=timestamps.millisecond(since - _OVERLAP))
     texts = of_jobs(events)
-    ask = site.tree["slurm"]
-    slurm = Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
+    slurm = slurm_client(site.tree)
     try:
         jobs = list(texts)
         for at in range(0, len(jobs), _AT_ONCE):
@@ -75,7 +74,4 @@ def _read(mark: str, otherwise: float) -> float:
 
 def _write(mark: str, now: float) -> None:
     os.makedirs(os.path.dirname(mark), 0o700, exist_ok=True)
-    new = f"{mark}.{dirfd.nonce()}"
-    with open(new, "x", encoding="ascii") as file:
-        file.write(f"{now}\n")
-    os.rename(new, mark)
+    files.replace_file(mark, f"{now}\n".encode("ascii"), 0o600)

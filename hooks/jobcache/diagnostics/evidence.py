@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
-from jobcache.cache import dirfd, job_record
-from jobcache.config.settings import Settings
+from jobcache.cache import dirfd, job_record, timestamps
+from jobcache.config.settings import Settings, slurm_client
 from jobcache.diagnostics.explain import Remains, Slurms
 from jobcache.sweep import directories, scanning
 from jobcache.sweep.plan import Found
 from jobcache.system import as_user
-from jobcache.system.slurm import Slurm, Unknown
+from jobcache.system.slurm import Unknown
 
 _TOLD = ("created_at", "node", "policy", "seeded")  # of the record
 _PATIENCE = 10.0  # seconds that one owner's directories have to be looked at
@@ -19,8 +19,7 @@ _PATIENCE = 10.0  # seconds that one owner's directories have to be looked at
 
 def ask_slurm(site: Settings, job_id: int) -> Slurms:
     """Return what slurmctld says of the job, else what the accounting does."""
-    ask = site.tree["slurm"]
-    slurm = Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
+    slurm = slurm_client(site.tree)
     by = "squeue"
     try:
         said = slurm.job(job_id)
@@ -38,7 +37,7 @@ def ask_slurm(site: Settings, job_id: int) -> Slurms:
 
 def moment(seconds: str) -> str:
     """Return seconds since the epoch as RFC 3339, "" for what is none."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(seconds))) if seconds.isdigit() else ""
+    return timestamps.second(int(seconds)) if seconds.isdigit() else ""
 
 
 def still_there(site: Settings, job_id: int, uid: Optional[int], node: str, trouble: list[str]) -> list[Remains]:
@@ -57,7 +56,7 @@ def _again(one: Found) -> Iterator[Remains]:
         parent, _, name = one.path.rpartition("/")
         fd = dirfd.open_directory(parent)
         report(vars(directories.look(fd, name, one)))
-        cache_fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        cache_fd = os.open(name, dirfd.DIRECTORY, dir_fd=fd)
         report({"record": {key: job_record.read_record(cache_fd).get(key) for key in _TOLD}})
 
     child = as_user.start(work, uid=one.uid, gid=one.gid, user=None, places=[])

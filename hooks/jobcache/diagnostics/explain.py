@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobcache.cache import timestamps
 from jobcache.sweep.plan import Found
-from jobcache.system.event_log import SYSLOG, Event, epoch, epoch_or_none, stamp
+from jobcache.system.event_log import SYSLOG, Event, epoch, epoch_or_none
 
 # Each reason: what it means, and what to do about it, "" where nothing is to be done.
 REASONS = {
@@ -241,7 +242,7 @@ def _still_there(told: list[Event], there: Sequence[Remains], slurm: Slurms) -> 
     if is_alive(slurm.state):
         return f"{where} Its job is {slurm.state}.", ""
     if not kept and one.keep_until is not None and one.now is not None and one.now < one.keep_until:
-        return f"{where} Its job is over, and it is kept until {stamp(one.keep_until)[:19]}Z, as its record says.", ""
+        return f"{where} Its job is over, and it is kept until {timestamps.second(one.keep_until)}, as its record says.", ""
     if kept:
         means, mend = REASONS.get(kept.get("reason", ""), (kept.get("reason", ""), ""))
         said = "; so a system log says, which users can write" if kept["source"] == SYSLOG else ""

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
-from jobcache.cache import dirfd
+from jobcache.cache import timestamps
 from jobcache.cache.path_template import Template
 from jobcache.config.settings import Settings
 from jobcache.sweep import listing, one_sweep, scanning
 from jobcache.sweep.plan import Decision
-from jobcache.system import as_user, event_log
+from jobcache.system import as_user, event_log, files
 
 Labels = tuple[tuple[str, str], ...]
 Samples = dict[tuple[str, Labels], float]  # by name and labels
@@ -64,7 +64,7 @@ def record(
         if site.log_file is not None:
             path = _beside(textfile, "host")
             before = previous(path)
-            since = event_log.stamp(before.get((_READ, ()), 0.0))
+            since = timestamps.millisecond(before.get((_READ, ()), 0.0))
             logs = event_log.rotations(site.log_file)
             write(path, of_host(event_log.read(logs, event_log.Tally(), since=since), before))
     except OSError as error:
@@ -251,13 +251,7 @@ def write(path: str, families: Iterable[Family]) -> None:
     families = list(families)
     registry.register(Collector())  # type: ignore[arg-type, unused-ignore]
     text = generate_latest(registry)
-    new = f"{path}.{dirfd.nonce()}"  # not *.prom, which node_exporter would read
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(text)
-        file.flush()
-        os.fchmod(fd, 0o644)
-    os.rename(new, path)
+    files.replace_file(path, text, 0o644)
 
 
 # --------------------------------------------------------------------------------------------------------------- facts
@@ -291,7 +285,7 @@ def _facts(
             caches, total = facts.users.get(name, (0, 0))
             facts.users[name] = caches + 1, total + sizes.get(decision.found.path, (0, 0))[0]
     for template in site.templates:
-        if scanning.is_local(site, template) == options.local:
+        if site.is_node_local(template) == options.local:
             facts.filesystems.update(_filesystem(template))
     return facts
 

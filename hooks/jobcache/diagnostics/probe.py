@@ -23,12 +23,12 @@ from typing import Any, Callable, Optional
 import jobcache
 from jobcache.cache import cache_names, dirfd, path_template
 from jobcache.config import apply, reader
-from jobcache.config.settings import FILE, LIB, OFF, POLICY, Settings, SettingsError
+from jobcache.config.settings import FILE, LIB, OFF, POLICY, Settings, SettingsError, slurm_client
 from jobcache.config.settings import load as load_settings
 from jobcache.diagnostics import check
 from jobcache.diagnostics.check import EXCLUDED, OBTAINED, Compiled, Facts, Interpreter, Log, Schedule, Scratch, Script, Wiring
 from jobcache.sweep import scanning
-from jobcache.system import as_user, event_log, reaper, slurm
+from jobcache.system import as_user, event_log, mounts, reaper, slurm
 
 _PATIENCE = 10.0  # seconds that scratch has for all of it
 _ACROSS = 90.0  # seconds that the nodes have to see each other's files: NFS keeps a name that is not there for a minute
@@ -162,9 +162,8 @@ def _interpreters(site: Settings, who: pwd.struct_passwd) -> Iterator[Interprete
 
 
 def _wiring(site: Settings, hooks: str) -> Wiring:
-    ask = site.tree["slurm"]
     try:
-        running = slurm.Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"]).config()
+        running = slurm_client(site.tree).config()
     except slurm.Unknown as error:
         return Wiring(unknown=str(error))
     conf = running.get("SLURM_CONF", "")
@@ -364,7 +363,7 @@ def _mounts_of(enroot: str) -> Iterator[str]:
 def _scratch(site: Settings, text: str, who: pwd.struct_passwd, node: str) -> Scratch:
     """Try one template as an ordinary user, in a child with a deadline."""
     template = path_template.Template(text)
-    local = any(text.startswith(below.rstrip("/") + "/") for below in site.tree["node_local"])
+    local = site.is_node_local(template)
     facts = Scratch(text, who.pw_name, local=local, has_node=(True, "node") in template.parts)
     try:
         place = template.bind(user=who.pw_name, uid=who.pw_uid, cluster=site.cluster, node=node)
@@ -478,7 +477,7 @@ class _Directory:
     def __exit__(self, *exc: object) -> None:
         if self._leave:
             return
-        fd = os.open(self._name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._parent_fd)
+        fd = os.open(self._name, dirfd.DIRECTORY, dir_fd=self._parent_fd)
         try:
             tally = reaper.delete(self._parent_fd, self._name, fd, time.monotonic() + _PATIENCE)
         finally:
@@ -581,15 +580,8 @@ class _Squash:
 
 def _mount_of(path: str) -> tuple[str, tuple[str, ...]]:
     """Return the filesystem's type and options, from the mount table alone: scratch may hang."""
-    best, found = "", ("", ())  # type: tuple[str, tuple[str, tuple[str, ...]]]
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            left, _, right = line.rstrip("\n").partition(" - ")
-            point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), left.split(" ")[4])
-            if check.is_below(path, point) and len(point) >= len(best):
-                words = right.split(" ")
-                best, found = point, (words[0], (*left.split(" ")[5].split(","), *words[2].split(",")))
-    return found
+    mount = mounts.containing(path, mounts.read())
+    return (mount.fstype, mount.options) if mount else ("", ())
 
 
 # ------------------------------------------------------------------------------------------------------- log and sweep

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Callable, Optional
 
-from jobcache.system.event_log import LOG, SYSLOG, Event, epoch_or_none, stamp
+from jobcache.cache import timestamps
+from jobcache.system.event_log import LOG, SYSLOG, Event, epoch_or_none
 
 _Key = tuple[str, int, int, Optional[int], str]  # cluster, job, run, uid, path
 
@@ -103,7 +104,7 @@ class Collector:
     """Takes events one by one. name_of: the name of a uid that no event names. own_log: the log itself is among the sources."""
 
     def __init__(self, since: float, until: float, name_of: Callable[[int], str] = str, own_log: bool = False) -> None:
-        self.report = Report(stamp(since), stamp(until))
+        self.report = Report(timestamps.millisecond(since), timestamps.millisecond(until))
         self._since, self._until, self._name_of = since, until, name_of
         self._seen: set[int] = set()
         self._caches: dict[_Key, Cache] = {}
@@ -261,7 +262,7 @@ def _step(span: float) -> int:
 
 def _bins(caches: Sequence[Cache], since: float, until: float, step: int) -> list[Bin]:
     count = max(1, int((until - since) / step + 0.999))
-    bins = [Bin(stamp(since + at * step)) for at in range(count)]
+    bins = [Bin(timestamps.millisecond(since + at * step)) for at in range(count)]
 
     def at(moment: float) -> int:
         return min(count - 1, max(0, int((moment - since) / step)))

@@ -25,6 +25,7 @@ from jobcache.cache import (
     reasons,
     seeding,
     store_names,
+    timestamps,
 )
 from jobcache.cache.fields import component, natural, number
 from jobcache.config import reader, settings
@@ -199,7 +200,7 @@ def own_settings(config_file: Optional[str], path: Optional[str]) -> settings.Se
     ask = tree["slurm"]
     ask["conf"] = ask["conf"] or os.environ.get("SLURM_CONF")  # of whoever has no configuration that was compiled
     try:
-        cluster = tree["cluster"] or slurm.Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"]).cluster_name()
+        cluster = tree["cluster"] or settings.slurm_client(tree).cluster_name()
     except slurm.Unknown:
         cluster = cache_names.host_cluster("")
     compiled: dict[str, Any] = {
@@ -292,7 +293,7 @@ def _opened(path: str) -> "tuple[int, str, int]":
     """Return a directory open at its parent, its name there, and itself open. Raise OSError."""
     parent, _, name = path.rpartition("/")
     parent_fd = dirfd.open_directory(parent)
-    return parent_fd, name, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+    return parent_fd, name, os.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
 
 
 def _claim(env: "dict[str, str]", wish: Wish, job: Optional[Job]) -> protocol.Claim:
@@ -353,7 +354,7 @@ def _end(
             store.mark_used(fd, store_path, began + _MARKING)
         keep = ("user_keep", wish.keep_max) if job_record.is_kept(fd) else ("job_failed", wish.keep_failed if status else 0.0)
         if keep[1]:
-            until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + keep[1]))
+            until = timestamps.second(time.time() + keep[1])
             job_record.write_record(fd, {**job_record.read_record(fd), "keep_until": until})
             _say(wish, job, claim, "cache.kept", "kept", keep[0], began, keep_until=event_line.quote(until))
             return

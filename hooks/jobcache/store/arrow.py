@@ -9,11 +9,12 @@ import stat
 import struct
 import time
 
+from jobcache.cache import dirfd
+
 _CONTINUES = 0xFFFFFFFF
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # kinds of messages
 _METADATA_MAX = 1 << 24  # bytes; a schema of ten thousand columns has a tenth of it
 _AHEAD = 4096  # bytes read at once: the metadata of most messages
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Broken(ValueError):
@@ -29,7 +30,7 @@ def rows_of(name: str, dir_fd: int, until: float) -> int:
 
     Raise Broken where it is no plain file or no whole stream, Late after `until` (seconds of time.monotonic), OSError.
     """
-    fd = os.open(name, _FILE, dir_fd=dir_fd)
+    fd = os.open(name, dirfd.FILE, dir_fd=dir_fd)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):

@@ -10,7 +10,7 @@ import os
 import stat
 import time
 
-from jobcache.cache import cache_names, store_names, store_reading
+from jobcache.cache import cache_names, dirfd, store_names, store_reading
 from jobcache.store import arrow
 
 TYPE_CHECKING = False
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _INFO_MAX = 1 << 24  # bytes of a dataset_info.json
 _MOST_SHARDS = 100_000
 
@@ -88,7 +86,7 @@ def _open(cache_fd: int, path: str) -> "int | None":
     fd = os.dup(cache_fd)
     for part in filter(None, path.split("/")):
         try:
-            below = os.open(part, _DIRECTORY, dir_fd=fd)
+            below = os.open(part, dirfd.DIRECTORY, dir_fd=fd)
         except OSError:
             return None
         finally:
@@ -132,7 +130,7 @@ def check(build_fd: int, until: float, with_maps: bool) -> Build:
 
 def _info(build_fd: int) -> "dict[str, Any]":
     try:
-        fd = os.open(store_reading.INFO, _FILE, dir_fd=build_fd)
+        fd = os.open(store_reading.INFO, dirfd.FILE, dir_fd=build_fd)
     except FileNotFoundError:
         raise NotWhole(f"no {store_reading.INFO}") from None
     try:

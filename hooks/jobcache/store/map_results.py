@@ -14,7 +14,6 @@ from jobcache.store import arrow, builds
 
 MOST = 512  # files of one build that are results of `map`; of more, the oldest are left out
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_OF_STORE = 3  # <build>/files/<file>
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
 from jobcache.cache import cache_names, dirfd, linking, path_template, reasons, store_names
-from jobcache.config.settings import Settings
+from jobcache.config.settings import Settings, slurm_client
 from jobcache.store import store
 from jobcache.sweep import directories, scanning
 from jobcache.system import as_user, gathering, reaper
-from jobcache.system.slurm import Slurm, Unknown
+from jobcache.system.slurm import Unknown
 
 _AT_ONCE = 4  # stores
 _PATIENCE = 120.0  # seconds without a word, and a store is taken to hang
@@ -151,8 +151,7 @@ def run(site: Settings, stores: Iterable[Place], dry: bool) -> Result:
     result = Result()
     stores = list(stores)
     turns = Turns(scanning.hung_of(site))
-    ask = site.tree["slurm"]
-    slurm = Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
+    slurm = slurm_client(site.tree)
     own = all(place.owner == os.geteuid() and not place.sites for place in stores)
     try:
         starts = slurm.starts(site.cluster, only_own=own) if stores else {}
@@ -225,7 +224,7 @@ class Building:
         return self
 
     def _open(self) -> int:
-        return os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.section_fd)
+        return os.open(self.name, dirfd.DIRECTORY, dir_fd=self.section_fd)
 
     def publish(self) -> store.Published:
         """Publish what is whole, safe from a crash, and date what was used of the store. Raise as store.publish does."""

@@ -16,7 +16,7 @@ import os
 import stat
 import time
 
-from jobcache.cache import dirfd, reasons, store_names, store_reading
+from jobcache.cache import dirfd, reasons, store_names, store_reading, timestamps
 from jobcache.store import arrow, builds, map_results
 from jobcache.system import reaper
 
@@ -25,15 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _SCHEMA = 1
 _LONGEST = 1 << 24  # bytes of a manifest
 _LONGEST_WORD = 255  # characters of a manifest's that are shown
 _MOST_SPLITS = 1000
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)  # something of a build is not what it was
-_CLOCK_SKEW = 300.0  # seconds by which a filesystem's clock and the controller's may differ
 _DEBRIS_AGE = 86400.0  # seconds without a change, and whoever made it is gone
 _CLEARING = 0.2  # seconds for what could not be published
 _STRIDE = 5.0  # seconds of deletion at a time
@@ -274,7 +271,7 @@ def _staged(section_fd: int, fill: "Callable[[int], None]") -> str:
     """
     staged = store_names.BUILD_NEW + dirfd.nonce()
     os.mkdir(staged, 0o700, dir_fd=section_fd)
-    staged_fd = os.open(staged, _DIRECTORY, dir_fd=section_fd)
+    staged_fd = os.open(staged, dirfd.DIRECTORY, dir_fd=section_fd)
     try:
         fill(staged_fd)
     except (OSError, builds.NotWhole, reasons.Refused, arrow.Late) as error:
@@ -302,7 +299,7 @@ def _rename_new(section_fd: int, staged: str, name: str) -> bool:
 
 def _give_back(section_fd: int, staged: str, build_fd: int, names: "list[str]") -> None:
     """Move the files of a job's from what was staged back into its cache, and drop the rest. Raise OSError."""
-    staged_fd = os.open(f"{staged}/{store_names.FILES}", _DIRECTORY, dir_fd=section_fd)
+    staged_fd = os.open(f"{staged}/{store_names.FILES}", dirfd.DIRECTORY, dir_fd=section_fd)
     try:
         os.fchmod(staged_fd, 0o700)
         for name in names:
@@ -356,7 +353,7 @@ def _staged_grown(
     section_fd: int, build_fd: int, key: str, growth: map_results.Growth, newest: str, to: Publisher, until: float, sync: bool
 ) -> str:
     """As `_staged`, with what a job has made moved into it, beside hard links to the files of the generation `newest`."""
-    old_fd = os.open(f"{newest}/{store_names.FILES}", _DIRECTORY, dir_fd=section_fd)
+    old_fd = os.open(f"{newest}/{store_names.FILES}", dirfd.DIRECTORY, dir_fd=section_fd)
     try:
         return _staged(section_fd, lambda fd: _fill_grown(fd, build_fd, old_fd, key, growth, to, until, sync))
     finally:
@@ -387,12 +384,12 @@ def _fill_grown(
 
 def _make_files(staged_fd: int) -> int:
     os.mkdir(store_names.FILES, 0o700, dir_fd=staged_fd)
-    return os.open(store_names.FILES, _DIRECTORY, dir_fd=staged_fd)
+    return os.open(store_names.FILES, dirfd.DIRECTORY, dir_fd=staged_fd)
 
 
 def _move(files_fd: int, build_fd: int, files: "dict[str, tuple[int, int]]", sync: bool) -> None:
     for name, as_checked in files.items():
-        fd = os.open(name, _FILE, dir_fd=build_fd)
+        fd = os.open(name, dirfd.FILE, dir_fd=build_fd)
         try:
             os.fchmod(fd, 0o444)
             if sync:
@@ -427,7 +424,7 @@ def _manifest(key: str, build: builds.Build, to: Publisher) -> "dict[str, Any]":
         "schema": _SCHEMA,
         "key": key,
         "label": to.label or None,
-        "published_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "published_at": timestamps.second(time.time()),
         "rows": build.rows,
         "files": len(build.files),
         "maps": build.maps,
@@ -652,7 +649,7 @@ def _verify(
 
 def _read_manifest(build_fd: int) -> "dict[str, Any]":
     try:
-        fd = os.open(store_names.MANIFEST, _FILE, dir_fd=build_fd)
+        fd = os.open(store_names.MANIFEST, dirfd.FILE, dir_fd=build_fd)
         try:
             found = json.loads(os.read(fd, _LONGEST))
         finally:
@@ -739,7 +736,7 @@ def to_retire(
     for one in standing:
         of, generation = store_names.parse_build(one.name) or ("", 0)
         newest[one.label, of] = max(generation, newest.get((one.label, of), 0))
-    needed = [oldest is not None and one.used >= oldest - _CLOCK_SKEW for one in standing]
+    needed = [oldest is not None and one.used >= oldest - timestamps.CLOCK_SKEW for one in standing]
     reasons = []
     for one, is_needed in zip(standing, needed):
         of, generation = store_names.parse_build(one.name) or ("", 0)
@@ -766,7 +763,7 @@ def to_delete(found: "Iterable[Stored]", now: float, oldest: "float | None") -> 
             old = now - one.used > _DEBRIS_AGE and not one.unread
             verdicts.append(Verdict(one, "delete" if old else "keep", "half_made" if old else "young"))
         elif one.retired is not None and not one.unread:
-            free = oldest is None or one.retired < oldest - _CLOCK_SKEW
+            free = oldest is None or one.retired < oldest - timestamps.CLOCK_SKEW
             verdicts.append(Verdict(one, "delete" if free else "keep", "retired" if free else "linked"))
     return verdicts
 
@@ -822,7 +819,7 @@ def drop(section_fd: int, name: str, until: float, retired: "float | None" = Non
 
     retired: when it was, as judged. Raise FileNotFoundError where a build of that name was not retired then.
     """
-    fd = os.open(name, _DIRECTORY, dir_fd=section_fd)
+    fd = os.open(name, dirfd.DIRECTORY, dir_fd=section_fd)
     try:
         if retired is not None and _retired(fd) != retired:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)

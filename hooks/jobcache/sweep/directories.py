@@ -17,7 +17,6 @@ from typing import Any, Callable, Optional, Union
 from jobcache.cache import cache_names, dirfd, job_record, lease_lock, path_template
 from jobcache.sweep.plan import ASIDE, CACHE, NEW, RUN, TRASH, Found, Identity
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOGROUP = 65534  # in place of root's group, which gives rights
 _STRIDE = 4096  # entries between two words
 _DEEPEST = 64  # levels of a tree that are measured; a built dataset has four
@@ -222,7 +221,7 @@ def look(parent_fd: int, name: str, plain: Found) -> Found:
 
 def _opened(parent_fd: int, name: str, plain: Found, see: "Callable[[int], dict[str, Any]]") -> Found:
     try:
-        fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
+        fd = os.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
         try:
             itself = os.fstat(fd)
             if itself.st_uid != plain.uid:

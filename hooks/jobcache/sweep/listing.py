@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from jobcache.config.settings import Settings
+from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import one_sweep, scanning
 from jobcache.sweep.plan import Decision, is_candidate, plan
 from jobcache.system.slurm import Listing, Unknown
@@ -25,7 +25,9 @@ def listed(site: Settings, options: scanning.Options, say: scanning.Say = scanni
     found = list(scanning.look_again(scanning.scan(site, options, trouble, say), scanning.hung_of(site), trouble, say, sizes))
     listings: list[Listing] = []
     try:
-        one_sweep.without_live_job(site, options, [one for one in found if is_candidate(one, rules)], listings)
+        one_sweep.without_live_job(
+            site, options, slurm_client(site.tree), [one for one in found if is_candidate(one, rules)], listings
+        )
     except Unknown as unknown:
         trouble.append(f"which jobs are alive is not known: {unknown}")
     decisions = plan(found, listings * 2, rules)

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
-from jobcache.config.settings import Settings
+from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import processes, reaping, scanning
 from jobcache.sweep.plan import REAP, TRASH, Decision, Found, Rules, has_no_job, is_candidate, plan
 from jobcache.system.slurm import Listing, Slurm, Unknown
@@ -36,18 +36,20 @@ def run(
     options: scanning.Options,
     say: scanning.Say = scanning.silent,
     on_reaped: Callable[[reaping.Reaped], None] = lambda _: None,
+    slurm: Optional[Slurm] = None,
 ) -> Result:
-    """Sweep once. `on_reaped` is called for each directory as it is reaped."""
+    """Sweep once. `on_reaped` is called for each directory as it is reaped. slurm: default, as the settings say."""
     result = Result()
+    slurm = slurm or slurm_client(site.tree)
     rules = rules_of(site, options.node)
     found = scanning.scan(site, options, result.trouble, say)
     candidates = [one for one in found if is_candidate(one, rules)]
     listings: list[Listing] = []
     try:
-        dead = without_live_job(site, options, candidates, listings)
+        dead = without_live_job(site, options, slurm, candidates, listings)
         if dead:
             _wait(rules.confirm, say)
-            dead = without_live_job(site, options, dead, listings)
+            dead = without_live_job(site, options, slurm, dead, listings)
             dead = list(scanning.look_again(dead, scanning.hung_of(site), result.trouble, say))
             dead = scanning.with_pids(plan(dead, listings, rules), scanning.hung_of(site))
     except Unknown as unknown:
@@ -82,12 +84,12 @@ def rules_of(site: Settings, node: str) -> Rules:
     )
 
 
-def without_live_job(site: Settings, options: scanning.Options, found: list[Found], listings: list[Listing]) -> list[Found]:
+def without_live_job(
+    site: Settings, options: scanning.Options, slurm: Slurm, found: list[Found], listings: list[Listing]
+) -> list[Found]:
     """Ask Slurm, once for all; return those whose job is not alive, and trash. No candidates, no question. Raise Unknown."""
     if not found:
         return []
-    ask = site.tree["slurm"]
-    slurm = Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
     listing = slurm.listing(site.cluster, only_own=options.user == os.geteuid())
     listings.append(listing)
     return [one for one in found if one.kind == TRASH or not listing.alive(one.job_id, one.uid)]

@@ -87,7 +87,7 @@ class _Reaping:
         parent, _, name = one.path.rpartition("/")
         parent_fd = dirfd.open_directory(parent)
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+            fd = os.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
             try:
                 if replace(directories.look(parent_fd, name, one), now=one.now, pids=one.pids) != one:
                     raise reaper.Kept("changed", "it has changed since it was decided upon")

@@ -56,7 +56,7 @@ def scan(site: Settings, options: Options, trouble: list[str], say: Say) -> list
 
 def look_for(site: Settings, options: Options, trouble: list[str], say: Say = silent) -> Iterator[Found]:
     """Yield what there is on scratch, each at a glance, as its owner. Directories that hang or are closed: `trouble`."""
-    templates = [template for template in site.templates if is_local(site, template) == options.local]
+    templates = [template for template in site.templates if site.is_node_local(template) == options.local]
     users = [home for home in homes(site, templates, trouble) if _wanted(home.uid, options)]
     random.shuffle(users)
 
@@ -94,11 +94,6 @@ def look_for(site: Settings, options: Options, trouble: list[str], say: Say = si
             yield one
         elif all_seen[one.uid] == _MOST_EACH + 1:
             trouble.append(f"{one.path}: uid {one.uid} has more than {_MOST_EACH} directories of such a name; the rest is left")
-
-
-def is_local(site: Settings, template: Template) -> bool:
-    """Whether a template's filesystem is each node's own."""
-    return any(template.text.startswith(below.rstrip("/") + "/") for below in site.tree["node_local"])
 
 
 def _wanted(uid: int, options: Options) -> bool:

@@ -94,17 +94,12 @@ def _minute(text: str) -> int:
     return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:"))  # slow, and events come by the minute
 
 
-def stamp(seconds: float) -> str:
-    """Return an event's moment, such that moments compare like their texts."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
-
-
 def read(
     sources: Iterable[Union[str, IO[bytes]]], tally: Tally, job_id: Optional[int] = None, since: str = "", until: str = "~"
 ) -> Iterator[Event]:
     """Yield the events of the sources in their order: paths, "-" for standard input, or open binary files.
 
-    job_id: only that job's, which is quick: other lines are not even parsed. since, until: moments, as `stamp` has them.
+    job_id: only that job's, which is quick: other lines are not even parsed. since, until: as timestamps.millisecond returns.
     An event that is in several sources is yielded as often.
     """
     needle = re.compile(rb'job_id\\?"\s*:\s*%d\b' % job_id) if job_id is not None else None

@@ -10,7 +10,7 @@ import time
 
 import structlog
 
-from jobcache.cache import devlog
+from jobcache.cache import devlog, timestamps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ class Log:
 
 def _complete(_logger: object, level: str, fields: "structlog.typing.EventDict") -> "structlog.typing.EventDict":
     """Put the moment, the event and its level first, and every string into what any JSON reader takes."""
-    now = time.time()
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
-    event = {"ts": stamp, "event": fields.pop("event"), "level": level}
+    event = {"ts": timestamps.millisecond(time.time()), "event": fields.pop("event"), "level": level}
     event.update((key, _clean(value)) for key, value in fields.items() if value is not None)
     return event
 

@@ -12,9 +12,8 @@ import stat
 import time
 from time import perf_counter
 
-from jobcache.cache import cache_names, store_names
+from jobcache.cache import cache_names, dirfd, store_names
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST = 32  # directories held open at once; what lies deeper is moved up first
 _SLOW = 0.0005  # seconds an entry, from which on it helps to empty several directories at once
@@ -423,7 +422,7 @@ def _open(dir_fd: int, name: str, mount: str) -> int:
     Raise _MountPoint where it is not on `mount`, before anything about it is changed; OSError.
     """
     try:
-        fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
+        fd = os.open(name, dirfd.DIRECTORY, dir_fd=dir_fd)
     except PermissionError:
         fd = _open_closed(dir_fd, name, mount)
     try:
@@ -444,7 +443,7 @@ def _open_closed(dir_fd: int, name: str, mount: str) -> int:
             raise _MountPoint(name)
         here = f"/proc/self/fd/{path_fd}"  # a name could have become a symlink
         os.chmod(here, 0o700)
-        return os.open(here, _DIRECTORY & ~os.O_NOFOLLOW)
+        return os.open(here, dirfd.DIRECTORY & ~os.O_NOFOLLOW)
     finally:
         os.close(path_fd)
 

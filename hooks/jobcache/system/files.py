@@ -1,0 +1,30 @@
+"""Files that are replaced whole."""
+
+import os
+
+from jobcache.cache import dirfd
+
+
+def replace_file(path: str, data: bytes, mode: int) -> None:
+    """Put `data` into a new file beside `path` with permissions `mode`, and rename it there. Raise OSError.
+
+    The data is on disk before the name is: after a crash, `path` has the old or the new content. On an error, nothing is left.
+    """
+    new = f"{path}.{dirfd.nonce()}"
+    try:
+        write_new(new, data, mode)
+        os.rename(new, path)
+    except OSError:
+        if os.path.lexists(new):
+            os.unlink(new)
+        raise
+
+
+def write_new(path: str, data: bytes, mode: int) -> None:
+    """Write `data` to a file that does not exist yet, and to disk. Raise OSError, FileExistsError where it exists."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(fd, mode)
+        os.fsync(fd)
