@@ -84,5 +84,5 @@ say "Job $job is over. Its event:"
 say 'What is left on scratch, but for the directories of the user:'
 find "$dir/scratch" -mindepth 1 ! -name nobody ! -name .cache ! -name "$(id -un)" | grep . || echo "(nothing)"
 SHOW
-PATH=$PATH:/usr/sbin:/sbin "$python" tests/cluster/minicluster.py --name try --hooks "$dir/hooks" -- sh "$dir/show.sh" "$dir"
+PATH=$PATH:/usr/sbin:/sbin "$python" tests/support/minicluster.py --name try --hooks "$dir/hooks" -- sh "$dir/show.sh" "$dir"
 say "That was all. To have it on your cluster: README.md, Installing."

@@ -1,15 +1,11 @@
 """Fixtures of all tests."""
 
-import os
-import sys
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
-sys.path.insert(0, os.path.dirname(__file__))
-
-from site_dir import Site  # noqa: E402
+from support.site_dir import Site  # noqa: E402
 
 # The same examples every time: a change is judged by what it changes. To look for more: --hypothesis-profile=default.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "hooks"), *(str(ROOT / "tests" / part) for part in (".", "fs", "cluster"))]
+sys.path[:0] = [str(ROOT / "hooks"), str(ROOT / "tests")]
 
-from minicluster import Cluster  # noqa: E402
-from mounts import mount  # noqa: E402
-from site_dir import ALICE, Site  # noqa: E402
-from slowfs import slow  # noqa: E402
+from support.minicluster import Cluster  # noqa: E402
+from support.mounts import mount  # noqa: E402
+from support.site_dir import ALICE, Site  # noqa: E402
+from support.slowfs import slow  # noqa: E402
 
 WHO = pwd.getpwnam(ALICE)
 PYTHON = sys.executable

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "hooks"), str(ROOT / "tests")]
 
-from site_dir import Site  # noqa: E402
+from support.site_dir import Site  # noqa: E402
 
 NODES = (1, 2, 8, 32)
 ON_OPEN_FILES = {"read", "write", "close", "fstat", "lseek", "fcntl", "ioctl", "dup", "dup2", "mmap", "pread64"}

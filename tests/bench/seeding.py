@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "hooks"), str(ROOT / "tests"), str(ROOT / "tests/fs")]
+sys.path[:0] = [str(ROOT / "hooks"), str(ROOT / "tests")]
 
-from site_dir import Site  # noqa: E402
-from stores import Jobs, Template, links  # noqa: E402
+from support.site_dir import Site  # noqa: E402
+from support.stores import Jobs, Template, links  # noqa: E402
 
 CASES = {"10 builds": (10, 30), "1,000 files": (1_000, 150), "5,000 builds": (5_000, 1_000)}  # how many; the target, ms
 

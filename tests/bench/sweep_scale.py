@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT / "hooks"), str(ROOT / "tests")]
 
 from jobcache.cache import event_line, protocol  # noqa: E402
 from jobcache.system import as_user  # noqa: E402
-from site_dir import Site  # noqa: E402
+from support.site_dir import Site  # noqa: E402
 
 JOBS = 100_000
 EACH = 3  # caches a user

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from minicluster import Cluster
-from site_dir import ALICE, Site
+from support.minicluster import Cluster
+from support.site_dir import ALICE, Site
 
 
 def asked(cluster: Cluster) -> dict[str, str | None]:

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import minicluster
 from conftest import asked
 from jobcache.cli.main import main
 from jobcache.diagnostics import comments
-from minicluster import Cluster
-from site_dir import ALICE, Site
+from support import minicluster
+from support.minicluster import Cluster
+from support.site_dir import ALICE, Site
 
 PROGRAMS = ("mariadbd", "mariadb-install-db", "slurmdbd", "sacctmgr")
 needs_slurmdbd = pytest.mark.skipif(

@@ -13,8 +13,8 @@ import pytest
 
 import jobcache
 from conftest import asked
-from minicluster import Cluster
-from site_dir import ALICE, Site
+from support.minicluster import Cluster
+from support.site_dir import ALICE, Site
 
 Rows = list[dict[str, str]]
 

@@ -19,8 +19,8 @@ import pytest
 import jobcache
 from conftest import Wired, asked
 from jobcache.system.slurm import Slurm, Unknown
-from minicluster import Cluster
-from site_dir import ALICE, BOB, Site
+from support.minicluster import Cluster
+from support.site_dir import ALICE, BOB, Site
 
 FILL = 'echo data >"$HF_DATASETS_CACHE/$SLURMD_NODENAME.arrow"'
 SLEEP = "sleep 300"

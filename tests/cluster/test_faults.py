@@ -9,7 +9,6 @@ import os
 import pwd
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +19,9 @@ from conftest import Wired
 from jobcache.config import settings
 from jobcache.sweep import one_sweep, scanning
 from jobcache.system import slurm
-from site_dir import ALICE
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "fs"))
-
-from hungfs import hung  # noqa: E402
-from mounts import mount  # noqa: E402
+from support.hungfs import hung  # noqa: E402
+from support.mounts import mount  # noqa: E402
+from support.site_dir import ALICE
 
 UID, GID = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(ALICE).pw_gid
 SHOW = 'echo "<$HF_DATASETS_CACHE>"'

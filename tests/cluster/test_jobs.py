@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from conftest import Wired
-from site_dir import ALICE, BOB
+from support.site_dir import ALICE, BOB
 
 SHOW = 'echo "$HF_DATASETS_CACHE"'
 FILL = (

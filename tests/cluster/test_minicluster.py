@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-import minicluster
-from minicluster import Cluster, ClusterError
+from support import minicluster
+from support.minicluster import Cluster, ClusterError
 
 PROGRAM = Path(minicluster.__file__).resolve()
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has jobs of other users")

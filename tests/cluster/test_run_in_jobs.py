@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from conftest import Wired, asked
-from site_dir import ALICE
+from support.site_dir import ALICE
 
 SHOW = 'echo "$HF_DATASETS_CACHE"'
 

@@ -10,7 +10,7 @@ import pytest
 from test_jobs import step
 
 from conftest import Wired
-from site_dir import ALICE
+from support.site_dir import ALICE
 
 LABEL = "exp-1"
 SHOW = 'echo "$SLURMD_NODENAME $SLURM_PROCID $HF_DATASETS_CACHE"'

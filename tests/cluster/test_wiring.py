@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from conftest import Wired
-from minicluster import Cluster
-from site_dir import ALICE, Site
+from support.minicluster import Cluster
+from support.site_dir import ALICE, Site
 
 SAY = "srun sh -c 'echo $HF_DATASETS_CACHE'"
 

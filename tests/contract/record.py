@@ -20,9 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "cluster"))
 
-from minicluster import Cluster, ClusterError  # noqa: E402
+sys.path.insert(0, str(HERE.parent))  # this is a program
+
+from support.minicluster import Cluster, ClusterError  # noqa: E402
 
 USER = "games"
 HOOK = """\

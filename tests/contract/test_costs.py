@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import jobcache
-from site_dir import ALICE, Site
+from support.site_dir import ALICE, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 BLOCK = 8192  # bytes of a script that dash and bash read at once

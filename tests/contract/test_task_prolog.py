@@ -20,12 +20,9 @@ from typing import Any
 
 import pytest
 
-from site_dir import ALICE, BOB, SHELLS, Prologue, Site
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "fs"))
-
-from hungfs import hung  # noqa: E402
-from mounts import mount  # noqa: E402
+from support.hungfs import hung  # noqa: E402
+from support.mounts import mount  # noqa: E402
+from support.site_dir import ALICE, BOB, SHELLS, Prologue, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 RECORDED = Path(__file__).parent / "environments"

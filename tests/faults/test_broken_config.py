@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from faulty import EXPORTED, UID, epilog, left, prolog, said, swept
 from jobcache.cli.main import main
-from site_dir import ALICE, SHELLS, Site
+from support.faulty import EXPORTED, UID, epilog, left, prolog, said, swept
+from support.site_dir import ALICE, SHELLS, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 ODD = [

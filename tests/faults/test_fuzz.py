@@ -19,14 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jobcache
-from faulty import FULL, GID, UID, left, run, swept
-from home import acting_as
 from jobcache import epilog
 from jobcache.cache import cache_names, job_record, node_leases
 from jobcache.config import settings as compiled_settings
 from jobcache.system import events
 from jobcache.system.epilog_job import Job
-from site_dir import ALICE, SHELLS, Site
+from support.faulty import FULL, GID, UID, left, run, swept
+from support.home import acting_as
+from support.site_dir import ALICE, SHELLS, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 MANY = 20 if FULL else 1

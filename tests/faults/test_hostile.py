@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from faulty import FULL, GID, UID, epilog, left, prolog, said, skipped, swept
-from home import acting_as, fingerprint, uid_of
 from jobcache import epilog as ending
 from jobcache.cache import node_leases, protocol, reasons
 from jobcache.config import settings
 from jobcache.system import as_user
 from jobcache.system.epilog_job import Job
-from mounts import mount
-from site_dir import ALICE, BOB, Site
+from support.faulty import FULL, GID, UID, epilog, left, prolog, said, skipped, swept
+from support.home import acting_as, fingerprint, uid_of
+from support.mounts import mount
+from support.site_dir import ALICE, BOB, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be several users")
 ROUNDS = 4_000 if FULL else 200  # of each step with each canary, of which there are 15

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from faulty import FULL, left, swept
 from jobcache.cache import devlog
-from site_dir import ALICE, BOB, Site
+from support.faulty import FULL, left, swept
+from support.site_dir import ALICE, BOB, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 JOBS = 500 if FULL else 60

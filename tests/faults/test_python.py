@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import jobcache
-from faulty import EXPORTED, FULL, GID, UID, epilog, left, prolog, run, said, swept, told
-from hungfs import hung
 from jobcache.config import settings
-from mounts import mount
-from site_dir import ALICE, SHELLS, Site
+from support.faulty import EXPORTED, FULL, GID, UID, epilog, left, prolog, run, said, swept, told
+from support.hungfs import hung
+from support.mounts import mount
+from support.site_dir import ALICE, SHELLS, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 each_shell = pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell.split()[0].rpartition("/")[2])

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from faultfs import CHANGES, FaultFS, Faults, faulty
-from faulty import EXPORTED, GID, UID, epilog, left, prolog, said, skipped, swept
-from mounts import mount
-from site_dir import ALICE, Site
+from support.faultfs import CHANGES, FaultFS, Faults, faulty
+from support.faulty import EXPORTED, GID, UID, epilog, left, prolog, said, skipped, swept
+from support.mounts import mount
+from support.site_dir import ALICE, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and FUSE")
 REASONS = {errno.EDQUOT: "no_space", errno.EIO: "io_error", errno.ESTALE: "io_error"}

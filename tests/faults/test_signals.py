@@ -19,8 +19,6 @@ from typing import Any
 
 import pytest
 
-from faulty import EXPORTED, FULL, GID, UID, left, said, swept
-from home import fingerprint
 from jobcache import epilog
 from jobcache.cache import job_record, node_leases, protocol
 from jobcache.config import settings
@@ -28,7 +26,9 @@ from jobcache.sweep import reaping
 from jobcache.sweep.plan import REAP
 from jobcache.system import as_user
 from jobcache.system.epilog_job import Job
-from site_dir import ALICE, Site
+from support.faulty import EXPORTED, FULL, GID, UID, left, said, swept
+from support.home import fingerprint
+from support.site_dir import ALICE, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("strace"), reason="needs root and strace")
 CHANGING = (

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from faulty import EXPORTED, GID, UID, epilog, left, prolog, run, said, swept, told
-from site_dir import ALICE, SHELLS, Site
+from support.faulty import EXPORTED, GID, UID, epilog, left, prolog, run, said, swept, told
+from support.site_dir import ALICE, SHELLS, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 

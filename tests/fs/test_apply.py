@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 import jobcache as package
 from jobcache.cli.main import main
 from jobcache.config import apply, settings
-from site_dir import ALICE, Site
+from support.site_dir import ALICE, Site
 
 
 def jobcache(*argv: str | Path) -> Result:

@@ -12,7 +12,7 @@ import pytest
 
 from jobcache.cli import common
 from jobcache.config import settings
-from site_dir import ALICE, Site
+from support.site_dir import ALICE, Site
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 

@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from home import ALICE, acting_as, uid_of
-from hungfs import hung
 from jobcache.system import as_user
+from support.home import ALICE, acting_as, uid_of
+from support.hungfs import hung
 
 Report = Callable[[dict[str, Any]], None]
 ATTACK = """

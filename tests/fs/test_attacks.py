@@ -11,7 +11,7 @@ import pytest
 from jobcache.cache import dirfd
 from jobcache.sweep.plan import CACHE, KEEP, REPORT, TRASH, Found, Rules, plan
 from jobcache.system.slurm import Listing
-from site_dir import ALICE, BOB, Site
+from support.site_dir import ALICE, BOB, Site
 
 ALICES, BOBS = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(BOB).pw_uid
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from home import acting_as
 from jobcache.cache import cache_names, dirfd, event_line, job_record, node_leases, protocol, reasons
 from jobcache.cache.protocol import Claim
 from jobcache.cache.reasons import Refused
-from mounts import mount
-from site_dir import ALICE, BOB, Site
+from support.home import acting_as
+from support.mounts import mount
+from support.site_dir import ALICE, BOB, Site
 
 JOB = 4242
 BOOT = "11111111-2222-3333-4444-555555555555"

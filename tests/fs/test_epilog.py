@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from home import acting_as, fingerprint, plant, uid_of
-from hungfs import hung
 from jobcache import epilog
 from jobcache.cache import cache_names, path_template
 from jobcache.config import settings
 from jobcache.system import events, mounts
 from jobcache.system.epilog_job import from_epilog
-from mounts import mount
-from site_dir import ALICE, BOB, SHELLS, Site, validated
+from support.home import acting_as, fingerprint, plant, uid_of
+from support.hungfs import hung
+from support.mounts import mount
+from support.site_dir import ALICE, BOB, SHELLS, Site, validated
 
 
 def entered(site: Site, job: int = 4242, **more: Any) -> Path:

@@ -25,7 +25,6 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from home import acting_as, uid_of
 from jobcache import epilog
 from jobcache.cache import cache_names, node_leases, protocol, reasons
 from jobcache.config import apply
@@ -35,7 +34,8 @@ from jobcache.sweep.plan import Found
 from jobcache.system import as_user
 from jobcache.system.epilog_job import Job as EndedJob
 from jobcache.system.slurm import Listing, Slurm, Unknown
-from site_dir import ALICE, BOB
+from support.home import acting_as, uid_of
+from support.site_dir import ALICE, BOB
 
 OURS, OTHERS = "test", "della"  # ClusterNames
 NODES = ("n1", "n2")

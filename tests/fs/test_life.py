@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from site_dir import SHELLS, Site
+from support.site_dir import SHELLS, Site
 
 
 @pytest.mark.parametrize("shell", SHELLS)

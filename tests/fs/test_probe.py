@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from hungfs import hung
 from jobcache.cli.main import main
 from jobcache.diagnostics import probe
 from jobcache.system import as_user, gathering
-from mounts import mount
-from site_dir import ALICE, Site
+from support.hungfs import hung
+from support.mounts import mount
+from support.site_dir import ALICE, Site
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts filesystems, and becomes other users")
 Row = dict[str, str]

@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 import yaml
-
-from site_dir import ALICE, BOB, Site
 from test_sweep import FakeSlurm, slurm, sweep  # noqa: F401 - a fixture
+
+from support.site_dir import ALICE, BOB, Site
 
 ETC = Path(__file__).parents[2] / "etc"
 needs_prometheus = pytest.mark.skipif(

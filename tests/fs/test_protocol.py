@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from home import acting_as
 from jobcache import epilog
 from jobcache.cache import cache_names, dirfd, job_record, node_leases, path_template, protocol, reasons
 from jobcache.system import reaper
 from jobcache.system.epilog_job import Job
-from site_dir import ALICE
+from support.home import acting_as
+from support.site_dir import ALICE
 
 JOB = 4242
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

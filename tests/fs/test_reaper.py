@@ -18,11 +18,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from home import ALICE, BOB, JOB, Home, acting_as, fingerprint, make_cache, plant, uid_of
 from jobcache.cache import cache_names
 from jobcache.system import as_user, reaper
-from mounts import mount
-from slowfs import Slow, slow
+from support.home import ALICE, BOB, JOB, Home, acting_as, fingerprint, make_cache, plant, uid_of
+from support.mounts import mount
+from support.slowfs import Slow, slow
 
 SEARCH = os.O_PATH | os.O_DIRECTORY
 READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW

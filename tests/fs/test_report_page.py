@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from browser import Page, browser
 from jobcache.cache.timestamps import millisecond
 from jobcache.cli.main import main
+from support.browser import Page, browser
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium")

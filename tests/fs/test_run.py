@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from site_dir import ALICE, Site
+from support.site_dir import ALICE, Site
 
 WHO = pwd.getpwnam(ALICE)
 SHOW = 'echo "$HF_DATASETS_CACHE"; echo "$JOBCACHE_DIR"'

@@ -20,8 +20,8 @@ import pytest
 from jobcache.cache import dirfd, linking, reasons, store_reading
 from jobcache.store import arrow, builds, store
 from jobcache.system import reaper
-from site_dir import ALICE, BOB, Site
-from stores import Jobs, Template, info, jobs_of, links
+from support.site_dir import ALICE, BOB, Site
+from support.stores import Jobs, Template, info, jobs_of, links
 
 LABEL = "exp-1"
 UID = pwd.getpwnam(ALICE).pw_uid

@@ -20,13 +20,13 @@ from click.testing import CliRunner
 from test_store import DAMAGE, LABEL, template  # noqa: F401 - a fixture
 
 import jobcache
-from home import acting_as
-from hungfs import hung
 from jobcache.cli.main import main
 from jobcache.config import settings
 from jobcache.store import pruning, store
-from site_dir import ALICE, BOB, Site
-from stores import Jobs, Template, jobs_of, links
+from support.home import acting_as
+from support.hungfs import hung
+from support.site_dir import ALICE, BOB, Site
+from support.stores import Jobs, Template, jobs_of, links
 
 UID = pwd.getpwnam(ALICE).pw_uid
 DAY = 86400
@@ -263,8 +263,7 @@ def test_two_prunings_and_a_publisher(jobs: Jobs, template: Template) -> None:  
 @pytest.mark.parametrize("operation", ["read", "open", "getattr", "lookup"])
 def test_what_cannot_be_read_is_not_taken_for_damaged(jobs: Jobs, template: Template, operation: str) -> None:  # noqa: F811
     """A filesystem that errs for a while costs no store a build."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-    from faultfs import Faults, faulty
+    from support.faultfs import Faults, faulty
 
     stored = filled(jobs, template)
     section, under = stored.parent, jobs.site.dir / "under"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import hf
-from site_dir import Site
-from stores import Jobs, info, jobs_of, links, own, write_rows
+from support import hf
+from support.site_dir import Site
+from support.stores import Jobs, info, jobs_of, links, own, write_rows
 
 LABEL = "exp-1"
 MAP = "def half(row):\n    return {'half': row['id'] / 2}\nmapped = ds['train'].map(half)\n"

@@ -31,12 +31,12 @@ from test_store import (
 )
 from test_store_command import command, copying, filled, jobs, queue, running, used  # noqa: F401 - a fixture
 
-from home import fingerprint
 from jobcache.cache import dirfd, linking, store_reading
 from jobcache.store import arrow, builds, map_results, store
 from jobcache.system import reaper
-from site_dir import ALICE, BOB
-from stores import Jobs, Template, links
+from support.home import fingerprint
+from support.site_dir import ALICE, BOB
+from support.stores import Jobs, Template, links
 
 GID = pwd.getpwnam(ALICE).pw_gid
 

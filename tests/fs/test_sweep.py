@@ -16,12 +16,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 import jobcache as package
-from hungfs import hung
 from jobcache.cli.main import main
 from jobcache.sweep import directories, lock, processes, reaping, scanning
 from jobcache.system import gathering
-from mounts import mount
-from site_dir import ALICE, BOB, Site
+from support.hungfs import hung
+from support.mounts import mount
+from support.site_dir import ALICE, BOB, Site
 
 UID = pwd.getpwnam(ALICE).pw_uid
 

@@ -23,7 +23,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import guide
-
 from minicluster import Cluster
 
 CONFIG = Path("/etc/jobcache/jobcache.yaml")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import jobcache
-from site_dir import ALICE, SHELLS, Site
+from support.site_dir import ALICE, SHELLS, Site
 
 ETC = Path(__file__).parents[2] / "etc"
 SWEEP, BOOT, TIMER = (ETC / "systemd" / f"jobcache-sweep{end}" for end in (".service", "-boot.service", ".timer"))

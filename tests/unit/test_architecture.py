@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import jobcache
-from site_dir import ALICE, Site
+from support.site_dir import ALICE, Site
 
 PACKAGE = Path(jobcache.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"

@@ -9,7 +9,7 @@ from pathlib import Path
 from jobcache.cache import timestamps
 from jobcache.diagnostics import comments
 from jobcache.sweep import scanning
-from site_dir import Site
+from support.site_dir import Site
 
 
 def test_more_jobs_than_one_question_holds(site: Site, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import jobcache
 from jobcache.cache import devlog
 from jobcache.system import events
-from site_dir import SystemLog, validated
+from support.site_dir import SystemLog, validated
 
 SCHEMA = json.loads((Path(jobcache.__file__).parent / "config/schema/event.json").read_text())
 LEVELS = ("debug", "info", "warning", "error")

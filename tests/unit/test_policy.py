@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jobcache.cache.path_template import Template
 from jobcache.config import apply, policy, reader
 from jobcache.config.settings import Settings
-from site_dir import ALICE, SHELLS, Site
+from support.site_dir import ALICE, SHELLS, Site
 
 HOOK = Path(__file__).parents[2] / "hooks" / "task-prolog"
 few = hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[1] / "cluster"), str(HERE.parents[2] / "hooks")]
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2] / "hooks")]
 
 from jobcache.cli.main import main as jobcache  # noqa: E402
-from minicluster import Cluster  # noqa: E402
-from site_dir import ALICE, Site  # noqa: E402
+from support.minicluster import Cluster  # noqa: E402
+from support.site_dir import ALICE, Site  # noqa: E402
 
 FLOCKS = ("works", "nobody", "ENOSYS", "ENOLCK")
 CACHES = ("shared", "warm", "job", "seeded")

@@ -12,7 +12,6 @@ import os
 import signal
 import stat
 import struct
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "fs"))
-
-from mounts import mount  # noqa: E402
+from support.mounts import mount  # noqa: E402
 
 OPS = {
     1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod", 9: "mkdir", 10: "unlink",

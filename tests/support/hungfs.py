@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mounts import mount
+from support.mounts import mount
 
 _INIT = 26  # the opcode of the kernel's greeting
 _INTERRUPT = 36  # of the kernel's word that a process which waits has got a signal

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hungfs import _IN, _OUT, Hung
-from mounts import mount
+from support.hungfs import _IN, _OUT, Hung
+from support.mounts import mount
 
 _SERVERS = 16  # questions that are answered at the same time
 _ROOT = 1

@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "fs"))
 
 from jobcache.config import settings
 from jobcache.sweep import (
@@ -18,7 +14,7 @@ from jobcache.sweep import (
     scanning,  # noqa: E402
 )
 from jobcache.system import slurm
-from site_dir import ALICE, Prologue, Site  # noqa: E402
+from support.site_dir import ALICE, Prologue, Site  # noqa: E402
 
 UID, GID = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(ALICE).pw_gid
 EXPORTED = {"HF_DATASETS_CACHE", "JOBCACHE_DIR"}

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hf
-from home import fingerprint
-from site_dir import ALICE, Site
+from support import hf
+from support.home import fingerprint
+from support.site_dir import ALICE, Site
 
 KEY = "json/default-*/0.0.0/*"
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from site_dir import ALICE
+from support.site_dir import ALICE
 
 PYTHONS = [sys.executable, *filter(None, os.environ.get("JOBCACHE_DATASETS_PYTHONS", "").split(":"))]
 

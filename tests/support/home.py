@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from site_dir import ALICE, BOB
+from support.site_dir import ALICE, BOB
 
 JOB = 4242
 
