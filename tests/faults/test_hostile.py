@@ -125,7 +125,7 @@ def test_a_symlink_swapped_in(site: Site, canaries: Canaries, step: str, canary:
         for _ in range(ROUNDS):
             try:
                 claim = protocol.Claim(str(site.cache()), "test", 4242, 0, UID, "n1")
-                claim.again = True
+                claim.given_before = True
                 outcome = protocol.enter(claim, 0)
                 os.makedirs(f"{site.cache()}/json/deep", exist_ok=True)
             except (OSError, reasons.Refused) as error:

@@ -96,7 +96,7 @@ def compiled(site: Site) -> settings.Settings:
 
 def claim(site: Site, node: str = "n1", first: bool = True) -> protocol.Claim:
     made = protocol.Claim(str(site.cache()), "test", 4242, 0, UID, node)
-    made.first = first
+    made.first_task = first
     made.keep = False
     return made
 

@@ -336,7 +336,7 @@ class Histories(RuleBasedStateMachine):
         """The TaskProlog, and what the task then writes."""
         self.quiet = False
         claim = protocol.Claim(self.path(job), OURS, job.id, job.run, uid_of(job.user), node)
-        claim.first, claim.again, claim.keep = first, job.again, job.keep
+        claim.first_task, claim.given_before, claim.keep = first, job.again, job.keep
         obstacle = self.obstacle(claim)
         self.world.here = self.nodes[node]
         with acting_as(job.user):

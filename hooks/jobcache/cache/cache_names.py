@@ -1,76 +1,29 @@
-"""The names of caches on disk: a job's cache, what lies in it, what is left of it.
+"""Names of caches on disk: of a cache, of what is in it, and of its remains.
 
-Names are formatted and parsed here and nowhere else in Python; what this module cannot parse, nothing may delete.
-The TaskProlog does the same in shell, generated from the same `Template` by `config.policy`.
+This module formats and parses them; nothing else in Python does. Nothing may delete a name that it cannot parse. The
+TaskProlog has the same names in shell, which `config.policy` compiles from the path template.
 """
 
 from jobcache.cache.fields import component, natural, number
 
-TYPE_CHECKING = False
+# ---- in a cache
 
-META = ".jobcache"  # <cache>/.jobcache/, and in it:
-ID = "id"  # one line for the shell: cluster job_id run uid
+META = ".jobcache"  # the directory of jobcache's own files, in the cache. In it:
+ID = "id"  # one line for the shell: cluster, job id, run, uid
 RECORD = "job.json"  # the record
-NODES = "nodes"  # nodes/<node>: one lease a node
-KEEP = "keep"  # exists: the user said JOBCACHE=keep
-SHARED = "shared"  # exists: more than one node has held a lease
-SEEDS = "seeds"  # while the cache is made: what is linked into it, before it has its place
-
-TRASH = ".jobcache-trash-"  # beside the cache: renamed away, deletion pending
-ASIDE = ".jobcache-aside-"  # beside the cache: moved by mistake and without a way back; nothing deletes it
-NEW = ".jobcache-new-"  # beside the cache: being made, not yet renamed into place
-RUN_NONCE = 8  # letters, and no digits: no template can take the end of it for a job's id
-
-
-def format_job(job_id: int, run: int) -> str:
-    """Return what stands for `{job_id}`: `4242`, for restart n of a requeued job `4242-r<n>`."""
-    return f"{job_id}-r{run}" if run else str(job_id)
-
-
-def parse_job(text: str) -> "tuple[int, int] | None":
-    """Return (job_id, run) of what `format_job` wrote, else None."""
-    head, dash, tail = text.partition("-r")
-    job_id = number(head)
-    run = number(tail) if dash else 0
-    return None if job_id is None or run is None else (job_id, run)
-
-
-def format_run(pid: int, nonce: str) -> str:
-    """Return what stands for `{job_id}` where there is no job: `run-<pid>-<letters>`, of `jobcache run`."""
-    return f"run-{pid}-{nonce}"
-
-
-def parse_run(text: str) -> "int | None":
-    """Return the pid of what `format_run` wrote, else None. It is never what `parse_job` reads."""
-    word, _, rest = text.partition("-")
-    head, _, nonce = rest.partition("-")
-    pid = number(head)
-    is_nonce = len(nonce) == RUN_NONCE and nonce.isascii() and nonce.isalpha() and nonce.islower()
-    return pid if word == "run" and is_nonce else None
-
-
-def host_cluster(host: str) -> str:
-    """Return what stands for the cluster in the id of a cache that no job has: `@<host>`, which no ClusterName is."""
-    return f"@{host}"
-
-
-def format_lease(node: str, nonce: str) -> str:
-    """Return the name of one process's lease, where each process holds its own; a hook's is the node's name alone."""
-    return f"{node}+{nonce}"
-
-
-def lease_node(name: str) -> str:
-    """Return the node of a lease's name, of either kind."""
-    return name.partition("+")[0]
+NODES = "nodes"  # the directory of leases
+KEEP = "keep"  # empty file: a task had JOBCACHE=keep
+SHARED = "shared"  # empty file: more than one node has held a lease
+SEEDS = "seeds"  # the directory in which builds of a store are linked, before they get their names
 
 
 def format_id(cluster: str, job_id: int, run: int, uid: int) -> str:
-    """Return the line of `.jobcache/id`, without its newline."""
+    """Return the line in `.jobcache/id`, without its newline."""
     return f"{cluster} {job_id} {run} {uid}"
 
 
 def parse_id(line: str) -> "tuple[str, int, int, int] | None":
-    """Return (cluster, job_id, run, uid) of a whole, newline-ended `.jobcache/id`, else None."""
+    """Return (cluster, job_id, run, uid) of a complete `.jobcache/id`, newline included, else None."""
     words = line[:-1].split(" ")
     if not line.endswith("\n") or len(words) != 4 or not component(words[0]):
         return None
@@ -78,6 +31,65 @@ def parse_id(line: str) -> "tuple[str, int, int, int] | None":
     if job_id is None or run is None or uid is None:
         return None
     return words[0], job_id, run, uid
+
+
+def host_cluster(host: str) -> str:
+    """Return the cluster in the id of a `jobcache run` outside of jobs: `@<host>`, which is no valid ClusterName."""
+    return f"@{host}"
+
+
+def format_lease(node: str, nonce: str) -> str:
+    """Return the name of one process's lease. A hook's lease has the node's name alone."""
+    return f"{node}+{nonce}"
+
+
+def lease_node(name: str) -> str:
+    """Return the node that a hook's or a process's lease belongs to."""
+    return name.partition("+")[0]
+
+
+def is_scope(name: str) -> bool:
+    """Return whether `name` is a directory that `scope: node` or `scope: task` creates in a cache."""
+    return name == "batch" or name.startswith("node-") or (name.startswith("step-") and "-task-" in name)
+
+
+# ---- of a cache: what replaces `{job_id}` in the path template
+
+RUN_NONCE = 8  # lower-case letters; a digit at the end could be read as a job id by some template
+
+
+def format_job(job_id: int, run: int) -> str:
+    """Return the text for a job's cache: `4242`, or `4242-r<n>` after n requeues."""
+    return f"{job_id}-r{run}" if run else str(job_id)
+
+
+def parse_job(text: str) -> "tuple[int, int] | None":
+    """Return (job_id, run) of a text that `format_job` wrote, else None."""
+    head, dash, tail = text.partition("-r")
+    job_id = number(head)
+    run = number(tail) if dash else 0
+    return None if job_id is None or run is None else (job_id, run)
+
+
+def format_run(pid: int, nonce: str) -> str:
+    """Return the text for the cache of a `jobcache run` outside of jobs: `run-<pid>-<letters>`."""
+    return f"run-{pid}-{nonce}"
+
+
+def parse_run(text: str) -> "int | None":
+    """Return the pid of a text that `format_run` wrote, else None. `parse_job` accepts no such text."""
+    word, _, rest = text.partition("-")
+    head, _, nonce = rest.partition("-")
+    pid = number(head)
+    is_nonce = len(nonce) == RUN_NONCE and nonce.isascii() and nonce.isalpha() and nonce.islower()
+    return pid if word == "run" and is_nonce else None
+
+
+# ---- beside a cache
+
+TRASH = ".jobcache-trash-"  # a cache that waits for its deletion
+NEW = ".jobcache-new-"  # a cache that is being built
+ASIDE = ".jobcache-aside-"  # a directory that was renamed by mistake and could not be renamed back; nothing deletes it
 
 
 def trash_name(job_id: int, nonce: str) -> str:
@@ -91,12 +103,12 @@ def new_name(job_id: int, nonce: str) -> str:
 
 
 def aside_name(trash: str) -> str:
-    """Return the name for what was renamed to `trash`, a name by `trash_name`, and must not be deleted."""
+    """Given a name by `trash_name`, return the name for a directory that must not be deleted."""
     return ASIDE + trash[len(TRASH) :]
 
 
 def parse_debris(name: str) -> "tuple[str, int] | None":
-    """Return (`TRASH`, `NEW` or `ASIDE`, job_id) of a name that one of the functions above wrote, else None."""
+    """Return (`TRASH`, `NEW` or `ASIDE`, job_id) of a name that one of the three functions above wrote, else None."""
     for prefix in (TRASH, NEW, ASIDE):
         if name.startswith(prefix):
             head, dash, nonce = name[len(prefix) :].partition("-")
@@ -104,8 +116,3 @@ def parse_debris(name: str) -> "tuple[str, int] | None":
             if job_id is not None and nonce and nonce.isalnum() and nonce.isascii():
                 return prefix, job_id
     return None
-
-
-def is_scope(name: str) -> bool:
-    """Whether `name` is that of a directory in a cache that `scope: node` or `task` gives to a node or a task."""
-    return name == "batch" or name.startswith("node-") or (name.startswith("step-") and "-task-" in name)

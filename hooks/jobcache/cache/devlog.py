@@ -1,7 +1,6 @@
-"""One line to the system's log, without waiting for it but for a moment.
+"""Datagrams to the system log's socket, with a bounded wait: syslog(3) would block as long as a stuck daemon does.
 
-syslog(3) blocks for as long as a stuck daemon does; a hook may not. One that is busy is asked again for a fifth of a
-second. On the hot path: `_socket` alone, since `socket` imports `enum` and `selectors` for what is one datagram.
+It uses `_socket`, because `socket` imports `enum` and `selectors`.
 """
 
 import _socket
@@ -9,20 +8,20 @@ import os
 import time
 
 DEFAULT = "/dev/log"
-_DAEMON = 3  # the facility
-_LOOKS, _PAUSE = 20, 0.01  # at a daemon whose queue is full: many jobs may start at once
+_FACILITY = 3  # daemon
 _SEVERITY = {"error": 3, "warning": 4, "info": 6, "debug": 7}
+_RETRIES, _PAUSE = 20, 0.01  # seconds; the daemon's queue may be full when many jobs start at once
 
 
 def send(address: str, level: str, line: str) -> bool:
-    """Send `line` to the datagram socket at `address` in RFC 3164's local form; return whether it was taken."""
+    """Send `line` in RFC 3164's local form to the socket at `address`; return whether the socket accepted it."""
     stamp = time.strftime("%b %e %H:%M:%S")
-    head = f"<{_DAEMON * 8 + _SEVERITY[level]}>{stamp} jobcache[{os.getpid()}]: "
+    head = f"<{_FACILITY * 8 + _SEVERITY[level]}>{stamp} jobcache[{os.getpid()}]: "
     try:
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
         try:
             sock.connect(address)
-            _push(sock, (head + line).encode("ascii", "backslashreplace"))
+            _send_when_ready(sock, (head + line).encode("ascii", "backslashreplace"))
         finally:
             sock.close()
     except OSError:
@@ -30,8 +29,9 @@ def send(address: str, level: str, line: str) -> bool:
     return True
 
 
-def _push(sock: "_socket.socket", data: bytes) -> None:
-    for _ in range(_LOOKS):
+def _send_when_ready(sock: "_socket.socket", data: bytes) -> None:
+    """Send, and retry while the queue is full. Raise OSError."""
+    for _ in range(_RETRIES):
         try:
             sock.send(data)
             return

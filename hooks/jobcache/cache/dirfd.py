@@ -1,61 +1,62 @@
-"""Files and directories, opened relative to descriptors, without following symlinks."""
+"""Files and directories that are opened relative to a directory's descriptor, without following symlinks.
+
+All user-supplied data is untrusted: a user can put a symlink, a fifo or a huge file at any name.
+"""
 
 import errno
 import os
 import stat
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
-_LONGEST = 65536  # bytes read of a file that the user may have forged
-_MOST_LINKS = 40  # as the kernel has it
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-SEARCH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # a directory need not be readable to be passed through
+SEARCH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # needs search permission only
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
-def rmdir_if_there(dir_fd: int, path: str) -> None:
-    try:
-        os.rmdir(path, dir_fd=dir_fd)
-    except FileNotFoundError:
-        pass
-
-
-def unlink_if_there(dir_fd: int, path: str) -> None:
-    try:
-        os.unlink(path, dir_fd=dir_fd)
-    except FileNotFoundError:
-        pass
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SYMLINK_LIMIT = 40  # in one path, as in the kernel
+_READ_LIMIT = 65536  # bytes
 
 
 def nonce() -> str:
-    """Return a name part that nobody else has."""
+    """Return 16 random hexadecimal digits, for a name that nobody else uses."""
     return os.urandom(8).hex()
 
 
-def open_directory(path: str) -> int:
-    """Open an absolute directory path without following a symlink that is not root's own; return the descriptor.
+class Opened:
+    """A context manager that opens `path` below `dir_fd`, yields the descriptor and closes it. Raise OSError."""
 
-    Sites put root's symlinks into paths (/scratch, a user's directory on another filesystem); those a user makes could
-    lead the deletion elsewhere. Raise OSError, ELOOP for such a one.
+    __slots__ = ("fd",)
+
+    def __init__(self, dir_fd: int, path: str, flags: int = DIRECTORY) -> None:
+        self.fd = os.open(path, flags, dir_fd=dir_fd)
+
+    def __enter__(self) -> int:
+        return self.fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def open_directory(path: str) -> int:
+    """Open an absolute directory path; return its descriptor.
+
+    Follow root's symlinks: sites put them into paths (/scratch, a user's directory on another filesystem). A user's symlink
+    could lead a deletion elsewhere. Raise OSError, with ELOOP for a user's symlink.
     """
     fd = os.open("/", SEARCH)
-    todo = path.split("/")[::-1]
-    links = 0
+    pending = path.split("/")[::-1]
+    followed = 0
     try:
-        while todo:
-            part = todo.pop()
+        while pending:
+            part = pending.pop()
             if part in ("", "."):
                 continue
             try:
                 below = os.open(part, SEARCH, dir_fd=fd)
             except OSError as error:
-                if error.errno not in (errno.ELOOP, errno.ENOTDIR) or links >= _MOST_LINKS:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR) or followed >= _SYMLINK_LIMIT:
                     raise
-                target = _roots_link(fd, part, error)  # walked like the rest: a link of root's may lead to one that is not
-                todo += target.split("/")[::-1]
-                links += 1
+                target = _target_of_root_symlink(fd, part, error)
+                pending += target.split("/")[::-1]  # checked part by part: it may lead through a user's symlink
+                followed += 1
                 below = os.open("/" if target.startswith("/") else ".", SEARCH, dir_fd=fd)
             os.close(fd)
             fd = below
@@ -65,51 +66,81 @@ def open_directory(path: str) -> int:
     return fd
 
 
-def _roots_link(dir_fd: int, name: str, error: OSError) -> str:
-    """Return where root's symlink `name` leads. Raise `error` for what is none."""
+def _target_of_root_symlink(dir_fd: int, name: str, error: OSError) -> str:
+    """Return the target of the symlink `name`. Raise `error` unless it is a symlink that root owns."""
     found = os.lstat(name, dir_fd=dir_fd)
     if found.st_uid != 0 or not stat.S_ISLNK(found.st_mode):
         raise error
     return os.readlink(name, dir_fd=dir_fd)
 
 
-def create(dir_fd: int, name: str) -> "int | None":
-    """Create a file and return it open for writing, None where there is one already. Raise OSError."""
+def exists(dir_fd: int, path: str) -> bool:
+    """Return whether anything exists at `path` below `dir_fd`, a dangling symlink included. Raise OSError."""
     try:
-        return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+        os.lstat(path, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_at(dir_fd: int, name: str, fd: int) -> bool:
+    """Return whether `name` in `dir_fd` is still the file or directory that is open at `fd`. Raise OSError."""
+    try:
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))
+
+
+def create(dir_fd: int, path: str) -> "int | None":
+    """Create a file; return its descriptor for writing, or None if the name exists. Raise OSError."""
+    try:
+        return os.open(path, _NEW_FILE, 0o600, dir_fd=dir_fd)
     except FileExistsError:
         return None
 
 
-def write_new(dir_fd: int, name: str, data: bytes) -> None:
-    """Create the file with `data` in it, or leave the one that is there as it is. Raise OSError."""
-    fd = create(dir_fd, name)
+def write_new(dir_fd: int, path: str, data: bytes) -> None:
+    """Create a file that holds `data`, or leave an existing one as it is. Raise OSError, with ENOSPC for a short write."""
+    fd = create(dir_fd, path)
     if fd is None:
         return
     try:
         if os.write(fd, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     finally:
         os.close(fd)
 
 
-def read_small(dir_fd: int, name: str, owner: "int | None" = None) -> "str | None":
-    """Return the text of a plain file of at most 64 KiB, None where there is none. Raise OSError.
+def read_small(dir_fd: int, path: str, owner: "int | None" = None) -> "str | None":
+    """Return the text of a small file, None if the name does not exist. Raise OSError, with ELOOP for a symlink.
 
-    The file is the user's to forge: no symlink is followed, a fifo does not hold us; what is not ASCII, or not `owner`'s
-    where one is given, reads as "".
+    Return "" for what is not a regular file, is longer than 64 KiB, is not ASCII, or does not belong to uid `owner`, if given.
     """
     try:
-        fd = os.open(name, FILE, dir_fd=dir_fd)
+        with Opened(dir_fd, path, FILE) as fd:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or (owner is not None and found.st_uid != owner):
+                return ""
+            data = os.read(fd, _READ_LIMIT + 1)
     except FileNotFoundError:
         return None
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or (owner is not None and found.st_uid != owner):
-            return ""
-        data = os.read(fd, _LONGEST + 1)
-    finally:
-        os.close(fd)
-    if len(data) > _LONGEST or not data.isascii():
+    if len(data) > _READ_LIMIT or not data.isascii():
         return ""
     return data.decode("ascii")
+
+
+def unlink_if_exists(dir_fd: int, path: str) -> None:
+    """Remove a file, if the name exists. Raise OSError."""
+    try:
+        os.unlink(path, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+
+
+def rmdir_if_exists(dir_fd: int, path: str) -> None:
+    """Remove an empty directory, if the name exists. Raise OSError."""
+    try:
+        os.rmdir(path, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass

@@ -1,7 +1,4 @@
-"""One event as a line of JSON, without `json`: what the TaskProlog's Python sends to the system's log.
-
-On the hot path: standard library only, and nothing heavy of it.
-"""
+"""Events as lines of JSON, written without `json`: how the TaskProlog's Python logs to the system log."""
 
 import os
 import time
@@ -9,8 +6,34 @@ import time
 from jobcache.cache import devlog, timestamps
 
 
+class Log:
+    """Sends the events of one hook run to the system log at the socket `address`; "" discards them.
+
+    facts: the fields of every event, as JSON text by key (config/schema/event.json). began: time.monotonic of its start.
+    """
+
+    __slots__ = ("address", "facts", "began")
+
+    def __init__(self, address: str, facts: "dict[str, str]", began: float) -> None:
+        self.address = address
+        self.facts = facts
+        self.began = began
+
+    def emit(self, event: str, level: str, outcome: str, reason: str = "", **facts: str) -> None:
+        """Send one event. reason: "" for none. facts: further fields, as JSON text."""
+        if not self.address:
+            return
+        fields = {"ts": quote(timestamps.millisecond(time.time())), "event": quote(event), "level": quote(level)}
+        fields.update(self.facts, **facts)
+        fields["outcome"] = quote(outcome)
+        if reason:
+            fields["reason"] = quote(reason)
+        fields["duration_ms"] = str(round((time.monotonic() - self.began) * 1000))
+        devlog.send(self.address, level, to_json(fields))
+
+
 def quote(text: str) -> str:
-    """Return `text` as a JSON string of ASCII alone. Bytes that are not UTF-8 come out as \\xNN in the text."""
+    """Return `text` as a JSON string in ASCII. Bytes that are not UTF-8 appear as \\xNN in the text."""
     clean = os.fsencode(text).decode("utf-8", "backslashreplace")
     out = []
     for ch in clean:
@@ -24,16 +47,6 @@ def quote(text: str) -> str:
     return '"' + "".join(out) + '"'
 
 
-def send(address: str, level: str, event: str, facts: "dict[str, str]", outcome: str, reason: str, began: float) -> None:
-    """Send one event to the system log at the socket `address`; "" sends nothing.
-
-    The fields are those of config/schema/event.json. facts: JSON text by key. began: seconds of time.monotonic.
-    """
-    if not address:
-        return
-    fields = {"ts": quote(timestamps.millisecond(time.time())), "event": quote(event), "level": quote(level), **facts}
-    fields["outcome"] = quote(outcome)
-    if reason:
-        fields["reason"] = quote(reason)
-    fields["duration_ms"] = str(round((time.monotonic() - began) * 1000))
-    devlog.send(address, level, "{" + ", ".join(f'"{key}": {value}' for key, value in fields.items()) + "}")
+def to_json(fields: "dict[str, str]") -> str:
+    """Given JSON text by key, return a JSON object on one line."""
+    return "{" + ", ".join(f"{quote(key)}: {value}" for key, value in fields.items()) + "}"

@@ -1,24 +1,25 @@
-"""How numbers and names are read from text that anybody may have written. On the hot path: nothing is imported here."""
+"""Numbers and names in untrusted text: which of them Slurm or jobcache can have written."""
 
-_NAME_MAX = 255
 _UINT32_MAX = 2**32 - 1  # Slurm's job ids are uint32_t
+_DIGITS_MAX = 19  # of 2**63; int() is slow on long texts
+_NAME_MAX = 255  # bytes of a path component, on Linux
 
 
 def number(text: str, most: int = _UINT32_MAX) -> "int | None":
-    """Return the positive decimal number that `text` spells canonically (no sign, no leading zero), else None."""
-    if not text or len(text) > 19 or not text.isascii() or not text.isdigit() or text[0] == "0":
+    """Return the number from 1 to `most` that `text` holds in canonical form (no sign, no leading zero), else None."""
+    if not text or len(text) > _DIGITS_MAX or not text.isascii() or not text.isdigit() or text[0] == "0":
         return None
     value = int(text)
     return value if value <= most else None
 
 
 def natural(text: str, most: int = _UINT32_MAX) -> "int | None":
-    """Return the number 0, 1, 2 … that `text` spells canonically, else None."""
+    """Return the number from 0 to `most` that `text` holds in canonical form, else None."""
     return 0 if text == "0" else number(text, most)
 
 
 def component(text: str) -> bool:
-    """Whether `text` can stand in one path component: not empty, no slash, no control character, not `.` or `..`."""
+    """Return whether `text` can be part of one path component: no slash, no control character, not empty, `.` or `..`."""
     if not text or text in (".", "..") or len(text) > _NAME_MAX or "/" in text:
         return False
     return not any(ch < " " or ch == "\x7f" for ch in text)

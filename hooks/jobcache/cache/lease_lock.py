@@ -1,9 +1,9 @@
-"""Whether the command for which `jobcache run` made a cache outside of any job is still there. Doubt means it may be.
+"""Locks on leases: whether a `jobcache run` outside of jobs is still alive. In doubt, it is.
 
-Slurm knows nothing of such a command. Its lease does: the command and all that it starts hold a flock on it that they
-inherited, which the kernel gives up with the last of them and shows to every process of this boot, in whatever
-container. Those of other boots of this host are told by their boot id, and believed to be gone once the lease, which
-is touched every minute, has been silent for long. Of other hosts nothing is known.
+Slurm knows nothing of such a command. The command and all its descendants inherit a flock on its lease. The kernel
+releases the flock with the last of them, and shows it to all processes of this boot, in any container. On this host, a
+lease of an earlier boot has another boot ID; its command is considered dead once the lease, which is touched every minute,
+has not changed for an hour. Of leases of other hosts, nothing is known.
 """
 
 import fcntl
@@ -12,26 +12,31 @@ import os
 from jobcache.cache import cache_names, job_record, node_leases
 
 BEAT = 60.0  # seconds between two touches of a lease
-SILENCE = 3600.0  # seconds without one, after which an earlier boot's command is taken to be gone
+SILENCE = 3600.0  # seconds without a touch, after which the command of an earlier boot is considered dead
 
-# What `state` returns. Released: by its command's end. Silent: of an earlier boot, gone if silent for SILENCE.
+# The results of `state`. RELEASED: the command released its lease at its end. SILENT: the lease is of an earlier boot.
 ALIVE, GONE, RELEASED, SILENT, ELSEWHERE, UNKNOWN = "alive", "gone", "released", "silent", "elsewhere", "unknown"
 
 _LEASE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_READ_LIMIT = 4096  # bytes
+_HOST_LENGTH = 64
 
 
 def host() -> str:
-    """Return this host's name as it stands in leases and ids."""
+    """Return the name of this host in leases and ids."""
     name = "".join(ch if ch.isascii() and (ch.isalnum() or ch in "-._") else "_" for ch in os.uname().nodename)
-    return name.strip(".")[:64] or "localhost"
+    return name.strip(".")[:_HOST_LENGTH] or "localhost"
+
+
+# ---- for the command
 
 
 def hold(cache_fd: int, lease: str) -> int:
-    """Return a descriptor of our lease that whoever inherits it holds the cache by. Raise OSError.
+    """Lock a lease; return an inheritable descriptor, which holds the lock. Raise OSError.
 
-    Where the filesystem knows no flock, nothing is held, and a sweep will find that out for itself.
+    Where the filesystem supports no flock, nothing is locked; `state` has the same result there.
     """
-    fd = os.open(f"{cache_names.META}/{cache_names.NODES}/{lease}", _LEASE, dir_fd=cache_fd)
+    fd = os.open(_path(lease), _LEASE, dir_fd=cache_fd)
     os.set_inheritable(fd, True)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,15 +46,15 @@ def hold(cache_fd: int, lease: str) -> int:
 
 
 def beat(fd: int) -> None:
-    """Show that the lease is not forgotten."""
+    """Touch the lease, as a sign of life."""
     try:
         os.utime(fd)
     except OSError:
-        pass  # its cache is gone, or its server is: no matter for the command
+        pass  # the cache was deleted, or the file server is down; the command goes on
 
 
 def started(pid: int) -> "int | None":
-    """Return when a process began, in ticks since boot, None where there is none that we can see."""
+    """Return when a process started, in clock ticks since boot, or None if this process cannot see it."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             return int(file.read().rpartition(")")[2].split()[19])
@@ -57,30 +62,33 @@ def started(pid: int) -> "int | None":
         return None
 
 
+# ---- for the sweep
+
+
 def state(cache_fd: int) -> str:
-    """Return what is known of the command that a cache is for: one of the words above. Raise OSError."""
+    """Return what is known of the command of a cache: ALIVE, GONE, RELEASED, SILENT, ELSEWHERE or UNKNOWN. Raise OSError."""
     try:
         leases = os.listdir(f"/proc/self/fd/{cache_fd}/{cache_names.META}/{cache_names.NODES}")
     except (FileNotFoundError, NotADirectoryError):
         return RELEASED
-    states = {_of_lease(cache_fd, lease) for lease in leases}
+    states = {_state_of_lease(cache_fd, lease) for lease in leases}
     return next((one for one in (ALIVE, UNKNOWN, ELSEWHERE, SILENT, GONE) if one in states), UNKNOWN)
 
 
-def _of_lease(cache_fd: int, lease: str) -> str:
+def _state_of_lease(cache_fd: int, lease: str) -> str:
     if cache_names.lease_node(lease) != host():
         return ELSEWHERE
     try:
-        fd = os.open(f"{cache_names.META}/{cache_names.NODES}/{lease}", _LEASE, dir_fd=cache_fd)
+        fd = os.open(_path(lease), _LEASE, dir_fd=cache_fd)
     except FileNotFoundError:
         return GONE
     try:
-        dated = node_leases.parse_lease(os.read(fd, 4096).decode("ascii", "replace"))
-        if dated is None:
+        taken = node_leases.parse_lease(os.read(fd, _READ_LIMIT).decode("ascii", "replace"))
+        if taken is None:
             return UNKNOWN
-        if dated[0] != node_leases.now()[0]:
+        if taken[0] != node_leases.now()[0]:
             return SILENT
-        if _runs(job_record.read_record(cache_fd)):
+        if _maker_runs(job_record.read_record(cache_fd)):
             return ALIVE
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -92,7 +100,11 @@ def _of_lease(cache_fd: int, lease: str) -> str:
     return GONE
 
 
-def _runs(record: "dict[str, object]") -> bool:
-    """Whether the process that made the cache is there, as far as can be told from outside of its container."""
+def _maker_runs(record: "dict[str, object]") -> bool:
+    """Return whether the process that made the cache runs, as far as this process can see out of a container."""
     pid, began = record.get("pid"), record.get("started")
     return isinstance(pid, int) and isinstance(began, int) and began == started(pid)
+
+
+def _path(lease: str) -> str:
+    return f"{cache_names.META}/{cache_names.NODES}/{lease}"

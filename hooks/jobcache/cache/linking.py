@@ -1,10 +1,8 @@
-"""Linking a store's builds into a cache that is being made: the half of the store that the TaskProlog needs.
+"""Linking the builds of stores into a cache.
 
-Reads the store and writes nothing into it. A build is linked whole or not at all: real directories, one symlink a file,
-so that whatever the job does stays in its own cache. Works in a child with a deadline: a store that hangs, or is
-damaged, costs the job its seeds and nothing else.
-
-On the hot path: standard library only, and nothing heavy of it.
+A build is linked as a whole or not at all: real directories, and one symlink for each file. So whatever a job does stays
+in its own cache. A child process does the work until a deadline: a store that hangs or is damaged costs a job its seeds,
+and nothing else.
 """
 
 import os
@@ -17,17 +15,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Report = Callable[[int, int], None]
-
 BUDGET = 1.0  # seconds
-_SIGKILL = 9  # `signal` imports `enum`
-_GRACE = 0.05  # seconds that the child has to end by itself
+_GRACE = 0.05  # seconds in which the child can end by itself after the deadline
+_SIGKILL = 9  # importing `signal` would import `enum`
 
 
 class Source:
-    """A store to link from: its path, and the labels of the sections to link, "" for the default one.
+    """A store to link from. labels: the sections to link, "" for builds without a label.
 
-    owner: the uid it has to belong to. None: it is the site's, and has to be one that only root can have put there.
+    owner: the uid that must own it; None for the site's store, which only root can have put at its path.
     """
 
     __slots__ = ("path", "labels", "owner")
@@ -39,7 +35,10 @@ class Source:
 
 
 class Seeded:
-    """What was linked. bytes: the size of the files. refused: (reason, words) of stores that cannot be used."""
+    """The result. builds, files: counts of what is linked. bytes: the size of these files.
+
+    cut: the deadline came first. refused: (reason, details) of each store that cannot be used.
+    """
 
     __slots__ = ("builds", "files", "bytes", "cut", "refused")
 
@@ -47,15 +46,15 @@ class Seeded:
         self.builds = 0
         self.files = 0
         self.bytes = 0
-        self.cut = False  # time was up
+        self.cut = False
         self.refused: "list[tuple[str, str]]" = []
 
 
 def seed(cache_fd: int, below: str, place: str, sources: "list[Source]", budget: float = BUDGET) -> Seeded:
-    """Link the most recently used builds of `sources` into the cache held open, within `budget` seconds. Raise nothing.
+    """Link the most recently used builds of `sources` into a cache, within `budget` seconds. Raise nothing.
 
-    below: the directory in it that will be HF_DATASETS_CACHE, "" for the cache itself; nobody may use that yet. place: the
-    name of a new directory in the cache, in which a build is linked before it gets its name.
+    below: the directory in the cache that becomes HF_DATASETS_CACHE, "" for the cache itself; nobody may use it yet.
+    place: the path of a new directory in the cache, where a build is linked before it gets its name.
     """
     seeded = Seeded()
     until = time.monotonic() + budget
@@ -68,9 +67,9 @@ def seed(cache_fd: int, below: str, place: str, sources: "list[Source]", budget:
     if pid == 0:
         _child(cache_fd, below, place, sources, until, write)
     os.close(write)
-    said = _read_until(read, until + _GRACE)
+    report = _read_until(read, until + _GRACE)
     seeded.cut = not _end(pid)
-    for line in said.split(b"\n")[:-1]:
+    for line in report.split(b"\n")[:-1]:
         words = os.fsdecode(line).split(" ", 2)
         if words[0] == "cut":
             seeded.cut = True
@@ -83,35 +82,9 @@ def seed(cache_fd: int, below: str, place: str, sources: "list[Source]", budget:
     return seeded
 
 
-def _child(cache_fd: int, below: str, place: str, sources: "list[Source]", until: float, pipe: int) -> None:
-    """Never returns."""
-
-    def say(what: str) -> None:
-        os.write(pipe, os.fsencode(what.replace("\n", " ")[:500]) + b"\n")
-
-    try:
-        into_fd = os.open(below or ".", dirfd.DIRECTORY, dir_fd=cache_fd)
-        os.mkdir(place, 0o700, dir_fd=cache_fd)
-        place_fd = os.open(place, dirfd.DIRECTORY, dir_fd=cache_fd)
-        for source in sources:
-            for label in source.labels:
-                try:
-                    _section(source, label, into_fd, place_fd, until, say)
-                except reasons.Refused as refusal:
-                    say(f"refused {refusal.reason} {source.path}: {refusal}")
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    say(f"refused {reasons.reason_of(error)} {source.path}: {error}")
-        if time.monotonic() >= until:
-            say("cut")
-    finally:
-        os._exit(0)
-
-
 def _read_until(pipe: int, until: float) -> bytes:
-    """Return what a child says until its end, or until then."""
-    said = b""
+    """Return the child's output to its end, or until the deadline."""
+    report = b""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     try:
@@ -119,14 +92,14 @@ def _read_until(pipe: int, until: float) -> bytes:
             chunk = os.read(pipe, 65536)
             if not chunk:
                 break
-            said += chunk
+            report += chunk
     finally:
         os.close(pipe)
-    return said
+    return report
 
 
 def _end(pid: int) -> bool:
-    """End the child; return whether it had ended by itself. One that is stuck in the kernel is left behind."""
+    """End the child; return whether it ended by itself. Leave one behind that is stuck in the kernel."""
     for pause in (0.0, 0.002, 0.01, 0.02):
         time.sleep(pause)
         if os.waitpid(pid, os.WNOHANG)[0]:
@@ -139,41 +112,70 @@ def _end(pid: int) -> bool:
     return False
 
 
-def _section(source: Source, label: str, into_fd: int, place_fd: int, until: float, say: "Callable[[str], None]") -> None:
-    """Link the builds of one section. Raise cachedir.Refused, OSError."""
+# ---- in the child, which writes lines to its parent: "seeded FILES BYTES", "refused REASON DETAILS", "cut"
+
+
+def _child(cache_fd: int, below: str, place: str, sources: "list[Source]", until: float, pipe: int) -> None:
+    """Link all sources, and exit."""
+
+    def report(line: str) -> None:
+        os.write(pipe, os.fsencode(line.replace("\n", " ")[:500]) + b"\n")
+
+    try:
+        into_fd = os.open(below or ".", dirfd.DIRECTORY, dir_fd=cache_fd)
+        os.mkdir(place, 0o700, dir_fd=cache_fd)
+        place_fd = os.open(place, dirfd.DIRECTORY, dir_fd=cache_fd)
+        for source in sources:
+            for label in source.labels:
+                try:
+                    _link_section(source, label, into_fd, place_fd, until, report)
+                except reasons.Refused as refusal:
+                    report(f"refused {refusal.reason} {source.path}: {refusal}")
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    report(f"refused {reasons.reason_of(error)} {source.path}: {error}")
+        if time.monotonic() >= until:
+            report("cut")
+    finally:
+        os._exit(0)
+
+
+def _link_section(source: Source, label: str, into_fd: int, place_fd: int, until: float, report: "Callable[[str], None]") -> None:
+    """Link the builds of one section; spend half of the time at most on reading the section. Raise Refused, OSError."""
+    section = f"{store_names.VERSION}/{store_names.section(label)}"
     store_fd, owner = store_reading.open_store(source.path, source.owner)
     try:
-        section_fd = store_reading.open_below(store_fd, f"{store_names.VERSION}/{store_names.section(label)}", owner)
+        section_fd = store_reading.open_below(store_fd, section, owner)
     finally:
         os.close(store_fd)
     try:
-        base = f"{source.path}/{store_names.VERSION}/{store_names.section(label)}"
-        begun = time.monotonic()
-        for name in store_reading.by_last_use(section_fd, begun + (until - begun) / 2):
+        began = time.monotonic()
+        for name in store_reading.by_last_use(section_fd, began + (until - began) / 2):
             if time.monotonic() >= until:
                 return
+            target = f"{source.path}/{section}/{name}/{store_names.FILES}"
             try:
-                linked = _link(section_fd, f"{base}/{name}/{store_names.FILES}", name, owner, into_fd, place_fd)
+                linked = _link_build(section_fd, target, name, owner, into_fd, place_fd)
             except (OSError, reasons.Refused):
-                continue  # gone meanwhile, or damaged: it will be built anew
+                continue  # deleted meanwhile, or damaged: the job builds it anew
             if linked:
-                say(f"seeded {linked[0]} {linked[1]}")
+                report(f"seeded {linked[0]} {linked[1]}")
     finally:
         os.close(section_fd)
 
 
-def _link(section_fd: int, target: str, name: str, owner: int, into_fd: int, place_fd: int) -> "tuple[int, int] | None":
-    """Link one build, made aside and renamed to its place; return its (files, bytes), None where there is one already.
+def _link_build(section_fd: int, target: str, name: str, owner: int, into_fd: int, place_fd: int) -> "tuple[int, int] | None":
+    """Link one build; return its (files, bytes), or None if it is retired or already exists in the cache.
 
-    Raise OSError, cachedir.Refused where it is damaged.
+    target: the path of the build's files. Raise OSError, and Refused for a damaged build.
     """
     build_fd = store_reading.open_below(section_fd, name, owner)
     try:
-        if store_reading.exists(build_fd, store_names.RETIRED):
+        if dirfd.exists(build_fd, store_names.RETIRED):
             return None
         contents = store_reading.read_contents(build_fd)
-        key, files = contents.key, contents.files
-        if store_reading.exists(into_fd, key):
+        if dirfd.exists(into_fd, contents.key):
             return None
         files_fd = store_reading.open_below(build_fd, store_names.FILES, owner)
         try:
@@ -184,20 +186,22 @@ def _link(section_fd: int, target: str, name: str, owner: int, into_fd: int, pla
     finally:
         os.close(build_fd)
     os.mkdir(name, 0o700, dir_fd=place_fd)
-    made_fd = os.open(name, dirfd.DIRECTORY, dir_fd=place_fd)
-    try:
-        for file in files:
+    with dirfd.Opened(place_fd, name) as made_fd:
+        for file in contents.files:
             os.symlink(f"{target}/{file}", file, dir_fd=made_fd)
-        above = ""
-        for part in key.split("/")[:-1]:
-            above += part
-            try:
-                os.mkdir(above, 0o700, dir_fd=into_fd)
-            except FileExistsError:
-                pass
-            above += "/"
-        os.utime(made_fd, ns=(mtime, mtime))  # offline, `datasets` takes the newest directory
-        os.rename(name, key, src_dir_fd=place_fd, dst_dir_fd=into_fd)
-    finally:
-        os.close(made_fd)
-    return len(files), sum(size for size, _ in files.values())
+        _make_directories_above(into_fd, contents.key)
+        os.utime(made_fd, ns=(mtime, mtime))  # offline, `datasets` uses the newest directory
+        os.rename(name, contents.key, src_dir_fd=place_fd, dst_dir_fd=into_fd)
+    return len(contents.files), sum(size for size, _ in contents.files.values())
+
+
+def _make_directories_above(dir_fd: int, path: str) -> None:
+    """Create the directories in `path` but the last. Raise OSError."""
+    above = ""
+    for part in path.split("/")[:-1]:
+        above += part
+        try:
+            os.mkdir(above, 0o700, dir_fd=dir_fd)
+        except FileExistsError:
+            pass
+        above += "/"

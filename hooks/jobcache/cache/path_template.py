@@ -1,4 +1,4 @@
-"""Path templates: `/scratch/gpfs/{user}/.cache/hf-datasets-{job_id}` to paths and back."""
+"""Path templates: from `/scratch/gpfs/{user}/.cache/hf-datasets-{job_id}` to the paths of caches, and back."""
 
 from jobcache.cache import cache_names
 from jobcache.cache.fields import component
@@ -7,31 +7,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Parts = list[tuple[bool, str]]  # (is it a placeholder?, its name or the literal text)
+    Parts = list[tuple[bool, str]]  # (is it a placeholder?, the placeholder's name or the literal text)
     Matcher = Callable[[str], "dict[str, str] | None"]
 
 PLACEHOLDERS = ("user", "uid", "cluster", "node", "job_id")
-ANY = "\0"  # in a component that `joined` made: whatever a placeholder without a value may stand for
+ANY = "\0"  # in the result of `joined`: any text that a placeholder without a value may have
 
 
 class TemplateError(ValueError):
-    """A path template that cannot serve: `what` is wrong, and the `mend`."""
+    """An invalid path template. what: the problem. remedy: the next step."""
 
-    def __init__(self, what: str, mend: str) -> None:
-        super().__init__(f"{what}; {mend}")
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
         self.what = what
-        self.mend = mend
+        self.remedy = remedy
 
 
 class BadName(ValueError):
-    """A user, node or cluster name that cannot be part of a path."""
+    """A user, node or cluster has a name that cannot be part of a path."""
 
 
 class Template:
-    """A path template such as `/scratch/gpfs/{user}/.cache/hf-datasets-{job_id}`.
+    """A path template: its `text`, and that text as `parts`. Raise TemplateError for an invalid one.
 
-    `parts` is its text cut into (is_placeholder, text) pairs. Raise TemplateError for one that names a relative path,
-    lacks `{job_id}` in its last component, or `{user}` or `{uid}` in a directory above, or has anything unknown in it.
+    parent, name: the parts of the directory and of the last component.
     """
 
     __slots__ = ("text", "parts", "parent", "name")
@@ -54,17 +53,14 @@ class Template:
         return f"Template({self.text!r})"
 
     def bind(self, *, user: str, uid: int, cluster: str, node: str) -> "Place":
-        """Return where this template puts the caches of `user` on `node`. Raise BadName for a name that no path can hold."""
-        values = {"user": user, "uid": str(uid), "cluster": cluster, "node": node}
-        for name, value in values.items():
-            if (True, name) in self.parts and not component(value):
-                raise BadName(f"{name} {value!r} cannot be part of a path")
+        """Return the place of a user's caches on a node. Raise BadName."""
+        values = checked(self.parts, {"user": user, "uid": str(uid), "cluster": cluster, "node": node})
         at = self.name.index((True, "job_id"))
         return Place(fill(self.parent, values), fill(self.name[:at], values), fill(self.name[at + 1 :], values))
 
 
 class Place:
-    """Where one user's caches lie on one node: directory `parent`, names `prefix`<job>`suffix`."""
+    """Where one user's caches are on one node: in the directory `parent`, with names `prefix`<job>`suffix`."""
 
     __slots__ = ("parent", "prefix", "suffix")
 
@@ -74,26 +70,26 @@ class Place:
         self.suffix = suffix
 
     def cache_name(self, job_id: int, run: int) -> str:
-        """Return the last component of a cache's path."""
+        """Return the last component of the path of a job's cache."""
         return f"{self.prefix}{cache_names.format_job(job_id, run)}{self.suffix}"
 
     def cache(self, job_id: int, run: int) -> str:
-        """Return a cache's absolute path."""
+        """Return the absolute path of a job's cache."""
         return f"{self.parent}/{self.cache_name(job_id, run)}"
 
     def run_cache(self, pid: int, nonce: str) -> str:
-        """Return the absolute path of a cache that `jobcache run` makes where there is no job."""
+        """Return the absolute path of the cache of a `jobcache run` outside of jobs."""
         return f"{self.parent}/{self.prefix}{cache_names.format_run(pid, nonce)}{self.suffix}"
 
     def parse(self, name: str) -> "tuple[int, int] | None":
-        """Return (job_id, run) where `name`, a last component, is that of a cache here, else None."""
+        """Return (job_id, run) if `name`, a last component, is the name of a job's cache here, else None."""
         if not name.startswith(self.prefix) or not name.endswith(self.suffix):
             return None
         return cache_names.parse_job(name[len(self.prefix) : len(name) - len(self.suffix)])
 
 
 def cut(text: str) -> "list[tuple[bool, str]]":
-    """Return the template's text as (is_placeholder, text) pairs. Raise TemplateError."""
+    """Return a template's text as (is_placeholder, text) pairs. Raise TemplateError."""
     parts: list[tuple[bool, str]] = []
     rest = text
     while rest:
@@ -107,12 +103,14 @@ def cut(text: str) -> "list[tuple[bool, str]]":
             if not closing:
                 raise TemplateError("a { without its }", "placeholders are written {user}")
             if name not in PLACEHOLDERS:
-                raise TemplateError(f"unknown placeholder {{{name}}}", "known are " + ", ".join(f"{{{p}}}" for p in PLACEHOLDERS))
+                known = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)
+                raise TemplateError(f"unknown placeholder {{{name}}}", f"known are {known}")
             parts.append((True, name))
     return parts
 
 
-def _check(text: str, parent: "list[tuple[bool, str]]", name: "list[tuple[bool, str]]") -> None:
+def _check(text: str, parent: "Parts", name: "Parts") -> None:
+    """Raise TemplateError for a template whose names could not be parsed, or could belong to two users or jobs."""
     if not text.startswith("/"):
         raise TemplateError("not an absolute path", "begin it with /")
     if any(ch < " " or ch == "\x7f" for ch in text):
@@ -122,21 +120,33 @@ def _check(text: str, parent: "list[tuple[bool, str]]", name: "list[tuple[bool, 
     if sum(part == (True, "job_id") for part in name) != 1 or (True, "job_id") in parent:
         raise TemplateError("{job_id} has to stand once, in the last component", "end it like /hf-datasets-{job_id}")
     if (True, "user") not in parent and (True, "uid") not in parent:
-        raise TemplateError(
-            "neither {user} nor {uid} in a directory above the last component", "give each user a directory of their own"
-        )
+        problem = "neither {user} nor {uid} in a directory above the last component"
+        raise TemplateError(problem, "give each user a directory of their own")
     if any({one, other} == {(True, "node"), (True, "job_id")} for one, other in zip(name, name[1:])):
         raise TemplateError("{node} and {job_id} side by side", "put a `-` between them: n1 and 42 would be n14 and 2")
     if not name[0][0] and name[0][1].startswith(cache_names.META):
-        raise TemplateError(f"a last component that begins with {cache_names.META}", "that beginning is kept for our own files")
+        problem = f"a last component that begins with {cache_names.META}"
+        raise TemplateError(problem, "begin it differently: jobcache's own files have such names")
 
 
-def fill(parts: "list[tuple[bool, str]]", values: "dict[str, str]") -> str:
+def checked(parts: "Parts", values: "dict[str, str]") -> "dict[str, str]":
+    """Return `values`, text by placeholder. Raise BadName if a part needs one that cannot be part of a path."""
+    for name, value in values.items():
+        if (True, name) in parts and not component(value):
+            raise BadName(f"{name} {value!r} cannot be part of a path")
+    return values
+
+
+def fill(parts: "Parts", values: "dict[str, str]") -> str:
+    """Return the text of the parts. Raise KeyError for a placeholder without a value."""
     return "".join(values[text] if variable else text for variable, text in parts)
 
 
+# ---- for sweeps, which read the names of all users and nodes
+
+
 def components(parts: "Parts") -> "list[Parts]":
-    """Cut the parts of an absolute directory at its slashes."""
+    """Return the parts of each component of an absolute directory."""
     cut: list[Parts] = [[]]
     for variable, text in parts:
         first, *others = [text] if variable else text.split("/")
@@ -146,16 +156,16 @@ def components(parts: "Parts") -> "list[Parts]":
 
 
 def joined(parts: "Parts", values: "dict[str, str]") -> str:
-    """Return what the parts come to; a placeholder without a value becomes ANY."""
+    """Return the text of the parts, with ANY for a placeholder without a value."""
     return "".join(values.get(text, ANY) if variable else text for variable, text in parts)
 
 
 def matcher(parts: "Parts", values: "dict[str, str]") -> "Matcher":
-    """Return a function that tells of a name what its placeholders stand for, None where it is no such name.
+    """Return a function that, given a name, returns the text of each placeholder in it, or None if it does not match.
 
-    Placeholders that have a value in `values` are that. For sweeps, which meet the names of all users and nodes.
+    values: the only text that matches, by placeholder.
     """
-    import re  # too dear for the hot path, which never comes here
+    import re  # too slow for the hot path, which never comes here
 
     job, run = "[1-9][0-9]*(?:-r[1-9][0-9]*)?", f"run-[1-9][0-9]*-[a-z]{{{cache_names.RUN_NONCE}}}"
     shapes = {"job_id": f"{job}|{run}", "uid": "0|[1-9][0-9]*"}

@@ -1,7 +1,4 @@
-"""The stores that a new cache begins with: from the TaskProlog's words to links, and the events about them.
-
-On the hot path: standard library only, and nothing heavy of it.
-"""
+"""Seeds: the builds of stores that a new cache starts with, from the TaskProlog's words to links and events."""
 
 import os
 import time
@@ -10,41 +7,42 @@ from jobcache.cache import cache_names, dirfd, event_line, linking, protocol, st
 
 
 class Seeds:
-    """The builds that the cache of `claim` begins with, out of the stores that the words name."""
+    """The seeds of the cache of `claim`.
+
+    words: `store` and `site`, the paths of stores, "" for none; `label`; `deadline` of the hook, in seconds. With a store,
+    set `claim.seed`.
+    """
 
     def __init__(self, words: "dict[str, str]", claim: protocol.Claim) -> None:
         self.claim = claim
         self.result: "linking.Seeded | None" = None
         self.began = 0.0
+        self.budget = min(linking.BUDGET, float(words["deadline"]) / 4)
         self.sources = []
-        label = words["label"]
         self.refused: "list[tuple[str, str]]" = []
+        label = words["label"]
         if label and not store_names.is_label(label):
-            self.refused.append(("bad_name", "JOBCACHE_STORE is no label: A-Z a-z 0-9 . _ -, 64 at most, no dot in front"))
+            details = "JOBCACHE_STORE is not a label: 64 letters, digits, `.`, `_` or `-` at most, and not a dot first"
+            self.refused.append(("bad_name", details))
             label = ""
+        labels = [label, ""] if label else [""]
         if words["store"]:
-            self.sources.append(linking.Source(words["store"], [label, ""] if label else [""], claim.uid))
+            self.sources.append(linking.Source(words["store"], labels, claim.uid))
             if label:
                 claim.record["label"] = event_line.quote(label)
         if words["site"]:
-            self.sources.append(linking.Source(words["site"], [label, ""] if label else [""], None))
+            self.sources.append(linking.Source(words["site"], labels, None))
         if self.sources:
-            claim.seed = self
-        self.budget = min(linking.BUDGET, float(words["deadline"]) / 4)
+            claim.seed = self.seed_new_cache
 
-    def __call__(self, cache_fd: int) -> None:
-        self._seed(cache_fd, self.claim.below, f"{cache_names.META}/{cache_names.SEEDS}")
-        result = self.result
-        if result and result.builds:
-            counts = {"builds": result.builds, "files": result.files, "bytes": result.bytes}
-            self.claim.record["seeded"] = "{" + ", ".join(f'"{key}": {count}' for key, count in counts.items()) + "}"
+    def seed_new_cache(self, cache_fd: int) -> None:
+        """Link the builds into a cache that nobody can find yet, and add the counts to its record."""
+        result = self._link(cache_fd, self.claim.below, f"{cache_names.META}/{cache_names.SEEDS}")
+        if result.builds:
+            self.claim.record["seeded"] = event_line.to_json(_counts(result))
 
-    def _seed(self, cache_fd: int, below: str, place: str) -> None:
-        self.began = time.monotonic()
-        self.result = linking.seed(cache_fd, below, place, self.sources, self.budget)
-
-    def late(self, path: str) -> None:
-        """Seed a directory in a cache that is in use: made aside, and put in place where there is none yet."""
+    def seed_directory(self, path: str) -> None:
+        """Create the directory `claim.below`, with the builds in it, in the cache at `path`, which others use already."""
         if not self.sources or os.path.lexists(f"{path}/{self.claim.below}"):
             return
         aside = f"{cache_names.META}/{cache_names.SEEDS}-{dirfd.nonce()}"
@@ -53,23 +51,29 @@ class Seeds:
             try:
                 os.mkdir(aside, 0o700, dir_fd=cache_fd)
                 os.mkdir(f"{aside}/whole", 0o700, dir_fd=cache_fd)
-                self._seed(cache_fd, f"{aside}/whole", f"{aside}/place")
+                self._link(cache_fd, f"{aside}/whole", f"{aside}/place")
                 os.rename(f"{aside}/whole", self.claim.below, src_dir_fd=cache_fd, dst_dir_fd=cache_fd)
             finally:
                 os.close(cache_fd)
         except OSError:
-            pass  # another task has made it; what is aside goes with the cache
+            pass  # another task was faster; `aside` is deleted with the cache
 
-    def tell(self, address: str, facts: "dict[str, str]") -> None:
-        """Say what was linked, and which store could not be used."""
+    def _link(self, cache_fd: int, below: str, place: str) -> linking.Seeded:
+        self.began = time.monotonic()
+        self.result = linking.seed(cache_fd, below, place, self.sources, self.budget)
+        return self.result
+
+    def report(self, address: str, facts: "dict[str, str]") -> None:
+        """Log the number of linked builds, and each store that could not be used. address, facts: as of event_line.Log."""
         result = self.result
         if result is None:
             return
-        for reason, what in self.refused + result.refused:
-            more = {**facts, "error": event_line.quote(what)}
-            event_line.send(address, "warning", "store.seeded", more, "refused", reason, self.began)
+        log = event_line.Log(address, facts, self.began)
+        for reason, details in self.refused + result.refused:
+            log.emit("store.seeded", "warning", "refused", reason, error=event_line.quote(details))
         if result.builds or result.cut:
-            counts = {"builds": str(result.builds), "files": str(result.files), "bytes": str(result.bytes)}
-            event_line.send(
-                address, "info", "store.seeded", {**facts, **counts}, "seeded", "budget" if result.cut else "", self.began
-            )
+            log.emit("store.seeded", "info", "seeded", "budget" if result.cut else "", **_counts(result))
+
+
+def _counts(result: linking.Seeded) -> "dict[str, str]":
+    return {"builds": str(result.builds), "files": str(result.files), "bytes": str(result.bytes)}

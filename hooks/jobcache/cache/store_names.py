@@ -1,45 +1,33 @@
-"""The names in a store: sections, builds, their contents."""
+"""Names in a store: `<store>/v1/<section>/<build>/`, and the format of a build's `contents`."""
 
 from jobcache.cache import path_template
 from jobcache.cache.fields import component, natural, number
 
-TYPE_CHECKING = False
+VERSION = "v1"  # of the format of all below it; another version is another directory
 
-# A store: <store>/v1/<section>/<build>/, and in a build:
-VERSION = "v1"  # of all this; another version is another directory
-DEFAULT = "default"  # the section of builds without a label; label-<label> is a label's
-CONTENTS = "contents"  # the build's key and its files, for who links them; `format_contents`
-MANIFEST = "manifest.json"  # the same and more, for people
-FILES = "files"  # what `datasets` wrote
-RETIRED = "retired"  # exists: not linked any more since then, and deleted when no job can hold a link to it
-BUILD_NEW = ".jobcache-new-build-"  # in a section: being published
-BUILD_TRASH = ".jobcache-trash-build-"  # in a section: renamed away, deletion pending
-STAGING = ".jobcache-staging-"  # in a section: the cache in which a command builds
-
-_LABEL_MAX = 64
-_LABEL = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
-_DIGEST = 32  # hexadecimal digits of a key's digest in a build's name
-_KEY_LEVELS = 4  # <dataset>/<config>/<version>/<hash>
-_MOST_FILES = 100_000  # of one build
+# ---- the store
 
 
 def store_path(text: str, *, user: str, uid: int, cluster: str) -> str:
-    """Return where the store template `text` puts a store. Raise BadName for a name that no path can hold."""
+    """Given a store template, return the path of a user's store. Raise BadName."""
     parts = path_template.cut(text)
-    values = {"user": user, "uid": str(uid), "cluster": cluster}
-    for name, value in values.items():
-        if (True, name) in parts and not component(value):
-            raise path_template.BadName(f"{name} {value!r} cannot be part of a path")
-    return path_template.fill(parts, values)
+    return path_template.fill(parts, path_template.checked(parts, {"user": user, "uid": str(uid), "cluster": cluster}))
+
+
+# ---- its sections, one for each label
+
+DEFAULT = "default"  # the section for builds without a label
+_LABEL_LENGTH = 64
+_LABEL_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
 def is_label(text: str) -> bool:
-    """Whether `text` can name a section of a store: letters, digits, `.`, `_` and `-`, 64 at most, no dot in front."""
-    return 0 < len(text) <= _LABEL_MAX and text[0] != "." and _LABEL.issuperset(text)
+    """Return whether `text` is a label: 1 to 64 letters, digits, `.`, `_` and `-`, and not a dot first."""
+    return 0 < len(text) <= _LABEL_LENGTH and text[0] != "." and _LABEL_CHARACTERS.issuperset(text)
 
 
 def section(label: str) -> str:
-    """Return the name of the section of `label`; "" is the default one's."""
+    """Return the name of the section for `label`, "" for builds without a label."""
     return f"label-{label}" if label else DEFAULT
 
 
@@ -51,22 +39,30 @@ def parse_section(name: str) -> "str | None":
     return label if head == "label" and dash and is_label(label) else None
 
 
+# ---- in a section: builds, and their remains
+
+BUILD_NEW = ".jobcache-new-build-"  # a build that is being published
+BUILD_TRASH = ".jobcache-trash-build-"  # a build that waits for its deletion
+STAGING = ".jobcache-staging-"  # the cache in which a command builds
+_DIGITS = 32  # hexadecimal, of the digest of a build's key
+
+
 def build_name(digest: str, generation: int) -> str:
-    """Return a build's name: the digest of its key, and its generation, since a key does not tell what is in a build."""
-    return f"{digest[:_DIGEST]}.{generation}"
+    """Return a build's name: the digest of its key, and its generation, because builds of one key can differ in content."""
+    return f"{digest[:_DIGITS]}.{generation}"
 
 
 def parse_build(name: str) -> "tuple[str, int] | None":
     """Return (digest, generation) of a name that `build_name` wrote, else None."""
     digest, dot, tail = name.partition(".")
     generation = number(tail)
-    if len(digest) != _DIGEST or not frozenset("0123456789abcdef").issuperset(digest) or generation is None:
+    if len(digest) != _DIGITS or not frozenset("0123456789abcdef").issuperset(digest) or generation is None:
         return None
     return digest, generation
 
 
 def parse_store_debris(name: str) -> "str | None":
-    """Return which of BUILD_NEW, BUILD_TRASH and STAGING begins a name that is one of these, else None."""
+    """Return BUILD_NEW, BUILD_TRASH or STAGING, if `name` is one of them and a nonce, else None."""
     for prefix in (BUILD_NEW, BUILD_TRASH, STAGING):
         nonce = name[len(prefix) :]
         if name.startswith(prefix) and nonce.isalnum() and nonce.isascii():
@@ -74,21 +70,31 @@ def parse_store_debris(name: str) -> "str | None":
     return None
 
 
+# ---- in a build
+
+FILES = "files"  # the directory of files that `datasets` wrote
+CONTENTS = "contents"  # the build's key and its files, for programs that link them; see `format_contents`
+MANIFEST = "manifest.json"  # CONTENTS and more, for people
+RETIRED = "retired"  # empty file: the build is linked no more, and deleted once no job can hold a link to it
+_KEY_LEVELS = 4  # <dataset>/<config>/<version>/<hash>
+_LINES_LIMIT = 100_000  # of one `contents`
+
+
 def is_key(key: str) -> bool:
-    """Whether `key` is a build's path in a cache: <dataset>/<config>/<version>/<hash>, nothing hidden, nothing of ours."""
+    """Return whether `key` is the path of a build in a cache: <dataset>/<config>/<version>/<hash>, none of them hidden."""
     parts = key.split("/")
     return len(parts) == _KEY_LEVELS and all(component(part) and part[0] != "." for part in parts)
 
 
 def is_build_file(name: str) -> bool:
-    """Whether a file of this name can be part of a build: locks, `tmp*` and what is incomplete never are."""
+    """Return whether a file of this name can be part of a build: no lock, no `tmp*`, nothing incomplete or hidden."""
     if not component(name) or name[0] == "." or name.startswith("tmp") or name.endswith((".lock", ".incomplete")):
         return False
-    return not any("\ud800" <= ch < "\udc80" or "\udcff" < ch < "\ue000" for ch in name)  # JSON can say what no name can be
+    return not any("\ud800" <= ch < "\udc80" or "\udcff" < ch < "\ue000" for ch in name)  # JSON has these, file names do not
 
 
 class Contents:
-    """What is in a build. files: (bytes, mtime in nanoseconds) by name. checksum: of its dataset_info.json."""
+    """A build's files. key: its path in a cache. files: (bytes, mtime in ns) by name. checksum: of dataset_info.json."""
 
     __slots__ = ("key", "files", "checksum")
 
@@ -99,15 +105,15 @@ class Contents:
 
 
 def format_contents(contents: Contents) -> str:
-    """Return the text of a build's `contents`: the key, a line a file, and a last line, without which it is not whole."""
+    """Return the text of `contents`: the key, one line for each file, and a last line that shows that it is complete."""
     lines = [f"{size} {mtime} {name}" for name, (size, mtime) in sorted(contents.files.items())]
     return "\n".join([contents.key, *lines, f"{len(lines)} files {contents.checksum}", ""])
 
 
 def parse_contents(text: str) -> "Contents | None":
-    """Return what `format_contents` wrote, else None."""
+    """Return the contents that `format_contents` wrote, None for any other or incomplete text."""
     lines = text.split("\n")
-    if len(lines) < 3 or lines[-1] != "" or len(lines) > _MOST_FILES or not is_key(lines[0]):
+    if len(lines) < 3 or lines[-1] != "" or len(lines) > _LINES_LIMIT or not is_key(lines[0]):
         return None
     files = {}
     for line in lines[1:-2]:
@@ -119,5 +125,5 @@ def parse_contents(text: str) -> "Contents | None":
             return None
         files[words[2]] = (size, mtime)
     checksum = natural(lines[-2].rpartition(" ")[2])
-    whole = lines[-2] == f"{len(files)} files {checksum}" and len(files) == len(lines) - 3
-    return Contents(lines[0], files, checksum) if whole and checksum is not None else None
+    complete = lines[-2] == f"{len(files)} files {checksum}" and len(files) == len(lines) - 3
+    return Contents(lines[0], files, checksum) if complete and checksum is not None else None

@@ -1,4 +1,7 @@
-"""Reading a store: opening it safely, and whether a build is as it was published."""
+"""Reading a store: opening it safely, and checking that a build is as it was published.
+
+It writes nothing into the store. A store is untrusted until `open_store` has checked who can write to it.
+"""
 
 import binascii
 import errno
@@ -15,46 +18,27 @@ if TYPE_CHECKING:
 INFO = "dataset_info.json"
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
-_NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
-_LONGEST = 1 << 24  # bytes of a build's contents
+_NOT_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
+_READ_LIMIT = 1 << 24  # bytes of a build's `contents` or of its INFO
 
 
-def by_last_use(section_fd: int, until: float) -> "list[str]":
-    """Return the builds of a section, the most recently used first; those that were seen by `until`. Raise OSError.
-
-    Of several generations only the newest: those before it hold what was replaced, whether retired yet or not.
-    """
-    found: "dict[str, tuple[int, int, str]]" = {}
-    with os.scandir(section_fd) as entries:
-        for entry in entries:
-            parsed = store_names.parse_build(entry.name)
-            if parsed:
-                of, generation = parsed
-                try:
-                    used = entry.stat(follow_symlinks=False).st_mtime_ns
-                except FileNotFoundError:
-                    continue
-                if of not in found or found[of][1] < generation:
-                    found[of] = used, generation, entry.name
-                if time.monotonic() >= until:
-                    break
-    return [name for _, _, name in sorted(found.values(), reverse=True)]
-
-
-# ------------------------------------------------------------------------------------------------- looking at a store
+# ---- directories
 
 
 def open_store(path: str, owner: "int | None") -> "tuple[int, int]":
-    """Return a store's directory, opened, and the uid it belongs to. Raise cachedir.Refused, OSError."""
+    """Open a store; return its descriptor and the uid of its owner. Raise Refused, OSError.
+
+    owner: the uid that must own a user's store; None for the site's store, which only root can have put at its path.
+    """
     try:
         fd = dirfd.open_directory(path)
     except OSError as error:
-        if error.errno in _NO_DIRECTORY:
-            raise reasons.Refused("not_directory", "a symlink that is not root's, or a file, is in the path") from None
+        if error.errno in _NOT_DIRECTORY:
+            raise reasons.Refused("not_directory", "a file, or a symlink that root does not own, is in the path") from None
         raise
     try:
         if owner is None:
-            _check_ways(path)
+            _check_site_path(path)
             owner = os.fstat(fd).st_uid
         _check_owner(fd, owner)
     except (OSError, reasons.Refused):
@@ -64,14 +48,14 @@ def open_store(path: str, owner: "int | None") -> "tuple[int, int]":
 
 
 def open_below(dir_fd: int, path: str, owner: int) -> int:
-    """Open a directory of a store below another, each step without following a symlink. Raise cachedir.Refused, OSError."""
+    """Open a directory in a store, and check each directory on the way; return its descriptor. Raise Refused, OSError."""
     fd = os.dup(dir_fd)
     try:
         for part in path.split("/"):
             try:
                 below = os.open(part, dirfd.DIRECTORY, dir_fd=fd)
             except OSError as error:
-                if error.errno in _NO_DIRECTORY:
+                if error.errno in _NOT_DIRECTORY:
                     raise reasons.Refused("not_directory", f"{part} is a symlink or a file") from None
                 raise
             os.close(fd)
@@ -84,64 +68,81 @@ def open_below(dir_fd: int, path: str, owner: int) -> int:
 
 
 def _check_owner(fd: int, owner: int) -> None:
+    """Raise Refused unless `owner` owns the directory, and nobody else can write to it."""
     found = os.fstat(fd)
     if found.st_uid != owner:
         raise reasons.Refused("foreign", f"it belongs to uid {found.st_uid}, not to {owner}")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise reasons.Refused("writable", "others may write it; `chmod go-w` it")
+        raise reasons.Refused("writable", "others can write to it; run `chmod go-w` on it")
 
 
-def _check_ways(path: str) -> None:
-    """Raise cachedir.Refused where the site's store may be one that a user has put in its place.
+def _check_site_path(path: str) -> None:
+    """Raise Refused if a user can have put the site's store at its path. Raise OSError.
 
-    Where a directory above is open to others, such as a /scratch with a sticky bit, what lies in it has to be root's.
+    In a directory that others can write to, such as a /scratch with a sticky bit, root must own the next component.
     """
     above = "/"
     for at in _prefixes(path):
-        open_to_all = os.stat(above).st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if open_to_all and os.lstat(at).st_uid != 0:
-            raise reasons.Refused("writable", f"others may write {above}, where root would have to own {at}")
+        writable = os.stat(above).st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if writable and os.lstat(at).st_uid != 0:
+            raise reasons.Refused("writable", f"others can write to {above}, so root has to own {at}")
         above = at
 
 
 def _prefixes(path: str) -> "Iterator[str]":
+    """Yield `/a`, `/a/b` … of an absolute path."""
     at = ""
     for part in path.strip("/").split("/"):
         at += "/" + part
         yield at
 
 
+# ---- builds
+
+
+def by_last_use(section_fd: int, until: float) -> "list[str]":
+    """Return the builds of a section, the most recently used first. Raise OSError.
+
+    Of several generations, return only the newest: each replaces the one before, whether that is retired yet or not.
+    until: seconds of time.monotonic at which to stop reading the section.
+    """
+    newest: "dict[str, tuple[int, int, str]]" = {}
+    with os.scandir(section_fd) as entries:
+        for entry in entries:
+            parsed = store_names.parse_build(entry.name)
+            if parsed:
+                digest, generation = parsed
+                try:
+                    used = entry.stat(follow_symlinks=False).st_mtime_ns
+                except FileNotFoundError:
+                    continue
+                if digest not in newest or newest[digest][1] < generation:
+                    newest[digest] = used, generation, entry.name
+                if time.monotonic() >= until:
+                    break
+    return [name for _, _, name in sorted(newest.values(), reverse=True)]
+
+
 def read_contents(build_fd: int) -> store_names.Contents:
-    """Return what is in a build. Raise cachedir.Refused where its contents are not whole, OSError."""
+    """Return the list of a build's files. Raise Refused if it is incomplete, OSError."""
     parsed = store_names.parse_contents(os.fsdecode(_read(build_fd, store_names.CONTENTS)))
     if parsed is None:
-        raise reasons.Refused("damaged", "its contents are not whole")
+        raise reasons.Refused("damaged", f"its {store_names.CONTENTS} file is incomplete")
     return parsed
 
 
 def checksum(files_fd: int) -> int:
-    """Return that of a build's dataset_info.json, which says what is in all of it. Raise cachedir.Refused, OSError."""
+    """Return the checksum of a build's dataset_info.json, which describes all of the build. Raise Refused, OSError."""
     return binascii.crc32(_read(files_fd, INFO))
 
 
-def _read(dir_fd: int, name: str) -> bytes:
-    fd = os.open(name, dirfd.FILE, dir_fd=dir_fd)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise reasons.Refused("damaged", f"{name} is no file")
-        return os.read(fd, _LONGEST)
-    finally:
-        os.close(fd)
-
-
 def check_files(files_fd: int, contents: store_names.Contents, until: float = float("inf")) -> None:
-    """Raise cachedir.Refused where a build's files are not the very ones that were published, OSError.
+    """Raise Refused unless the files of a build are those that were published. Raise OSError, TimeoutError after `until`.
 
-    Each has the size and the mtime that it had, and each Arrow stream has its end. What is in it was checked then.
-    Raise TimeoutError after `until`.
+    Compare the size and the mtime of each file, and the end of each Arrow stream; publishing has checked the content.
     """
     files = contents.files
-    seen = 0
+    count = 0
     with os.scandir(files_fd) as entries:
         for entry in entries:
             found = entry.stat(follow_symlinks=False)
@@ -151,25 +152,21 @@ def check_files(files_fd: int, contents: store_names.Contents, until: float = fl
                 raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             if entry.name.endswith(".arrow"):
                 _check_end(files_fd, entry.name, found.st_size)
-            seen += 1
-    if seen != len(files) or INFO not in files:
-        raise reasons.Refused("damaged", "a file of it is gone")
+            count += 1
+    if count != len(files) or INFO not in files:
+        raise reasons.Refused("damaged", "one of its files is missing")
     if checksum(files_fd) != contents.checksum:
         raise reasons.Refused("damaged", f"{INFO} is not as it was published")
 
 
 def _check_end(files_fd: int, name: str, size: int) -> None:
-    fd = os.open(name, dirfd.FILE, dir_fd=files_fd)
-    try:
+    with dirfd.Opened(files_fd, name, dirfd.FILE) as fd:
         if os.pread(fd, len(END), max(0, size - len(END))) != END:
-            raise reasons.Refused("damaged", f"{name} has no end")
-    finally:
-        os.close(fd)
+            raise reasons.Refused("damaged", f"{name} is cut short")
 
 
-def exists(dir_fd: int, path: str) -> bool:
-    try:
-        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+def _read(dir_fd: int, name: str) -> bytes:
+    with dirfd.Opened(dir_fd, name, dirfd.FILE) as fd:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise reasons.Refused("damaged", f"{name} is not a regular file")
+        return os.read(fd, _READ_LIMIT)

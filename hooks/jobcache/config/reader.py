@@ -82,12 +82,12 @@ class Key(NamedTuple):
 
 
 class _Refused(ValueError):
-    """A value that does not fit: `what` is wrong, and the `mend`."""
+    """A value that does not fit: `what` is wrong, and the `remedy`."""
 
-    def __init__(self, what: str, mend: str) -> None:
+    def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
         self.what = what
-        self.mend = mend
+        self.remedy = remedy
 
 
 def load(path: str) -> Config:
@@ -266,7 +266,7 @@ class _Document:
         try:
             root = _compose(_decoded(_contents(self.file)))
         except _Unreadable as error:
-            raise ConfigError([Problem(self.file, error.line, "", error.what, error.mend)]) from None
+            raise ConfigError([Problem(self.file, error.line, "", error.what, error.remedy)]) from None
         value = None if root is None else self._value((), root, root)
         return {} if value is None else value
 
@@ -282,7 +282,7 @@ class _Document:
             else:
                 value = _scalar(node)
         except _Refused as error:
-            self.complain(path, node, error.what, error.mend)
+            self.complain(path, node, error.what, error.remedy)
         self.given[path] = _Given(key, node, value)
         return value
 
@@ -526,7 +526,7 @@ def _explain_pattern(about: Tree, _node: yaml.Node, error: Any) -> "tuple[str, s
 
 
 def _explain_format(_about: Tree, _node: yaml.Node, error: Any) -> "tuple[str, str]":
-    return error.cause.what, error.cause.mend
+    return error.cause.what, error.cause.remedy
 
 
 def _explain_range(about: Tree, node: yaml.Node, _error: Any) -> "tuple[str, str]":

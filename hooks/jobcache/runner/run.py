@@ -119,8 +119,8 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
     if made != "joined":
         _say(wish, job, claim, "cache.created", made, "", began)
     elif claim.below:
-        seeds.late(claim.path)
-    seeds.tell(wish.syslog, _facts(job, claim))
+        seeds.seed_directory(claim.path)
+    seeds.report(wish.syslog, _facts(job, claim))
     exports = {name: value.replace("{cache}", cache) for name, value in wish.exports.items()}
     number = relay.came() if held else 0
     if number:
@@ -385,7 +385,7 @@ def _say(
     wish: Wish, job: Optional[Job], claim: protocol.Claim, event: str, outcome: str, reason: str, began: float, **more: str
 ) -> None:
     """Send one event to the system's log, where the site wants that. more: JSON text by key."""
-    event_line.send(wish.syslog, "info", event, {**_facts(job, claim), **more}, outcome, reason, began)
+    event_line.Log(wish.syslog, _facts(job, claim), began).emit(event, "info", outcome, reason, **more)
 
 
 def _facts(job: Optional[Job], claim: protocol.Claim) -> "dict[str, str]":
