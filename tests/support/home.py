@@ -1,4 +1,4 @@
-"""One user's directory on scratch, with that user's identity taken in this very process, and canaries all around it."""
+"""A user's directory on scratch with canaries around it, and acting as that user in this process."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ JOB = 4242
 
 @contextmanager
 def acting_as(user: str) -> Iterator[None]:
-    """Be `user` to the filesystem, for the length of the block: root's capabilities are out of effect meanwhile."""
-    who = pwd.getpwnam(user)
-    if os.geteuid() == who.pw_uid:
+    """Act as `user` for the length of the block: with that user's effective ids, and without root's capabilities."""
+    account = pwd.getpwnam(user)
+    if os.geteuid() == account.pw_uid:
         yield
         return
     groups = os.getgroups()
-    os.setgroups([who.pw_gid])
-    os.setegid(who.pw_gid)
-    os.seteuid(who.pw_uid)
+    os.setgroups([account.pw_gid])
+    os.setegid(account.pw_gid)
+    os.seteuid(account.pw_uid)
     try:
         yield
     finally:
@@ -37,12 +37,27 @@ def acting_as(user: str) -> Iterator[None]:
         os.setgroups(groups)
 
 
+@contextmanager
+def acting_as_root() -> Iterator[None]:
+    """Act as root again, within a block of `acting_as`."""
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    os.seteuid(0)
+    os.setegid(0)
+    try:
+        yield
+    finally:
+        os.setgroups(groups)
+        os.setegid(gid)
+        os.seteuid(uid)
+
+
 def uid_of(user: str) -> int:
+    """Return the uid of an account."""
     return pwd.getpwnam(user).pw_uid
 
 
 def fingerprint(top: Path) -> dict[str, tuple[object, ...]]:
-    """Return what a look can tell of everything below `top` and of itself: owner, mode, times, links, content."""
+    """Return the mode, owner, size, times and content of `top` and of everything below it, by path."""
     found = {}
     for path in [top, *(Path(at, name) for at, dirs, files in os.walk(top) for name in dirs + files)]:
         info = path.lstat()
@@ -56,9 +71,10 @@ def fingerprint(top: Path) -> dict[str, tuple[object, ...]]:
 
 
 class Home:
-    """dir: the temporary directory. cache_dir: where Alice's caches lie. canary: a tree of hers, outside of any cache.
+    """A temporary directory of Alice, Bob and root.
 
-    Beside these: trees of root's, of Bob's and of hers that nothing may touch, held against their fingerprints by `check`.
+    dir: its path. cache_dir: the directory of Alice's caches. cache: the path of JOB's cache. canary: a tree of Alice outside
+    of any cache. Bob, root and Alice's neighbouring job have trees as well. Nothing may touch any of them: see `check`.
     """
 
     def __init__(self) -> None:
@@ -67,9 +83,9 @@ class Home:
         self.cache_dir = self.dir / "alice" / ".cache"
         self.canary = self.dir / "alice" / "canary"
         self.cache = self.cache_dir / f"hf-datasets-{JOB}"
-        for user, place in ((ALICE, self.dir / "alice"), (BOB, self.dir / "bob"), ("root", self.dir / "root")):
-            place.mkdir()
-            shutil.chown(place, user)
+        for user, home in ((ALICE, self.dir / "alice"), (BOB, self.dir / "bob"), ("root", self.dir / "root")):
+            home.mkdir()
+            shutil.chown(home, user)
         with acting_as(ALICE):
             self.cache_dir.mkdir(mode=0o700)
             plant(self.canary)
@@ -89,19 +105,20 @@ class Home:
         }
 
     def check(self) -> None:
-        """Everything around the cache is as it was."""
+        """Assert that all canaries are as they were."""
         assert self._fingerprints() == self._before
 
     def close(self) -> None:
+        """Remove the temporary directory."""
         subprocess.run(["rm", "-rf", "--one-file-system", str(self.dir)], check=True)
 
     def rest(self) -> list[str]:
-        """Names that are left of the cache."""
+        """Return the names in the directory of caches, but for the neighbouring job's."""
         return sorted(set(os.listdir(self.cache_dir)) - {f"hf-datasets-{JOB + 1}"})
 
 
 def plant(top: Path) -> None:
-    """Make a small tree of files, as whoever acts."""
+    """Create a small tree of files, as the acting user."""
     for name in ("a/b/c", "a/d", "e"):
         path = top / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +128,7 @@ def plant(top: Path) -> None:
 
 
 def make_cache(cache: Path, *files: str) -> None:
-    """Make a cache as the Epilog finds it when its last lease is gone, as whoever acts; `files` in it, a block each."""
+    """Create a cache as it is after its last lease was released, as the acting user. files: names, of one block each."""
     (cache / ".jobcache").mkdir(parents=True)
     (cache / ".jobcache/id").write_text(f"test {JOB} 0 {os.geteuid()}\n")
     (cache / ".jobcache/job.json").write_text("{}\n")

@@ -1,4 +1,4 @@
-"""Jobs with a store: each gets its cache from the TaskProlog, uses it, and ends with its Epilog."""
+"""Jobs on a site with a store: each gets its cache from the TaskProlog, uses it, and ends with its Epilog."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ KEY = "json/default-*/0.0.0/*"
 
 
 class Template:
-    """One real build of `datasets`, made once: two splits, one of them in two shards, and a map's result.
+    """A real build by `datasets`: two splits, one of them in two shards, and the result of a map.
 
-    cache: the cache it is in. data: the files it was made from. key: of the build. rows: by split.
+    cache: the cache that holds it. data: its source files. key: its path in the cache. rows: their number, by split.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Template:
         self.rows = {name: split["num_examples"] for name, split in info(build)["splits"].items()}
 
     def put(self, cache: Path, key: str = "") -> Path:
-        """Copy the build into a cache, owned as that is; return its directory there."""
+        """Copy the build into a cache, under another key if given, with the cache's owner; return its directory."""
         to = cache / (key or self.key)
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.cache / self.key, to)
@@ -52,29 +52,32 @@ class Template:
         return to
 
     def close(self) -> None:
+        """Remove the build."""
         shutil.rmtree(self.dir)
 
 
 def own(cache: Path, to: Path) -> None:
-    """Give what is on the way from `cache` to `to`, and all below, to the cache's owner."""
+    """Give `to`, everything below it, and the directories between `cache` and it to the cache's owner."""
     owner = cache.stat()
     for path in [to, *to.relative_to(cache).parents, *to.rglob("*")]:
         os.lchown(cache / path, owner.st_uid, owner.st_gid)
 
 
 def write_rows(path: Path, ids: Any) -> Path:
+    """Write a JSON Lines file with one row for each id; return its path."""
     path.write_text("".join(json.dumps({"id": id, "text": f"row {id} " * 4, "tags": ["a"] * (id % 3)}) + "\n" for id in ids))
     path.chmod(0o644)
     return path
 
 
 def info(build: Path) -> dict[str, Any]:
+    """Return the dataset_info.json of a build."""
     found: dict[str, Any] = json.loads((build / "dataset_info.json").read_text())
     return found
 
 
 class Jobs:
-    """A site whose users have a store, and jobs on it. home: Alice's own directory, in which jobs find their data."""
+    """Alice's jobs on a site whose users have stores. path: of her store. home: of her jobs' data. number: the present job."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -88,17 +91,17 @@ class Jobs:
     def begin(self, label: str = "", **env: str) -> Path:
         """Begin a job with this label; return its cache."""
         self.number += 1
-        said = self.site.task_prolog(self.number, **({"JOBCACHE_STORE": label} if label else {}), **env)
-        assert said.cache, said.output
-        return Path(said.cache)
+        task = self.site.task_prolog(self.number, **({"JOBCACHE_STORE": label} if label else {}), **env)
+        assert task.cache, task.output
+        return Path(task.cache)
 
     def end(self, **env: Any) -> list[dict[str, Any]]:
-        """End the job; return what the Epilog says of the store."""
+        """End the job; return the events of its Epilog about the store."""
         self.site.epilog(self.number, **env)
         return [event for event in self.site.events("store.published") if event["job_id"] == self.number]
 
     def job(self, python: hf.Python, code: str, label: str = "", **env: str) -> Any:
-        """A whole job that runs `code`; return its result."""
+        """Run `code` in a job of its own; return its result."""
         cache = self.begin(label)
         try:
             return python.run(code, self.home, HF_DATASETS_CACHE=str(cache), **env)
@@ -106,28 +109,29 @@ class Jobs:
             self.end()
 
     def seeded(self) -> list[dict[str, Any]]:
-        """What the present job's TaskProlog said of the store."""
+        """Return the events of the present job's TaskProlog about the store."""
         return [event for event in self.site.syslog.events("store.seeded") if event["job_id"] == self.number]
 
     def stored(self, label: str = "") -> list[Path]:
-        """The builds in a section of the store, whatever state they are in."""
+        """Return the builds in a section of the store, in any state."""
         section = self.path / "v1" / (f"label-{label}" if label else "default")
         return sorted(path for path in section.iterdir() if path.name[0] != ".") if section.exists() else []
 
     def left(self) -> list[Path]:
-        """What is half made in the store."""
+        """Return the debris in the store."""
         return sorted(self.path.glob("v1/*/.*"))
 
     def print(self) -> dict[str, tuple[object, ...]]:
-        """All that can be seen of the store."""
+        """Return the fingerprint of the store."""
         return fingerprint(self.path)
 
 
 def links(build: Path) -> tuple[int, int]:
-    """Return how many of a build's files are symlinks, and how many are files."""
+    """Return how many of a build's files are symlinks, and how many are regular files."""
     found = [path.is_symlink() for path in build.iterdir()]
     return sum(found), len(found) - sum(found)
 
 
 def jobs_of(site: Site) -> Iterator[Jobs]:
+    """Yield the jobs of a site, for a fixture."""
     yield Jobs(site)

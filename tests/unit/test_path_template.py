@@ -1,0 +1,145 @@
+"""Path templates: from a template to the path of a cache, and back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobcache.cache import cache_names, path_template
+from jobcache.cache.path_template import BadName, Template, TemplateError
+from support.names import JOB_IDS, LITERALS, NO_JOB, NODES, RUNS, UIDS
+
+DEFAULT = "/scratch/gpfs/{user}/.cache/hf-datasets-{job_id}"
+USERS = st.text(st.characters(blacklist_categories=["Cc", "Cs"], blacklist_characters="/"), min_size=1, max_size=12).filter(
+    lambda name: name not in (".", "..")
+)
+NAMES = st.builds(
+    lambda before, node, after: f"{before}{node[0]}{{job_id}}{node[1]}{after}",
+    LITERALS.map("hf".__add__),
+    st.sampled_from([("", ""), ("{node}-", ""), ("", "-{node}"), ("{cluster}.", ".{user}")]),
+    LITERALS,
+)
+
+
+@given(NAMES, USERS, UIDS, NODES, JOB_IDS, RUNS)
+def test_cache_name_can_be_parsed(name: str, user: str, uid: int, node: str, job_id: int, run: int) -> None:
+    """Whatever the user, the cluster and the node are called."""
+    place = Template(f"/s/{{user}}/{name}").bind(user=user, uid=uid, cluster="c1", node=node)
+    assert place.parse(place.cache_name(job_id, run)) == (job_id, run)
+    assert place.cache(job_id, run) == f"{place.parent}/{place.cache_name(job_id, run)}"
+    assert place.parent == f"/s/{user}"
+
+
+@given(NAMES, st.text("hf12-r.{} ab\n", max_size=20))
+def test_only_the_cache_name_of_a_job_is_parsed(name: str, text: str) -> None:
+    """A name that a place parses is the one that it writes for that job."""
+    place = Template(f"/s/{{uid}}/{name}").bind(user="u", uid=1, cluster="c", node="n")
+    for candidate in (text, place.prefix + text, place.prefix + text + place.suffix):
+        parsed = place.parse(candidate)
+        assert parsed is None or place.cache_name(*parsed) == candidate
+
+
+@pytest.mark.parametrize(
+    "name", ["", "hf-datasets-", "hf-datasets", "hf-datasets-1/", "HF-datasets-1", "xhf-datasets-1", "hf-datasets-1x", ".", "1"]
+)
+def test_other_name_is_no_cache_name(name: str) -> None:
+    """Names that resemble the template's."""
+    assert Template(DEFAULT).bind(user="a", uid=1, cluster="c", node="n").parse(name) is None
+
+
+@pytest.mark.parametrize("text", NO_JOB, ids=lambda text: ascii(text)[:20])
+def test_name_without_a_valid_job_is_no_cache_name(text: str) -> None:
+    """The template's prefix, and no job id after it."""
+    assert Template(DEFAULT).bind(user="a", uid=1, cluster="c", node="n").parse(f"hf-datasets-{text}") is None
+
+
+def test_each_run_has_its_own_path() -> None:
+    """All placeholders have values, and a requeue changes the path."""
+    place = Template("/s/{cluster}/{user}/{uid}/{node}.{job_id}.x").bind(user="al ice", uid=7, cluster="c1", node="n1")
+    assert place.cache(42, 0) == "/s/c1/al ice/7/n1.42.x"
+    assert place.cache(42, 3) == "/s/c1/al ice/7/n1.42-r3.x"
+
+
+@pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "a\nb", "a\x7f", "a\0", "x" * 256])
+def test_bind_refuses_a_name_that_no_path_can_hold(bad: str) -> None:
+    """A user, cluster or node with such a name is refused if the template uses it, and only then."""
+    for key in ("user", "cluster", "node"):
+        names = {"user": "u", "cluster": "c", "node": "n", key: bad}
+        with pytest.raises(BadName):
+            Template("/s/{user}/{cluster}/{node}-{job_id}").bind(uid=1, **names)
+        Template("/s/{uid}/{job_id}").bind(uid=1, **names)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "absolute"),
+        ("scratch/{user}/{job_id}", "absolute"),
+        ("{user}/{job_id}", "absolute"),
+        ("/s/{user}/a\nb-{job_id}", "control"),
+        ("/s/{user}/\x7f{job_id}", "control"),
+        ("/s//{user}/{job_id}", "empty component"),
+        ("//s/{user}/{job_id}", "empty component"),
+        ("/s/{user}/{job_id}/", "empty component"),
+        ("/s/./{user}/{job_id}", "empty component"),
+        ("/s/../{user}/{job_id}", "empty component"),
+        ("/s/{user}", "job_id"),
+        ("/s/{user}/hf", "job_id"),
+        ("/s/{user}/{job_id}/x", "job_id"),
+        ("/s/{user}/{job_id}/{job_id}", "job_id"),
+        ("/s/{user}/{job_id}-{job_id}", "job_id"),
+        ("/s/{job_id}", "neither"),
+        ("/s/{user}-{job_id}", "neither"),
+        ("/s/{node}/{job_id}", "neither"),
+        ("/{job_id}", "neither"),
+        ("/s/{user}/{jobid}", "unknown"),
+        ("/s/{user}/{}{job_id}", "unknown"),
+        ("/s/{user}/{node}{job_id}", "side by side"),
+        ("/s/{user}/x{job_id}{node}", "side by side"),
+        ("/s/{user}/{ job_id }", "unknown"),
+        ("/s/{user}/{job_id!r}", "unknown"),
+        ("/s/{user}/{job_id", "without its }"),
+        ("/s/{user}/job_id}", "without its {"),
+        ("/s/{user}/{{job_id}}", "unknown"),
+        ("/s/{user}/}{job_id}", "without its {"),
+        ("/s/{user}/.jobcache-{job_id}", ".jobcache"),
+        ("/s/{user}/.jobcache-trash-{job_id}", ".jobcache"),
+    ],
+)
+def test_invalid_template_is_refused_with_a_remedy(text: str, what: str) -> None:
+    """The error has the problem and the next step."""
+    with pytest.raises(TemplateError) as caught:
+        Template(text)
+    assert what in caught.value.what
+    assert caught.value.remedy
+
+
+@given(st.text("/{}abjo_diuser.-\n", max_size=40))
+def test_any_text_is_a_template_or_is_refused(text: str) -> None:
+    """No text raises anything but TemplateError, and a valid template gives absolute paths of at least two levels."""
+    try:
+        template = Template(text)
+    except TemplateError:
+        return
+    path = template.bind(user="u", uid=1, cluster="c", node="n").cache(1, 0)
+    assert path.startswith("/") and path.count("/") >= 2
+    assert not {"", ".", ".."} & set(path[1:].split("/"))
+
+
+def test_templates_are_equal_by_text() -> None:
+    """So sets and dictionaries can hold them."""
+    assert Template(DEFAULT) == Template(DEFAULT) != Template(DEFAULT + "x")
+    assert len({Template(DEFAULT), Template(DEFAULT)}) == 1
+    assert repr(Template(DEFAULT)) == f"Template({DEFAULT!r})"
+
+
+@given(JOB_IDS, st.from_regex(f"[a-z]{{{cache_names.RUN_NONCE}}}", fullmatch=True), LITERALS, LITERALS, st.booleans())
+def test_cache_of_a_run_outside_of_jobs_is_no_jobs_cache(pid: int, nonce: str, before: str, after: str, node: bool) -> None:
+    """A sweep parses its name by any template, and no template takes it for the cache of a job."""
+    template = Template(f"/s/{{user}}/x{before}{'{node}-' if node else ''}{{job_id}}{after}")
+    place = template.bind(user="u", uid=1, cluster="c", node="n")
+    name = place.run_cache(pid, nonce).rpartition("/")[2]
+    known = path_template.matcher(template.name, {})(name)
+    assert known is not None and cache_names.parse_run(known["job_id"]) == pid and cache_names.parse_job(known["job_id"]) is None
+    assert place.parse(name) is None and cache_names.parse_debris(name) is None
