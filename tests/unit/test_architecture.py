@@ -1,4 +1,4 @@
-"""The rooms and who may enter them: the table of docs/architecture.md, held against the code."""
+"""The packages and their imports: the table of docs/architecture.md, compared with the code."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from support.site_dir import ALICE, Site
 PACKAGE = Path(jobcache.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
-# What the hot path may load beyond what a bare `python3 -I -S` has, besides `jobcache.cache`.
+# The modules that the hot path may load beyond `jobcache.cache` and those of a bare `python3 -I -S`.
 HOT = {"jobcache", "_socket", "encodings.ascii", "binascii", "errno", "select", "time"}
-# What no hook may ever load.
+# The modules that no hook may load.
 NEVER = {"yaml", "jsonschema", "click", "rich", "prometheus_client"}
-# What an Epilog that has nothing to say may not load either.
-DEAR = {"structlog", "psutil", "typing", "dataclasses", "logging", "argparse", "pathlib", "subprocess", "inspect"}
+# The modules that an Epilog without an event may not load either.
+SLOW = {"structlog", "psutil", "typing", "dataclasses", "logging", "argparse", "pathlib", "subprocess", "inspect"}
 
 
 def modules() -> list[str]:
-    """Return every module of the package, as a dotted name below `jobcache`."""
+    """Return all modules of the package, as dotted names below `jobcache`."""
     found = (path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("*.py"))
     return sorted(".".join(parts) for parts in found if parts[-1] != "__init__")
 
 
 def imports(module: str) -> set[str]:
-    """Return the modules of ours that `module` imports, anywhere in it but for the type checker."""
+    """Return the modules of the package that `module` imports, anywhere but for the type checker."""
     tree = ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text())
     known = set(modules())
     found = set()
@@ -53,30 +53,30 @@ def imports(module: str) -> set[str]:
 
 
 def package_of(module: str) -> str:
-    """Return the package of a module; an entry point on top stands for itself."""
+    """Return the package of a module; an entry point is its own package."""
     return module.partition(".")[0]
 
 
 def table() -> dict[str, set[str]]:
-    """Return the table of docs/architecture.md: each package or entry point, and the packages that it may import."""
+    """Return the packages that each package or entry point may import, from the table of docs/architecture.md."""
     rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", PAGE.read_text(), re.MULTILINE)
     return {package: set(re.findall(r"`(\w+)`", allowed)) for package, allowed in rows}
 
 
-def test_the_table_names_every_package() -> None:
+def test_table_names_every_package() -> None:
     """The table has a row for each package and entry point, and no others."""
     assert sorted(table()) == sorted({package_of(module) for module in modules()})
 
 
 @pytest.mark.parametrize("module", modules())
-def test_a_module_imports_only_what_its_package_may(module: str) -> None:
-    """A module imports modules of its own package, and of those that the table allows."""
+def test_module_imports_only_packages_in_the_table(module: str) -> None:
+    """Or modules of its own package."""
     package = package_of(module)
     assert {package_of(other) for other in imports(module)} - {package} <= table()[package]
 
 
 def test_packages_form_no_cycle() -> None:
-    """The table has an order: no package leads back to itself."""
+    """By the imports that the table allows."""
     rest = table()
     while rest:
         free = [package for package, allowed in rest.items() if not allowed & set(rest)]
@@ -86,7 +86,7 @@ def test_packages_form_no_cycle() -> None:
 
 
 def test_modules_form_no_cycle() -> None:
-    """No module leads back to itself by imports."""
+    """By their real imports, also those in functions."""
     rest = {module: imports(module) for module in modules()}
     while rest:
         free = [module for module, needs in rest.items() if not needs & set(rest)]
@@ -100,56 +100,58 @@ def test_package_files_are_empty() -> None:
     assert all(not path.read_text() for path in PACKAGE.glob("*/**/__init__.py"))
 
 
-# The modules that unlink: the reaper; the others, by name, files that they have made themselves.
+# The modules that unlink: the reaper, and those that remove files of their own by name.
 UNLINKERS = {"system.reaper", "system.files", "cache.dirfd", "cache.protocol", "cache.node_leases", "config.apply"}
 
 
 @pytest.mark.parametrize("module", modules())
 def test_only_the_reaper_deletes_trees(module: str) -> None:
-    """No module but the reaper walks and deletes, and few unlink at all."""
+    """No other module walks a tree and deletes it, and few unlink at all."""
     text = PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text()
     assert "rmtree" not in text and "removedirs" not in text
     assert module in UNLINKERS or not re.search(r"\bos\.(unlink|remove|rmdir)\b", text)
 
 
 def loaded(code: str, *flags: str, **env: str) -> set[str]:
-    """The modules in memory after `code` ran in a bare interpreter."""
+    """Return the modules that an interpreter has loaded after `code`, which ends with PRINT_MODULES."""
     done = subprocess.run([sys.executable, "-I", *flags, "-c", code], env=env, stdout=subprocess.PIPE, check=True)
     return set(done.stdout.decode().splitlines()[-1].split())
 
 
-SAY = "import sys as s, os; os.write(1, (chr(10) + ' '.join(m for m in s.modules if s.modules[m]) + chr(10)).encode())"
+PRINT_MODULES = "import sys as s, os; os.write(1, (chr(10) + ' '.join(m for m in s.modules if s.modules[m]) + chr(10)).encode())"
 
 
-def test_the_hot_path_is_light(site: Site) -> None:
-    """prepare.py, doing all of its work, loads nothing beyond the allow-list."""
+@pytest.mark.parametrize("store", [False, True])
+def test_hot_path_loads_few_modules(site: Site, store: bool) -> None:
+    """prepare.py loads no module beyond the allow-list, and without a store none that reads one."""
     cache = site.cache(user=str(os.getuid()))
     words = {
         "do": "make", "reason": "", "path": str(cache), "cluster": "test", "job_id": "7", "run": "0", "uid": str(os.getuid()),
         "user": "x", "node": "n1", "first": "yes", "again": "no", "keep": "yes", "policy": "p", "deadline": "5",
-        "syslog": str(site.syslog.path), "below": "", "store": f"{site.dir}/store", "site": "", "label": "x",
+        "syslog": str(site.syslog.path), "below": "", "store": f"{site.dir}/store" if store else "", "site": "", "label": "x",
     }  # fmt: skip
     argv = [f"{key}={value}" for key, value in words.items()]
     code = f"import sys; sys.path.append({str(PACKAGE.parent)!r}); from jobcache import prepare;"
-    code += f"assert prepare.main({argv!r}) == prepare.EXPORT; {SAY}"
-    found = loaded(code, "-S") - loaded(SAY, "-S") - {"jobcache.prepare"}
+    code += f"assert prepare.main({argv!r}) == prepare.EXPORT; {PRINT_MODULES}"
+    found = loaded(code, "-S") - loaded(PRINT_MODULES, "-S") - {"jobcache.prepare"}
+    assert ("jobcache.cache.linking" in found) == store
     assert {name for name in found if not (name + ".").startswith("jobcache.cache.")} <= HOT
     assert [event["outcome"] for event in site.syslog.events()] == ["made"]
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_an_epilog_loads_what_it_needs(site: Site, cached: bool) -> None:
-    """No YAML, no schema, no command line; and where there is no cache, no structlog and no psutil."""
+def test_epilog_loads_structlog_only_for_events(site: Site, cached: bool) -> None:
+    """It never loads YAML, the schema or the command line; without a cache, it has no event to log."""
     if cached:
         site.task_prolog()
-    who = pwd.getpwnam(ALICE)
-    env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(who.pw_uid), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+    account = pwd.getpwnam(ALICE)
+    env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(account.pw_uid), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
     code = (
         f"import sys; sys.path.append({str(PACKAGE.parent)!r}); from jobcache import epilog;"
-        f"assert epilog.main([{str(site.hooks)!r}, '1e18']) == 0; {SAY}"
+        f"assert epilog.main([{str(site.hooks)!r}, '1e18']) == 0; {PRINT_MODULES}"
     )
     found = loaded(code, **env)
     assert not found & NEVER
     assert cached == bool(site.events("cache.reaped")) == bool(found & {"structlog"})
     if not cached:
-        assert not found & DEAR
+        assert not found & SLOW
