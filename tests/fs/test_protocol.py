@@ -29,7 +29,7 @@ LATE = 50.0  # an uptime after that of old leases and before that of new ones
 
 
 class Scenario:
-    """What happens. begin: fills the directory. debris: how many names may be left in the end."""
+    """A sequence of events. begin: fills the directory. debris: how many names may be left in the end."""
 
     def __init__(self, *actors: Actor, begin: Callable[[Caches], None] = lambda world: None, debris: int = 0) -> None:
         self.actors = list(actors)
@@ -296,7 +296,7 @@ def test_no_interleaving_breaks_a_promise(scenario: Callable[[], Scenario]) -> N
 
 
 def make_in_place(parent_fd: int, name: str, claim: protocol.Claim) -> str:
-    """1. The cache is built where others look, not under another name."""
+    """1. The cache is built at its path, not under another name."""
     for directory in (name, f"{name}/.jobcache", f"{name}/.jobcache/nodes"):
         with suppress(FileExistsError):
             os.mkdir(directory, 0o700, dir_fd=parent_fd)

@@ -86,4 +86,4 @@ FOREIGN_IDS = {
     "nonsense": lambda uid: "\x00\x01\n",
     "long": lambda uid: f"test 4242 0 {uid}\n" + "x" * 70000,
     "not ASCII": lambda uid: f"tést 4242 0 {uid}\n",
-}  # what .jobcache/id may hold, given the uid of its owner, that is not the id of JOB's first run
+}  # texts of .jobcache/id, given the uid of its owner, that are not the id of JOB's first run

@@ -112,7 +112,7 @@ class Actor:
 class World:
     """One run in a directory of its own, along a schedule: the numbers of the actors that continue.
 
-    A subclass says what is in the directory at first (`begin`), and what it must hold (`check`, `check_end`).
+    A subclass fills the directory at first (`begin`), and checks it (`check`, `check_end`).
     """
 
     def __init__(self, actors: list[Actor], top: str, schedule: tuple[int, ...], visited: dict[int, int], bound: int) -> None:

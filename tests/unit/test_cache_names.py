@@ -1,4 +1,4 @@
-"""Names of caches on disk: what is formatted can be parsed, and nothing else can."""
+"""Names of caches on disk: each formatted name can be parsed, and no other name can."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_other_line_is_no_id(line: str) -> None:
 
 @given(JOB_IDS, st.from_regex(r"[0-9a-z]{1,20}", fullmatch=True))
 def test_debris_can_be_parsed(job_id: int, nonce: str) -> None:
-    """The name tells trash from a cache that is being built, and has the job's id."""
+    """The name distinguishes trash from a cache that is being built, and has the job's id."""
     assert cache_names.parse_debris(cache_names.trash_name(job_id, nonce)) == (cache_names.TRASH, job_id)
     assert cache_names.parse_debris(cache_names.new_name(job_id, nonce)) == (cache_names.NEW, job_id)
 
@@ -73,7 +73,7 @@ def test_other_name_is_no_debris(prefix: str, rest: str) -> None:
              "Run-1-abcdefgh", "run-1-abcdefg1", "run-1-abcdefgé", "run-1-abcdefgh-x", "1", "1-r2"],
 )  # fmt: skip
 def test_other_text_is_no_run(text: str) -> None:
-    """parse_run accepts only what format_run writes."""
+    """parse_run accepts only texts that format_run writes."""
     assert cache_names.parse_run(text) is None
 
 

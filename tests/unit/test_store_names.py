@@ -1,4 +1,4 @@
-"""Names in a store: what is formatted can be parsed, and nothing else can."""
+"""Names in a store: each formatted name can be parsed, and no other name can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of caches on disk: of a cache, of what is in it, and of its remains.
+"""Names of caches on disk: of a cache, of the files in it, and of its remains.
 
 This module formats and parses them; nothing else in Python does. Nothing may delete a name that it cannot parse. The
 TaskProlog has the same names in shell, which `config.policy` compiles from the path template.
@@ -53,7 +53,7 @@ def is_scope(name: str) -> bool:
     return name == "batch" or name.startswith("node-") or (name.startswith("step-") and "-task-" in name)
 
 
-# ---- of a cache: what replaces `{job_id}` in the path template
+# ---- of a cache: the text that replaces `{job_id}` in the path template
 
 RUN_NONCE = 8  # lower-case letters; a digit at the end could be read as a job id by some template
 

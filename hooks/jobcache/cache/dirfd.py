@@ -115,7 +115,7 @@ def write_new(dir_fd: int, path: str, data: bytes) -> None:
 def read_small(dir_fd: int, path: str, owner: "int | None" = None) -> "str | None":
     """Return the text of a small file, None if the name does not exist. Raise OSError, with ELOOP for a symlink.
 
-    Return "" for what is not a regular file, is longer than 64 KiB, is not ASCII, or does not belong to uid `owner`, if given.
+    Return "" unless it is a regular file, holds 64 KiB of ASCII at most, and belongs to uid `owner`, if given.
     """
     try:
         with Opened(dir_fd, path, FILE) as fd:

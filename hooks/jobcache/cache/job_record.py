@@ -1,4 +1,4 @@
-"""The id and the record of a cache: whose it is, and what is known about it.
+"""The id and the record of a cache: its job and owner, and the known facts about it.
 
 Its user can forge both. Readers follow no symlink, wait for no fifo, and read 64 KiB at most.
 """
@@ -46,7 +46,7 @@ def write_id(meta_fd: int, cluster: str, job_id: int, run: int, uid: int) -> Non
 
 
 def read_record(cache_fd: int) -> "dict[str, object]":
-    """Return the content of job.json, {} if it is no JSON object. Trust in it only what harms nobody else."""
+    """Return the content of job.json, {} if it is no JSON object. Its user can forge all of it."""
     import json  # too slow for the TaskProlog, which reads no record
 
     try:

@@ -66,7 +66,7 @@ def started(pid: int) -> "int | None":
 
 
 def state(cache_fd: int) -> str:
-    """Return what is known of the command of a cache: ALIVE, GONE, RELEASED, SILENT, ELSEWHERE or UNKNOWN. Raise OSError."""
+    """Return the state of the command of a cache: ALIVE, GONE, RELEASED, SILENT, ELSEWHERE or UNKNOWN. Raise OSError."""
     try:
         leases = os.listdir(f"/proc/self/fd/{cache_fd}/{cache_names.META}/{cache_names.NODES}")
     except (FileNotFoundError, NotADirectoryError):

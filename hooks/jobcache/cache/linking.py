@@ -35,7 +35,7 @@ class Source:
 
 
 class Seeded:
-    """The result. builds, files: counts of what is linked. bytes: the size of these files.
+    """The result. builds, files: the numbers of linked builds and files. bytes: the size of these files.
 
     cut: the deadline came first. refused: (reason, details) of each store that cannot be used.
     """

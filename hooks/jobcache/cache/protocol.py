@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Clock(Protocol):
-        """What `enter` needs of the `time` module."""
+        """The part of the `time` module that `enter` uses."""
 
         def monotonic(self) -> float: ...
         def sleep(self, seconds: float, /) -> None: ...
@@ -93,7 +93,7 @@ def enter(claim: Claim, until: float, clock: "Clock" = time) -> str:
 
 
 def _enter_once(parent_fd: int, name: str, claim: Claim) -> "str | None":
-    """Return what `enter` returns, or None if another attempt can succeed. Raise as `enter` does."""
+    """Return the outcome as `enter` does, or None if another attempt can succeed. Raise as `enter` does."""
     try:
         fd = os.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
     except FileNotFoundError:
