@@ -50,7 +50,7 @@ def test_ranks_share_the_jobs_cache(bare: Bare) -> None:
     assert bare.left() == []
 
 
-def test_cancelled_job_leaves_nothing(bare: Bare) -> None:
+def test_scancel(bare: Bare) -> None:
     """A cancelled step gets its signal, and what it had is reaped within KillWait."""
     job = bare.batch(f"srun {bare.command('touch $JOBCACHE_DIR/there; exec sleep 60')}")
     bare.wait_for(bare.cache(job) / "there")

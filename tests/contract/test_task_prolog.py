@@ -863,7 +863,7 @@ def chained(site: Site, text: str, mode: int = 0o755) -> Path:
 
 @each_shell
 @pytest.mark.parametrize("status", [0, 3])
-def test_chained_task_prolog_keeps_its_exit_status(site: Site, shell: str, status: int) -> None:
+def test_a_chained_task_prolog(site: Site, shell: str, status: int) -> None:
     """The site's own comes after ours, with the task's own environment and stderr; what it says and exits with, counts."""
     dump = site.scratch / "environment"
     chained(site, f"#!/bin/sh\n/usr/bin/env -0 >{dump}\necho export SITE=1\necho said >&2\nexit {status}\n")

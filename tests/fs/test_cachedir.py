@@ -144,7 +144,7 @@ def test_a_cache_half_made_leaves_nothing(parent: Path, monkeypatch: pytest.Monk
 
 
 @root_only
-def test_full_disk_leaves_jobs_without_a_cache(parent: Path) -> None:
+def test_a_full_disk(parent: Path) -> None:
     """ENOSPC is reported as such, and what was begun does not stay."""
     with acting_as_root():
         (parent / "tiny").mkdir()

@@ -369,7 +369,7 @@ def test_a_mount_table_with_odd_names(monkeypatch: pytest.MonkeyPatch, tmp_path:
     }
 
 
-def test_hung_scratch_costs_no_job_and_no_node(site: Site) -> None:
+def test_scratch_hangs(site: Site) -> None:
     """A scratch that hangs costs no node its time: exit in time, said, four processes at the most, the others reaped."""
     (site.dir / "local").mkdir()
     (site.dir / "local").chmod(0o1777)

@@ -96,7 +96,7 @@ def test_a_users_symlink_is_in_the_path(site: Site) -> None:
 
 
 @needs_root
-def test_hung_scratch_costs_no_job_and_no_node(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_hangs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is found within the deadline, and check ends."""
     monkeypatch.setattr(probe, "_PATIENCE", 1.0)
     (site.scratch / ALICE).mkdir()

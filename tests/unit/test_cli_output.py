@@ -28,7 +28,7 @@ def report(tmp_path: Path, redirection: str, **variables: str) -> subprocess.Com
     return subprocess.run(["/bin/sh", "-c", f'"$@" {redirection}', "sh", *words], env=env, capture_output=True, check=False)
 
 
-def test_full_disk_leaves_jobs_without_a_cache(tmp_path: Path) -> None:
+def test_a_full_disk(tmp_path: Path) -> None:
     done = report(tmp_path, ">/dev/full")
     assert done.returncode == 1 and done.stderr.splitlines() == [
         b"jobcache: what is to be said cannot be written: No space left on device"
