@@ -97,7 +97,7 @@ def lives(wired: Wired, job: int) -> bool:
 # ------------------------------------------------------------------------------------------------------ who is alive
 
 
-def test_every_kind_of_living_job_is_listed(fragile: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_has_every_kind_of_living_job(fragile: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pending, running, suspended, requeued, held, of an array, of a het job, hidden, completing: all are alive."""
     cluster = fragile.cluster
     jobs = {
@@ -135,8 +135,8 @@ def test_every_kind_of_living_job_is_listed(fragile: Wired, monkeypatch: pytest.
     assert [kind for kind, job in jobs.items() if lives(fragile, job)] == []
 
 
-def test_a_user_is_blind_and_knows_it(fragile: Wired) -> None:
-    """Under PrivateData=jobs another user's squeue says that there are no jobs. That is no listing."""
+def test_listing_under_private_data_is_refused(fragile: Wired) -> None:
+    """Under PrivateData=jobs, squeue of another user reports no jobs. This is not a listing."""
     job = fragile.batch(SLEEP)
     fragile.wait(job, "RUNNING")
     assert fragile.cluster.run("squeue", "--noheader", user=BOB).stdout == ""
@@ -155,7 +155,7 @@ def test_a_user_is_blind_and_knows_it(fragile: Wired) -> None:
 
 
 @pytest.mark.parametrize("lose", [Cluster.kill_slurmd, Cluster.crash_node])
-def test_a_lost_node_and_the_job_that_runs_again(fragile: Wired, lose: Callable[[Cluster, str], None]) -> None:
+def test_second_run_keeps_its_cache_when_the_lost_node_returns(fragile: Wired, lose: Callable[[Cluster, str], None]) -> None:
     """The second run's cache outlives the first's, whose node comes back in the middle of it, with its late Epilog or none.
 
     Slurm 26.05 can tell a late Epilog that it does not know the job any more: then the first run's is left to the sweep.
@@ -199,8 +199,8 @@ def test_a_lost_node_and_the_job_that_runs_again(fragile: Wired, lose: Callable[
     assert (fragile.cache(other, user=BOB) / f"{node}.arrow").exists()
 
 
-def test_a_job_that_outlives_its_node(fragile: Wired) -> None:
-    """--no-kill: the job goes on without a node, which comes back meanwhile. Its lease stays, and the sweep has the cache."""
+def test_job_that_outlives_its_node_leaves_its_cache_to_the_sweep(fragile: Wired) -> None:
+    """--no-kill: the job goes on without a node that returns meanwhile. Its lease stays, so the sweep reaps the cache."""
     cluster = fragile.cluster
     begun = len(fragile.site.events("cache.orphan_reaped"))
     job = start(fragile, "-N2", "--no-kill", script=f"srun -N2 -n2 sh -c '{FILL}'\n{SLEEP}", on=cluster.nodes)
@@ -220,8 +220,8 @@ def test_a_job_that_outlives_its_node(fragile: Wired) -> None:
 # -------------------------------------------------------------------------------------------------------- controllers
 
 
-def test_a_stopped_controller(fragile: Wired) -> None:
-    """Nobody knows which jobs are alive: the sweep fails, says why, and deletes nothing; later it does its work."""
+def test_sweep_deletes_nothing_while_the_controller_is_down(fragile: Wired) -> None:
+    """The sweep fails and reports why. Later it does its work."""
     job = start(fragile)
     dead = orphan(fragile, 999)
     before = names(fragile)
@@ -235,8 +235,8 @@ def test_a_stopped_controller(fragile: Wired) -> None:
     assert not dead.exists() and fragile.cache(job).exists()
 
 
-def test_a_slow_controller(fragile: Wired) -> None:
-    """One that does not answer in time is as good as none."""
+def test_sweep_deletes_nothing_while_the_controller_is_slow(fragile: Wired) -> None:
+    """A controller that does not answer in time counts as no answer."""
     job = start(fragile)
     dead = orphan(fragile, 999)
     before = names(fragile)
@@ -254,8 +254,8 @@ def test_a_slow_controller(fragile: Wired) -> None:
     assert not dead.exists() and fragile.cache(job).exists()
 
 
-def test_lost_state(fragile: Wired) -> None:
-    """Job ids come again: a job never sees what an earlier one of its id has left, and the sweep takes only that."""
+def test_reused_job_id_never_sees_an_older_cache(fragile: Wired) -> None:
+    """The controller loses its state and job ids start again. The sweep reaps only the old caches."""
     cluster = fragile.cluster
     lose_state(cluster)
     first = start(fragile, "-N2", script=f"srun -N2 -n2 sh -c '{FILL}'\n{SLEEP}", on=cluster.nodes)

@@ -55,8 +55,8 @@ def swept(wired: Wired) -> one_sweep.Result:
 
 
 @pytest.mark.parametrize("killable", [True, False])
-def test_scratch_hangs(wired: Wired, killable: bool) -> None:
-    """Jobs have their path at the deadline and end as they would have; Epilogs end by theirs; no node is lost."""
+def test_hung_scratch_costs_no_job_and_no_node(wired: Wired, killable: bool) -> None:
+    """Jobs have their path at the deadline, Epilogs end by theirs, and no node is drained."""
     wired.site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "3s"})
     place = wired.site.scratch / ALICE
     place.mkdir(exist_ok=True)
@@ -79,8 +79,8 @@ def test_scratch_hangs(wired: Wired, killable: bool) -> None:
     both_idle(wired)
 
 
-def test_a_full_disk(wired: Wired) -> None:
-    """No room and no inode: jobs run without a cache and end as they would have; what there was is reaped."""
+def test_full_disk_leaves_jobs_without_a_cache(wired: Wired) -> None:
+    """Without space or inodes, jobs run without a private cache. Existing caches are reaped."""
     place = wired.site.scratch / ALICE
     place.mkdir(exist_ok=True)
     with mount("none", place, "tmpfs", f"size=256k,nr_inodes=60,uid={UID},gid={GID}"):
@@ -117,8 +117,8 @@ UNREADABLE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", UNREADABLE)
-def test_a_configuration_that_cannot_be_read(wired: Wired, how: str) -> None:
-    """Jobs end as they would have, with a cache or without one, and no node is lost."""
+def test_unreadable_configuration_costs_no_job_and_no_node(wired: Wired, how: str) -> None:
+    """Jobs end with the same status, with a cache or without one."""
     UNREADABLE[how](wired.site.hooks)
     assert [code for _, code in codes(wired, f"{SHOW}\nexit 0", f"{SHOW}\nexit 7")] == ["0:0", "7:0"]
     both_idle(wired)
@@ -127,8 +127,8 @@ def test_a_configuration_that_cannot_be_read(wired: Wired, how: str) -> None:
 
 
 @pytest.mark.parametrize("python", ["exit 1", "kill -SEGV $$", "exec /bin/sleep 60"])
-def test_broken_python(wired: Wired, python: str) -> None:
-    """Fails, crashes or hangs: jobs end as they would have, and no node is lost; what is left is the sweep's."""
+def test_broken_python_costs_no_job_and_no_node(wired: Wired, python: str) -> None:
+    """Python fails, crashes or hangs. The sweep reaps the rest."""
     script = wired.site.dir / "broken-python"
     script.write_text(f"#!/bin/sh\n{python}\n")
     script.chmod(0o755)
@@ -145,8 +145,8 @@ def test_broken_python(wired: Wired, python: str) -> None:
     assert not any(wired.cache(job).exists() for job, _ in ended)
 
 
-def test_scratch_goes_away_under_a_job(wired: Wired) -> None:
-    """Remounted read-only in the middle of a job: its later steps still run, and it ends as it would have."""
+def test_scratch_remounted_read_only_costs_no_job(wired: Wired) -> None:
+    """Scratch becomes read-only while a job runs. Its later steps still run."""
     place = wired.site.scratch / ALICE
     place.mkdir(exist_ok=True)
     with mount("none", place, "tmpfs", f"uid={UID},gid={GID}"):

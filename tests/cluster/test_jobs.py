@@ -1,4 +1,4 @@
-"""Jobs on a real cluster: each gets its cache, and leaves none."""
+"""Jobs on a real cluster: each job gets its cache and leaves none."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def step(command: str, *options: str) -> str:
     return shlex.join(["srun", *options, "sh", "-c", command])
 
 
-def test_batch(wired: Wired) -> None:
-    """The script has its cache; it is there when the script begins and gone when the job is, with one event."""
+def test_batch_script_has_its_cache_from_begin_to_end(wired: Wired) -> None:
+    """The cache exists when the script begins and is gone after the job, with one event."""
     job = wired.batch(f"{SHOW}\n{FILL}\nls -A $HF_DATASETS_CACHE")
     assert wired.wait(job) == "COMPLETED"
     assert wired.output(job) == [str(wired.cache(job)), ".jobcache", "json"]
     wired.assert_reaped(job, bytes=8192, files=1, user=ALICE, node="n1")
 
 
-def test_many_tasks_on_two_nodes(wired: Wired) -> None:
-    """All 16 ranks agree on one path, the cache holds what both nodes wrote, and the last node's Epilog reaps it."""
+def test_all_ranks_on_two_nodes_share_one_cache(wired: Wired) -> None:
+    """All 16 ranks have one path, the cache holds the files of both nodes, and the last node's Epilog reaps it."""
     job = wired.batch(step(f"{SHOW}; {FILL}", "-N2", "-n16"), "-N2", "-n16")
     assert wired.wait(job) == "COMPLETED"
     assert wired.output(job) == [str(wired.cache(job))] * 16
     wired.assert_reaped(job, files=16, bytes=16 * 8192)
 
 
-def test_steps_without_a_batch_task_race_fairly(wired: Wired) -> None:
-    """An srun of its own: 16 tasks on two nodes arrive together, and one cache comes of it."""
+def test_tasks_that_start_together_share_one_cache(wired: Wired) -> None:
+    """srun without a batch script: 16 tasks on two nodes arrive together and get one cache."""
     done = wired.cluster.srun("-N2", "-n16", "sh", "-c", f"echo $SLURM_JOB_ID; {SHOW}; {FILL}", user=ALICE)
     lines = done.stdout.split()
     job = int(next(line for line in lines if line.isdigit()))
@@ -49,8 +49,8 @@ def test_steps_without_a_batch_task_race_fairly(wired: Wired) -> None:
     wired.assert_reaped(job, files=16)
 
 
-def test_array(wired: Wired) -> None:
-    """Each task of an array is a job of its own, by its raw id."""
+def test_each_array_task_has_its_own_cache(wired: Wired) -> None:
+    """Each task of an array is a job with a raw id of its own."""
     job = wired.batch(f"echo $SLURM_JOB_ID {SHOW[5:]}", "--array=1-3")
     wired.wait(job)
     lines = [line for record in wired.cluster.jobs(job) for line in wired.output(int(record["JobId"]))]
@@ -60,8 +60,8 @@ def test_array(wired: Wired) -> None:
         wired.assert_reaped(raw)
 
 
-def test_het_job(wired: Wired) -> None:
-    """Both components use the leader's cache, and the last of their Epilogs reaps it, though one has another job id."""
+def test_het_components_share_the_leaders_cache(wired: Wired) -> None:
+    """The last of the components' Epilogs reaps the cache, although one component has another job id."""
     job = wired.batch(f"#SBATCH -n1\n#SBATCH hetjob\n#SBATCH -n1\n{step(f'{SHOW}; {FILL}', '--het-group=0,1')}")
     assert wired.wait(job) == "COMPLETED"
     wired.wait(job + 1)
@@ -70,8 +70,8 @@ def test_het_job(wired: Wired) -> None:
     assert wired.events(job + 1) == []
 
 
-def test_sbatch_inside_a_job(wired: Wired) -> None:
-    """The child job has its own cache, not the one it inherits, from the script as from a step."""
+def test_job_submitted_from_a_job_has_its_own_cache(wired: Wired) -> None:
+    """The child job does not use the cache whose path it inherits, from a batch script and from a step."""
     child = f"sbatch --parsable -W -o {wired.cluster.dir}/out/child-%j.out --wrap {shlex.quote(SHOW)}"
     job = wired.batch(f"{child}\n{step(child, '-n1')}\n{SHOW}")
     assert wired.wait(job) == "COMPLETED"
@@ -83,8 +83,8 @@ def test_sbatch_inside_a_job(wired: Wired) -> None:
     wired.assert_reaped(job)
 
 
-def test_scancel(wired: Wired) -> None:
-    """A cancelled job leaves nothing."""
+def test_cancelled_job_leaves_nothing(wired: Wired) -> None:
+    """The Epilog of a cancelled job reaps its cache."""
     job = wired.batch(f"{FILL}\nsleep 60")
     wired.wait_for(wired.cache(job) / "json/n1-0.arrow")
     wired.cluster.run("scancel", str(job))
@@ -92,8 +92,8 @@ def test_scancel(wired: Wired) -> None:
     wired.assert_reaped(job, files=1)
 
 
-def test_timeout(wired: Wired) -> None:
-    """Nor does one that ran out of time: the end of a job's time is what its script never lives to clean up after."""
+def test_job_over_its_time_limit_leaves_nothing(wired: Wired) -> None:
+    """Slurm kills the script at the limit, so the script cannot clean up."""
     job = wired.batch(f"{FILL}\nsleep 600")
     wired.wait_for(wired.cache(job) / "json/n1-0.arrow")
     wired.cluster.run("scontrol", "update", f"JobId={job}", "EndTime=now")  # a limit's unit is the minute
@@ -101,15 +101,15 @@ def test_timeout(wired: Wired) -> None:
     wired.assert_reaped(job, files=1)
 
 
-def test_killed_task(wired: Wired) -> None:
-    """A task that is killed like one out of memory leaves nothing."""
+def test_task_killed_by_signal_leaves_nothing(wired: Wired) -> None:
+    """A task is killed as the kernel kills one that is out of memory."""
     job = wired.batch(step(f"{FILL}; kill -9 $$", "-n1"))
     assert wired.wait(job) == "FAILED"
     wired.assert_reaped(job, files=1)
 
 
-def test_requeue(wired: Wired) -> None:
-    """A requeued job's second run has its own cache; the first run's is reaped when that run ends."""
+def test_requeued_job_has_a_cache_for_each_run(wired: Wired) -> None:
+    """The second run has its own cache. The first run's cache is reaped when that run ends."""
     job = wired.batch(f'{FILL}\n{SHOW}\n[ -n "$SLURM_RESTART_COUNT" ] || sleep 60', "--requeue", "--open-mode=append")
     wired.wait_for(wired.cache(job) / "json/n1-0.arrow")
     wired.cluster.run("scontrol", "requeue", str(job))
@@ -120,8 +120,8 @@ def test_requeue(wired: Wired) -> None:
     wired.assert_reaped(job, run=1, files=1)
 
 
-def test_shrink(wired: Wired) -> None:
-    """A node that a running job gives back runs an Epilog; the cache lives on until the job has ended."""
+def test_cache_survives_when_the_job_gives_back_a_node(wired: Wired) -> None:
+    """The node that a running job gives back runs an Epilog. The cache stays until the job ends."""
     go = wired.cluster.scratch / "shrink-go"
     job = wired.batch(
         f"{step(FILL, '-N2', '-n2')}\nuntil [ -e {go} ]; do sleep 0.05; done\nls $HF_DATASETS_CACHE/json", "-N2", "-n2"
@@ -143,8 +143,8 @@ def test_shrink(wired: Wired) -> None:
     assert wired.assert_reaped(job, files=2)["node"] == "n1"
 
 
-def test_export_none(wired: Wired) -> None:
-    """A job and a step that get nothing of their user's environment have their cache too."""
+def test_job_without_its_users_environment_has_a_cache(wired: Wired) -> None:
+    """--export=NIL for the job and --export=NONE for the step."""
     # NIL is NONE without slurmd asking the user's login shell for an environment: these accounts have none.
     path = f"PATH={shlex.quote(wired.cluster.env['PATH'])}"
     job = wired.batch(f"{SHOW}\n{path} srun --export=NONE /bin/sh -c {shlex.quote(SHOW)}", "--export=NIL")
@@ -153,8 +153,8 @@ def test_export_none(wired: Wired) -> None:
     wired.assert_reaped(job)
 
 
-def test_two_users_at_once(wired: Wired) -> None:
-    """Each user's cache is theirs alone, and is reaped as theirs."""
+def test_two_users_have_private_caches(wired: Wired) -> None:
+    """Each cache belongs to its user with mode 0700, and is reaped as that user."""
     jobs = {user: wired.batch(f"{FILL}\nstat -c '%U %a' $HF_DATASETS_CACHE", user=user) for user in (ALICE, BOB)}
     for user, job in jobs.items():
         assert wired.wait(job) == "COMPLETED"
@@ -162,8 +162,8 @@ def test_two_users_at_once(wired: Wired) -> None:
         wired.assert_reaped(job, user=user, files=1, uid=pwd.getpwnam(user).pw_uid)
 
 
-def test_the_users_old_script_lines(wired: Wired) -> None:
-    """A script that still makes and removes its cache by itself works, and so do the steps after it."""
+def test_script_that_manages_its_own_cache_still_works(wired: Wired) -> None:
+    """A script that creates and removes the directory itself works, and so do its later steps."""
     mine = f"{wired.site.scratch}/{ALICE}/.cache/hf-datasets-${{SLURM_JOB_ID}}"
     job = wired.batch(
         f'export HF_DATASETS_CACHE="{mine}"\nmkdir -p "$HF_DATASETS_CACHE"\n{step(FILL, "-n1")}\nrm -rf "$HF_DATASETS_CACHE"\n'
@@ -175,15 +175,15 @@ def test_the_users_old_script_lines(wired: Wired) -> None:
     assert wired.events(job) == []
 
 
-def test_remade_and_left(wired: Wired) -> None:
-    """A cache that the script removed and remade is the job's all the same: the next task records it, the Epilog reaps it."""
+def test_directory_created_again_by_the_script_is_reaped(wired: Wired) -> None:
+    """The script removes the cache and creates the directory again. The next task records it and the Epilog reaps it."""
     job = wired.batch(f'rm -rf "$HF_DATASETS_CACHE"; mkdir "$HF_DATASETS_CACHE"\n{step(FILL, "-n1")}')
     assert wired.wait(job) == "COMPLETED"
     wired.assert_reaped(job, files=1)
 
 
-def test_salloc(wired: Wired) -> None:
-    """Steps in an salloc share the allocation's cache, which goes when the allocation does."""
+def test_steps_of_an_salloc_share_one_cache(wired: Wired) -> None:
+    """The cache goes when the allocation ends."""
     inner = f"srun -N2 sh -c {shlex.quote(FILL)}; srun -n1 sh -c 'echo $SLURM_JOB_ID; ls $HF_DATASETS_CACHE/json'"
     done = wired.cluster.run("salloc", "-N2", "sh", "-c", inner, user=ALICE)
     job, *files = done.stdout.split()
@@ -192,8 +192,8 @@ def test_salloc(wired: Wired) -> None:
     wired.assert_reaped(int(job), files=2)
 
 
-def test_jobcache_off(wired: Wired) -> None:
-    """JOBCACHE=off: the job is as if jobcache were not there."""
+def test_jobcache_off_leaves_the_job_alone(wired: Wired) -> None:
+    """JOBCACHE=off: no export, no cache, and one event with the reason."""
     job = wired.batch('echo "<$HF_DATASETS_CACHE$JOBCACHE_DIR>"', JOBCACHE="off")
     assert wired.wait(job) == "COMPLETED"
     assert wired.output(job) == ["<>"]
@@ -202,8 +202,8 @@ def test_jobcache_off(wired: Wired) -> None:
     assert [event["reason"] for event in skipped] == ["user_off"]
 
 
-def test_jobcache_keep(wired: Wired) -> None:
-    """JOBCACHE=keep: the cache outlives the job, and the record says until when."""
+def test_jobcache_keep_keeps_the_cache(wired: Wired) -> None:
+    """The cache outlives the job, and the record holds the end of its keeping."""
     job = wired.batch(FILL, JOBCACHE="keep")
     assert wired.wait(job) == "COMPLETED"
     (event,) = wired.events(job)
@@ -212,8 +212,8 @@ def test_jobcache_keep(wired: Wired) -> None:
     assert event["keep_until"] in (wired.cache(job) / ".jobcache/job.json").read_text()
 
 
-def test_keep_failed(wired: Wired) -> None:
-    """keep_failed keeps the cache of a job that ended non-zero, and of no other."""
+def test_keep_failed_keeps_caches_of_failed_jobs_only(wired: Wired) -> None:
+    """A job with a non-zero exit status keeps its cache, and no other does."""
     wired.site.configure(keep_failed="1h")
     bad, good = wired.batch(f"{FILL}; exit 3"), wired.batch(FILL)
     assert wired.wait(bad) == "FAILED" and wired.wait(good) == "COMPLETED"
@@ -221,8 +221,8 @@ def test_keep_failed(wired: Wired) -> None:
     wired.assert_reaped(good)
 
 
-def test_hooks_that_fail_drain_no_node(wired: Wired) -> None:
-    """With Python gone, jobs run with a cache all the same, nodes stay up, and an event says what the sweep is to finish."""
+def test_missing_python_drains_no_node(wired: Wired) -> None:
+    """With Python missing, jobs still have a cache, nodes stay up, and an event names the work left to the sweep."""
     wired.site.policy(python="/nonexistent")
     job = wired.batch(step(f"{SHOW}; {FILL}", "-N2", "-n2"), "-N2")
     assert wired.wait(job) == "COMPLETED"
@@ -231,8 +231,8 @@ def test_hooks_that_fail_drain_no_node(wired: Wired) -> None:
     assert wired.cache(job).exists()
 
 
-def test_real_datasets(wired: Wired) -> None:
-    """Four jobs at once load the same JSON through `datasets`: each in its own cache, each with all rows, none left."""
+def test_jobs_load_one_file_with_datasets_at_once(wired: Wired) -> None:
+    """Four jobs load one JSON file: each in its own cache, each with all rows, and no cache is left."""
     work = Path(wired.site.dir) / "work"
     work.mkdir()
     source = work / "words.jsonl"

@@ -96,7 +96,7 @@ def test_all_nodes_are_idle_after_the_start(shared: Cluster) -> None:
 
 
 @AS_ROOT
-def test_a_user_has_a_job_on_two_nodes(shared: Cluster) -> None:
+def test_user_job_runs_on_two_nodes(shared: Cluster) -> None:
     job = shared.sbatch("id -un; srun sh -c 'echo $SLURMD_NODENAME' | sort", "-N2", user="games")
     assert shared.wait(job) == "COMPLETED"
     assert shared.output(job).split() == ["games", "n1", "n2"]
@@ -108,7 +108,7 @@ def test_srun_and_salloc_run_as_the_user(shared: Cluster) -> None:
     assert shared.salloc("srun", "id", "-un", user="games").stdout == "games\n"
 
 
-def test_nothing_of_the_callers_environment_gets_into_a_job(shared: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caller_environment_does_not_reach_a_job(shared: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRAY", "1")
     assert "STRAY" not in shared.srun("env").stdout
     assert "WANTED=a b" in shared.srun("env", env={"WANTED": "a b"}).stdout
@@ -122,7 +122,7 @@ def test_jobs_share_a_node(shared: Cluster) -> None:
     assert {shared.wait(job) for job in jobs} == {"CANCELLED"}
 
 
-def test_wait_is_for_all_tasks_of_an_array_and_all_parts_of_a_het_job(shared: Cluster) -> None:
+def test_wait_covers_all_array_tasks_and_het_components(shared: Cluster) -> None:
     array = shared.sbatch("echo $SLURM_ARRAY_TASK_ID", "--array=0-2")
     het = shared.sbatch("srun --het-group=0,1 true", "-N1", ":", "-N1")
     assert shared.wait(array) == shared.wait(het) == "COMPLETED"
@@ -130,14 +130,14 @@ def test_wait_is_for_all_tasks_of_an_array_and_all_parts_of_a_het_job(shared: Cl
     assert len(shared.jobs(het)) == 2
 
 
-def test_wait_says_what_the_state_is_instead(shared: Cluster) -> None:
+def test_wait_reports_the_state_it_found_instead(shared: Cluster) -> None:
     job = shared.sbatch("true", "--hold")
     with pytest.raises(ClusterError, match=f"'{job}': 'PENDING'"):
         shared.wait(job, timeout=0.1)
     shared.run("scancel", str(job))
 
 
-def test_a_command_that_fails_or_hangs_raises_with_the_logs(shared: Cluster) -> None:
+def test_failed_or_hung_command_raises_with_the_logs(shared: Cluster) -> None:
     with pytest.raises(ClusterError, match=r"(?s)exited 3: oh no.*slurmctld: "):
         shared.run("sh", "-c", "echo oh no >&2; exit 3")
     note = shared.scratch / "hung"
@@ -154,14 +154,14 @@ def test_wait_returns_after_the_epilogs(own: Cluster) -> None:
     assert {path.name for path in own.dir.glob("ended-*")} == {f"ended-{job}-n1", f"ended-{job}-n2"}
 
 
-def test_the_next_job_goes_by_the_new_configuration(own: Cluster) -> None:
+def test_next_job_uses_the_new_configuration(own: Cluster) -> None:
     for turn in range(5):
         prolog = script(own.dir / f"prolog-{turn}", f"echo export TURN={turn}")
         own.reconfigure([f"TaskProlog={prolog}"])
         assert own.srun("-N2", "sh", "-c", "echo $TURN").stdout == f"{turn}\n" * 2
 
 
-def test_a_controller_comes_back_with_its_jobs_or_clean(own: Cluster) -> None:
+def test_controller_restarts_with_its_jobs_or_clean(own: Cluster) -> None:
     job = own.sbatch("exec sleep 300")
     own.wait(job, "RUNNING")
     own.stop_controller()
@@ -175,7 +175,7 @@ def test_a_controller_comes_back_with_its_jobs_or_clean(own: Cluster) -> None:
 # ---- it loses nodes
 
 
-def test_a_lost_node_comes_back(own: Cluster) -> None:
+def test_lost_node_returns(own: Cluster) -> None:
     note = own.scratch / "alive"
     own.sbatch(f"echo $$ > {note}; exec sleep 300", "-w", "n1")
     assert within(5, lambda: note.exists() and note.read_text() != "")
@@ -188,7 +188,7 @@ def test_a_lost_node_comes_back(own: Cluster) -> None:
     assert own.srun("-w", "n1", "sh", "-c", "echo $SLURMD_NODENAME").stdout == "n1\n"
 
 
-def test_a_lost_node_that_is_marked_down_comes_back_too(own: Cluster) -> None:
+def test_lost_node_marked_down_returns(own: Cluster) -> None:
     own.kill_slurmd("n1")
     own.mark_down("n1")
     own.wait_node("n1", lambda state: state.startswith("DOWN"), timeout=2)
@@ -196,7 +196,7 @@ def test_a_lost_node_that_is_marked_down_comes_back_too(own: Cluster) -> None:
     own.wait_node("n1")
 
 
-def test_a_crashed_node_takes_all_its_processes_along(own: Cluster) -> None:
+def test_crashed_node_ends_all_its_processes(own: Cluster) -> None:
     runaway = start_runaway(own, node="n1")
     own.crash_node("n1")
     assert not alive(runaway)
@@ -218,7 +218,7 @@ def test_stop_leaves_no_process_and_no_file() -> None:
     cluster.stop()
 
 
-def test_the_directory_can_be_kept() -> None:
+def test_directory_can_be_kept() -> None:
     with Cluster(keep=True) as cluster:
         pass
     assert processes_naming(cluster.dir) == []
@@ -226,7 +226,7 @@ def test_the_directory_can_be_kept() -> None:
     subprocess.run(["rm", "-r", str(cluster.dir)], check=True)
 
 
-def test_a_killed_owner_leaves_nothing() -> None:
+def test_killed_owner_leaves_nothing() -> None:
     owner = f"""if True:
         import signal, sys
         sys.path.insert(0, {str(PROGRAM.parent)!r})
@@ -248,7 +248,7 @@ def test_a_killed_owner_leaves_nothing() -> None:
     assert not alive(runaway)
 
 
-def test_what_is_mounted_below_is_never_removed(tmp_path: Path) -> None:
+def test_mount_below_the_directory_is_never_removed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("data")
     cluster = Cluster()
@@ -269,7 +269,7 @@ def test_what_is_mounted_below_is_never_removed(tmp_path: Path) -> None:
 # ---- it stands the world it starts in
 
 
-def test_two_clusters_at_once_know_nothing_of_each_other(shared: Cluster, own: Cluster) -> None:
+def test_two_clusters_at_once_are_independent(shared: Cluster, own: Cluster) -> None:
     assert shared.name != own.name
     before = shared.run("squeue", "--noheader", "--states=all").stdout
     job = own.sbatch("echo $SLURM_CLUSTER_NAME")
@@ -278,7 +278,7 @@ def test_two_clusters_at_once_know_nothing_of_each_other(shared: Cluster, own: C
     assert shared.run("squeue", "--noheader", "--states=all").stdout == before
 
 
-def test_a_port_lost_to_somebody_else_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_taken_by_another_process_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     free_ports = minicluster._free_ports
     with socket.socket() as foreign:
         foreign.bind(("", 0))
@@ -291,7 +291,7 @@ def test_a_port_lost_to_somebody_else_is_replaced(monkeypatch: pytest.MonkeyPatc
             assert cluster.srun("-N2", "true").returncode == 0
 
 
-def test_a_failed_start_tells_why_and_leaves_nothing() -> None:
+def test_failed_start_reports_why_and_leaves_nothing() -> None:
     cluster = Cluster(conf=["NoSuchOption=1"])
     with pytest.raises(ClusterError, match=r"(?s)slurmctld ended: exit status 1.*NoSuchOption"):
         cluster.start()
@@ -299,7 +299,7 @@ def test_a_failed_start_tells_why_and_leaves_nothing() -> None:
     assert not cluster.dir.exists()
 
 
-def test_missing_programs_are_named_with_their_packages(tmp_path: Path) -> None:
+def test_missing_programs_are_reported_with_their_packages(tmp_path: Path) -> None:
     for program, where in minicluster.find_programs(f"{os.environ['PATH']}:{minicluster.SYSTEM_PATH}").items():
         if program not in ("slurmctld", "munged"):
             (tmp_path / program).symlink_to(where)
@@ -307,7 +307,7 @@ def test_missing_programs_are_named_with_their_packages(tmp_path: Path) -> None:
         Cluster(path=str(tmp_path))
 
 
-def test_a_directory_too_deep_for_sockets_is_refused(tmp_path: Path) -> None:
+def test_directory_too_deep_for_sockets_is_refused(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 60)
     deep.mkdir()
     with pytest.raises(ClusterError, match="shorter"):
@@ -318,7 +318,7 @@ def test_a_directory_too_deep_for_sockets_is_refused(tmp_path: Path) -> None:
 # ---- the program
 
 
-def test_the_program_runs_a_command_on_a_cluster_and_stops() -> None:
+def test_program_runs_a_command_on_a_cluster_and_stops() -> None:
     done = run_program("--nodes", "3", "--", "sh", "-c", "echo $MINICLUSTER_DIR; srun -N3 true && exit 7", SLURM_CONF="/x")
     assert done.returncode == 7, done.stderr
     directory = Path(done.stdout.strip())
@@ -326,7 +326,7 @@ def test_the_program_runs_a_command_on_a_cluster_and_stops() -> None:
     assert not directory.exists()
 
 
-def test_the_program_wires_hooks(tmp_path: Path) -> None:
+def test_program_wires_hooks(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     script(tmp_path / "task-prolog", "echo export HOOKED=yes")
     script(tmp_path / "epilog", f"touch {tmp_path}/epilog-ran")
@@ -344,7 +344,7 @@ def test_the_program_wires_hooks(tmp_path: Path) -> None:
 
 
 @AS_ROOT
-def test_an_ordinary_user_can_have_a_cluster_too() -> None:
+def test_ordinary_user_can_start_a_cluster() -> None:
     if subprocess.run(["sh", "-c", 'exec "$0" -c ""', sys.executable], user="games", check=False).returncode:
         pytest.skip(f"games can't execute {sys.executable}")
     with tempfile.TemporaryDirectory() as place:  # which games can read, unlike many a checkout

@@ -26,7 +26,7 @@ def cluster_of(site: Site, *conf: str) -> Cluster:
     return cluster
 
 
-def test_epilog_in_a_glob(site: Site) -> None:
+def test_epilog_runs_among_others_of_a_glob(site: Site) -> None:
     """A symlink to ours among the site's own. slurmd goes through them from the last name to the first: what fails before
     ours keeps ours from running, and drains the node; what fails after it does the second alone."""
     epilogs = site.dir / "epilog.d"
@@ -54,8 +54,8 @@ def test_epilog_in_a_glob(site: Site) -> None:
             cluster.wait_node("n1")
 
 
-def test_a_sites_task_prolog_calls_ours(site: Site) -> None:
-    """The other way round from `task_prolog.chain`: the site's script stays wired, and calls ours for its exports."""
+def test_task_prolog_of_the_site_can_call_this_one(site: Site) -> None:
+    """The opposite of `task_prolog.chain`: the site's script stays in slurm.conf and passes this one's exports on."""
     path = script(site.dir / "site-prolog", f"echo export SITE=1\n{site.hooks}/task-prolog\necho print site speaks")
     with cluster_of(site, f"TaskProlog={path}", f"Epilog={site.hooks}/epilog") as cluster:
         wired = Wired(site, cluster)
@@ -65,8 +65,8 @@ def test_a_sites_task_prolog_calls_ours(site: Site) -> None:
         wired.assert_reaped(job)
 
 
-def test_a_chained_task_prolog(site: Site) -> None:
-    """TaskProlog is one path: ours, which runs the site's own after it. That one's failure stays the site's."""
+def test_chained_task_prolog_keeps_its_exit_status(site: Site) -> None:
+    """slurm.conf has one TaskProlog, which runs the site's own after itself."""
     path = script(site.dir / "site-prolog", "echo export SITE=1")
     with cluster_of(site, f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog") as cluster:
         site.configure(task_prolog={"chain": str(path)})
@@ -81,7 +81,7 @@ def test_a_chained_task_prolog(site: Site) -> None:
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["unknown", "known"])
-def test_nodes_with_an_older_policy(site: Site, known: bool) -> None:
+def test_job_over_nodes_with_two_policies_loses_no_cache(site: Site, known: bool) -> None:
     """During a roll-out the nodes of one job differ: the second one still has the policy with the former path. Whether a rule
     of that names the new path already or not, each node has a cache by its own policy. No job fails, and all caches go."""
     former = f"{site.scratch}/{{user}}/.cache/hf-datasets-{{job_id}}"

@@ -117,8 +117,8 @@ def job_of(name: str) -> int:
 
 @fuzzed
 @given(st.dictionaries(names, directories, min_size=1, max_size=8))
-def test_whatever_lies_on_scratch(site: Site, planted: dict[str, dict[str, Any]]) -> None:
-    """An Epilog takes of its job alone; a sweep takes all that is dead and ours, nothing that lives, nothing else."""
+def test_only_dead_caches_of_jobcache_are_reaped(site: Site, planted: dict[str, dict[str, Any]]) -> None:
+    """An Epilog reaps its own job's caches. A sweep reaps every dead one, nothing alive and nothing else."""
     parent = site.cache().parent
     shutil.rmtree(site.scratch / ALICE, ignore_errors=True)
     with acting_as(ALICE):
@@ -145,8 +145,8 @@ def test_whatever_lies_on_scratch(site: Site, planted: dict[str, dict[str, Any]]
 
 @quick
 @given(st.binary(max_size=200))
-def test_any_bytes_for_a_lease_an_id_a_record(site: Site, data: bytes) -> None:
-    """They read as something or as nothing, and raise nothing."""
+def test_parsers_accept_any_bytes(site: Site, data: bytes) -> None:
+    """Any content of a lease, an id or a record parses to a value or to None, without an exception."""
     top = site.dir / "odd"
     (top / ".jobcache").mkdir(parents=True, exist_ok=True)
     for name in ("id", "job.json"):
@@ -168,8 +168,8 @@ SCHEMA = json.loads((Path(jobcache.__file__).parent / "config/schema/event.json"
 
 @quick
 @given(st.dictionaries(keys, json_values))
-def test_any_record_in_an_event(record: dict[str, Any]) -> None:
-    """What an event repeats of it is what the schema has, and one line of ASCII."""
+def test_event_repeats_only_valid_fields_of_a_record(record: dict[str, Any]) -> None:
+    """The schema accepts the event, and it is one line of ASCII."""
     told = epilog._told(json.loads(json.dumps(record)))
     assert set(told) <= {"created_at", "policy"}
     for name, value in told.items():
@@ -195,8 +195,8 @@ values = st.one_of(
 
 @fuzzed
 @given(st.dictionaries(variables, values, max_size=12), st.sampled_from(SHELLS))
-def test_any_environment(site: Site, env: dict[str, str], shell: str) -> None:
-    """Both hooks exit 0 in time, print whole exports below scratch or nothing, and make nothing elsewhere."""
+def test_hooks_accept_any_environment(site: Site, env: dict[str, str], shell: str) -> None:
+    """Both hooks exit 0 in time, print whole exports below scratch or nothing, and create nothing elsewhere."""
     least = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
     before = {path for path in site.dir.rglob("*") if site.scratch not in path.parents} | {site.log, site.dir / "run"}
     command = [*shell.split(), f"{site.hooks}/task-prolog"]
