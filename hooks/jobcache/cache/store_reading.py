@@ -6,7 +6,7 @@ import os
 import stat
 import time
 
-from jobcache.cache import dirfd, reasons, store_names
+from jobcache.cache import dirfd, reasons, store_names, write_access
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,21 +85,22 @@ def open_below(dir_fd: int, path: str, owner: int) -> int:
 
 def _check_owner(fd: int, owner: int) -> None:
     found = os.fstat(fd)
-    if found.st_uid != owner:
+    weak = write_access.weakness(found, (owner,))
+    if weak == write_access.FOREIGN:
         raise reasons.Refused("foreign", f"it belongs to uid {found.st_uid}, not to {owner}")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if weak:
         raise reasons.Refused("writable", "others may write it; `chmod go-w` it")
 
 
 def _check_ways(path: str) -> None:
-    """Raise cachedir.Refused where the site's store may be one that a user has put in its place.
+    """Raise cachedir.Refused if a user may have put a directory in the place of the site's store.
 
-    Where a directory above is open to others, such as a /scratch with a sticky bit, what lies in it has to be root's.
+    Any account may own the store and the directories above it. Only below an open directory, such as /scratch with a
+    sticky bit, where every user can create entries, root must own the next one.
     """
     above = "/"
     for at in _prefixes(path):
-        open_to_all = os.stat(above).st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if open_to_all and os.lstat(at).st_uid != 0:
+        if write_access.is_open(os.stat(above).st_mode) and os.lstat(at).st_uid != 0:
             raise reasons.Refused("writable", f"others may write {above}, where root would have to own {at}")
         above = at
 
