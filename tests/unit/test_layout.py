@@ -176,7 +176,7 @@ def test_templates_that_cannot_serve(text: str, what: str) -> None:
     with pytest.raises(TemplateError) as caught:
         Template(text)
     assert what in caught.value.what
-    assert caught.value.mend
+    assert caught.value.remedy
 
 
 @given(st.text("/{}abjo_diuser.-\n", max_size=40))

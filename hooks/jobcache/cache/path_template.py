@@ -15,12 +15,12 @@ ANY = "\0"  # in a component that `joined` made: whatever a placeholder without 
 
 
 class TemplateError(ValueError):
-    """A path template that cannot serve: `what` is wrong, and the `mend`."""
+    """An invalid path template. what: the problem. remedy: the next step."""
 
-    def __init__(self, what: str, mend: str) -> None:
-        super().__init__(f"{what}; {mend}")
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
         self.what = what
-        self.mend = mend
+        self.remedy = remedy
 
 
 class BadName(ValueError):
