@@ -19,7 +19,7 @@ import click
 
 import jobcache
 from jobcache.cli.main import main as cli
-from jobcache.config import reader
+from jobcache.config import keys, notation
 from jobcache.diagnostics import explain
 
 ROOT = Path(__file__).parents[1]
@@ -157,21 +157,21 @@ def body(help_text: str) -> list[str]:
 
 def configuration() -> str:
     """jobcache.yaml(5): every key of the schema."""
-    lines = [*head("jobcache.yaml", 5), ".Sh NAME", ".Nm jobcache.yaml", ".Nd what jobcache does on this cluster"]
+    lines = [*head("jobcache.yaml", 5), ".Sh NAME", ".Nm jobcache.yaml", ".Nd configuration of jobcache"]
     lines += [".Sh SYNOPSIS", ".Pa /etc/jobcache/jobcache.yaml", ".Sh DESCRIPTION"]
     lines += text(
-        "A file in YAML. Every key may be missing, and an empty file gives the defaults. `jobcache apply` says all that is wrong "
-        "with it at once, or compiles it into what the hooks obey; `jobcache show-config` prints what holds, and where it comes "
-        "from."
+        "The configuration of jobcache, in YAML. Every key is optional, and an empty file gives the defaults. `jobcache apply` "
+        "reports all problems of the file at once, or compiles a valid file into the policy of the hooks. "
+        "`jobcache show-config` prints each value and its origin."
     )
-    lines += [".Pp", *text("A duration is whole numbers with units, such as 500ms, 30s, 5m, 2h, 3d or 1h30m.")]
+    lines += [".Pp", *text("A duration is a sequence of whole numbers with units, such as 500ms, 30s, 5m, 2h, 3d or 1h30m.")]
     lines += text("A size is a whole number with a unit, decimal or binary, such as 512MiB, 50GiB or 1TB.")
-    for key in reader.every_key():
+    for key in keys.every_key():
         heading = _heading(key.name)
         if heading:
             lines += [".El"] if lines[-1] != "" and any(line.startswith(".Bl") for line in lines) else []
             lines += [f".Sh {escaped(heading).upper()}", ".Bl -tag -width Ds"]
-        default, example = (reader.text_of(value) for value in (key.about["default"], key.about["examples"][0]))
+        default, example = (notation.text_of(value) for value in (key.about["default"], key.about["examples"][0]))
         lines += [f".It Ic {key.name}", *text(key.about["description"]), ".Pp", f"{_kind(key.kind)}."]
         if key.kind.get("kind") == "rules":
             lines += ["Default: none.", "Example:", *literal(_rules(key.about["examples"][0]))]
@@ -183,23 +183,23 @@ def configuration() -> str:
 
 
 def _heading(name: str) -> str:
-    for outer, about in reader.schema()["properties"].items():
+    for outer, about in keys.schema()["properties"].items():
         first = ".".join([outer, *list(about.get("properties", ()))[:1]])
         if "heading" in about and first == name:
             return str(about["heading"])
     return ""
 
 
-def _kind(kind: reader.Tree) -> str:
+def _kind(kind: keys.Tree) -> str:
     if "enum" in kind:
         return "One of " + ", ".join(kind["enum"])
     return quoted(str(kind["title"][0].upper() + kind["title"][1:]))
 
 
-def _rules(rules: list[reader.Tree]) -> list[str]:
+def _rules(rules: list[keys.Tree]) -> list[str]:
     lines = ["rules:"]
     for rule in rules:
-        lines += [f"{'  ' if at else '- '}{name}: {reader.text_of(value)}" for at, (name, value) in enumerate(rule.items())]
+        lines += [f"{'  ' if at else '- '}{name}: {notation.text_of(value)}" for at, (name, value) in enumerate(rule.items())]
     return lines
 
 

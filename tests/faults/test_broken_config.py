@@ -1,4 +1,4 @@
-"""Configurations that are odd, half written or not what the hooks were compiled from."""
+"""Unusual, invalid and half-applied configurations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.faulty import EXPORTED, UID, epilog, left, prolog, said, swept
 from support.site_dir import ALICE, SHELLS, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
-ODD = [
+SPECIAL = [
     "a b",
     "it's",
     'quo"te',
@@ -33,9 +33,9 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_paths_that_are_odd(site: Site, name: str) -> None:
-    """Blanks, quotes and what a shell would make of them: made by Python and by the shell, joined, reaped and swept."""
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_characters_in_path_are_literal(site: Site, name: str) -> None:
+    """Python and each shell create a cache at the same path, join it, reap it and sweep it."""
     site.configure(path=f"{site.scratch}/{name}/{{user}}/{name}/{name}-{{job_id}}-{name}")
     (site.scratch / name).mkdir(mode=0o777)
     (site.scratch / name).chmod(0o1777)
@@ -69,13 +69,13 @@ FILES: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("how", FILES)
-def test_a_bad_file_is_not_obeyed(site: Site, how: str) -> None:
-    """`apply` refuses it, says what is wrong, and the hooks go on with what was compiled before."""
+def test_hooks_ignore_an_invalid_file(site: Site, how: str) -> None:
+    """`apply` refuses the file with a message, and the hooks use the policy of the last valid one."""
     file = site.dir / "jobcache.yaml"
     file.write_text(FILES[how](file.read_text()))
     before = {path.name: path.read_bytes() for path in site.hooks.iterdir()}
     result = CliRunner().invoke(main, ["apply", "--config", str(file), "--hooks", str(site.hooks)])
-    if how == "empty":  # is all defaults, but for the name of the cluster, which Slurm does not tell here
+    if how == "empty":  # all defaults; the name of the cluster is missing, because this host has no Slurm
         assert "cluster" in result.output
     assert result.exit_code != 0 and str(file) in result.output
     assert {path.name: path.read_bytes() for path in site.hooks.iterdir()} == before
@@ -84,8 +84,8 @@ def test_a_bad_file_is_not_obeyed(site: Site, how: str) -> None:
     assert left(site) == []
 
 
-def test_a_policy_older_than_the_settings(site: Site) -> None:
-    """Half an `apply`: tasks follow the old policy, and the Epilog knows its template by the new settings."""
+def test_policy_older_than_settings_leaks_no_cache(site: Site) -> None:
+    """After half of an `apply`, tasks use the old policy, whose template is a former one in the new settings."""
     old = (site.hooks / "policy.sh").read_bytes()
     site.configure(path=f"{site.scratch}/{{user}}/elsewhere/{{job_id}}")
     (site.hooks / "policy.sh").write_bytes(old)
@@ -94,8 +94,8 @@ def test_a_policy_older_than_the_settings(site: Site) -> None:
     assert left(site) == [] and said(site) == [("cache.reaped", "reaped", None)]
 
 
-def test_settings_older_than_the_policy(site: Site) -> None:
-    """The other way round, which `apply` never leaves: kept, not lost, and the sweep of the mended pair has it."""
+def test_settings_older_than_policy_leak_no_cache_after_apply(site: Site) -> None:
+    """`apply` never leaves this state. The Epilog keeps the cache, and the sweep reaps it after the next `apply`."""
     old = (site.hooks / "settings.json").read_bytes()
     site.configure(path=f"{site.scratch}/{{user}}/elsewhere/{{job_id}}")
     new = (site.hooks / "settings.json").read_bytes()
@@ -109,19 +109,19 @@ def test_settings_older_than_the_policy(site: Site) -> None:
     assert not os.path.exists(cache)
 
 
-def test_a_policy_that_its_group_may_write(site: Site) -> None:
-    """Whoever is in that group could have every job run code: no such member, nor root, obeys it."""
+def test_policy_that_its_group_can_write_is_ignored(site: Site) -> None:
+    """Members of the group could run code in every job, so neither they nor root use the policy."""
     (site.hooks / "policy.sh").chmod(0o664)
     os.chown(site.hooks / "policy.sh", 0, 60)
-    told = prolog(site)  # as ALICE, whose group it is
-    assert told.exports == {} and UID
+    printed = prolog(site)  # as ALICE, a member of the group
+    assert printed.exports == {} and UID
     site.task_prolog(7, user="www-data")
     epilog(site)
     assert said(site) == []
 
 
-def test_a_relative_link_in_place_of_the_hooks(site: Site) -> None:
-    """Hooks reached by a symlink, as /etc/slurm often is one: they read the pair that they were compiled for."""
+def test_hooks_behind_a_relative_symlink_use_their_policy(site: Site) -> None:
+    """The path of hooks may have symlinks, such as /etc/slurm: the hooks read the policy beside them."""
     (site.dir / "etc").symlink_to("hooks")
     env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
     done = subprocess.run([str(site.dir / "etc/task-prolog")], env=env, user=UID, capture_output=True, check=True, cwd="/")

@@ -1,4 +1,4 @@
-"""`jobcache apply`: all or nothing, whole files, and no template forgotten."""
+"""`jobcache apply`: it installs all files or none, refuses insecure paths, and keeps former templates as long as necessary."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import jobcache as package
+from jobcache.cache import cache_names
 from jobcache.cli.main import main
-from jobcache.config import apply, settings
+from jobcache.config import apply, errors, settings
 from support.site_dir import ALICE, Site
 
 
@@ -24,19 +25,19 @@ def jobcache(*argv: str | Path) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in argv])
 
 
-def again(site: Site, *options: str) -> Result:
-    """`jobcache apply` of the site's file into the site's hooks."""
+def apply_site(site: Site, *options: str) -> Result:
+    """Run `jobcache apply` with the site's configuration and hooks."""
     return jobcache("apply", "--config", site.dir / "jobcache.yaml", "--hooks", site.hooks, *options)
 
 
 def snapshot(directory: Path) -> dict[str, tuple[bytes, int, int]]:
-    """What lies in `directory`: bytes, mode, mtime."""
+    """Return (bytes, mode, mtime) of each file in a directory."""
     return {p.name: (p.read_bytes(), p.stat().st_mode, p.stat().st_mtime_ns) for p in directory.iterdir()}
 
 
-def test_puts_a_whole_set(site: Site) -> None:
-    """Hooks and the compiled pair, root's, readable by all, writable by nobody else; and it names the two lines."""
-    result = again(site)
+def test_apply_installs_a_complete_set(site: Site) -> None:
+    """Hooks, settings and policy belong to root, everybody can read them, and the two lines of slurm.conf are printed."""
+    result = apply_site(site)
     assert result.exit_code == 0, result.output
     assert {p.name: oct(p.stat().st_mode & 0o7777) for p in site.hooks.iterdir()} == {
         "epilog": "0o755", "task-prolog": "0o755", "policy.sh": "0o644", "settings.json": "0o644",
@@ -45,56 +46,56 @@ def test_puts_a_whole_set(site: Site) -> None:
     assert f"TaskProlog={site.hooks}/task-prolog\n  Epilog={site.hooks}/epilog\n" in result.output
 
 
-def test_refuses_and_changes_nothing(site: Site) -> None:
-    """Everything that is wrong is said at once, and what the hooks obey stays as it was."""
+def test_invalid_file_is_refused_and_changes_nothing(site: Site) -> None:
+    """All problems are reported at once, and the installed files stay unchanged."""
     before = snapshot(site.hooks)
     (site.dir / "jobcache.yaml").write_text("cluster: test\nmoed: on\nscope: jbo\npath: relative\n")
-    result = again(site)
+    result = apply_site(site)
     assert result.exit_code == 1
     assert [line.split(":")[1] for line in result.output.splitlines()] == ["2", "3", "4"]
     assert "did you mean mode?" in result.output
     assert snapshot(site.hooks) == before
 
 
-def test_a_bad_pattern_is_refused(site: Site) -> None:
-    """A pattern that a shell would read otherwise than it looks is refused."""
-    with pytest.raises(apply.ApplyError, match="brackets"):
+def test_pattern_that_shells_read_differently_is_refused(site: Site) -> None:
+    """Only brackets that all shells read alike are accepted."""
+    with pytest.raises(errors.ConfigError, match="brackets"):
         site.configure(rules=[{"match": {"user": "svc-[$(id)]"}, "cache": "off"}])
 
 
-def test_no_space_changes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one of the files cannot be written, none is replaced, and nothing is left lying about."""
+def test_full_disk_changes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If one file cannot be written, none is replaced, and no temporary file is left."""
     before = snapshot(site.hooks)
     files = {**apply.wanted(settings.load(f"{site.hooks}/settings.json"), str(site.hooks), True)}
     real, calls = os.fsync, iter(range(10))
 
-    def fails_at_the_third(fd: int) -> None:
+    def fail_at_third_call(fd: int) -> None:
         if next(calls) == 2:
             raise OSError(28, "No space left on device")
         real(fd)
 
-    monkeypatch.setattr(os, "fsync", fails_at_the_third)
-    with pytest.raises(apply.ApplyError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", fail_at_third_call)
+    with pytest.raises(errors.ApplyError, match="No space left"):
         apply.put(files, str(site.hooks))
     assert snapshot(site.hooks) == before
 
 
-def test_check(site: Site) -> None:
-    """--check is silent where what is compiled is current, and else names what is not; it changes nothing."""
-    assert (again(site, "--check").exit_code, again(site, "--check").output) == (0, "")
+def test_check_reports_stale_files_and_changes_nothing(site: Site) -> None:
+    """--check prints nothing for a current set, else the path of each stale file."""
+    assert (apply_site(site, "--check").exit_code, apply_site(site, "--check").output) == (0, "")
     (site.hooks / "policy.sh").chmod(0o664)
-    result = again(site, "--check")
+    result = apply_site(site, "--check")
     assert result.exit_code == 1 and "policy.sh: not what" in result.output
-    assert again(site).exit_code == 0 and again(site, "--check").exit_code == 0
+    assert apply_site(site).exit_code == 0 and apply_site(site, "--check").exit_code == 0
     with (site.dir / "jobcache.yaml").open("a") as file:
         file.write("keep_max: 1h\n")
     before = snapshot(site.hooks)
-    assert again(site, "--check").exit_code == 1
+    assert apply_site(site, "--check").exit_code == 1
     assert snapshot(site.hooks) == before
 
 
-def test_former_templates_stay_known_while_they_have_caches(site: Site) -> None:
-    """A changed path leaks nothing: caches by the former one are reaped, and then it is forgotten."""
+def test_former_template_is_kept_until_its_caches_are_reaped(site: Site) -> None:
+    """After a changed path, caches at the former path are reaped; then the template is forgotten."""
     site.task_prolog()
     old = site.cache()
     compiled = site.configure(path=f"{site.scratch}/{{user}}/new-{{job_id}}")
@@ -105,9 +106,55 @@ def test_former_templates_stay_known_while_they_have_caches(site: Site) -> None:
     assert site.configure().former == []
 
 
+TEMPLATES = {
+    "{user}/.cache/hf-datasets-{job_id}": f"{ALICE}/.cache/hf-datasets-%s",
+    "{uid}/{cluster}-{job_id}-x": f"{pwd.getpwnam(ALICE).pw_uid}/test-%s-x",
+    "{user}/{node}/hf-{job_id}": f"{ALICE}/n1/hf-%s",
+    "u-{user}/{user}-{node}-{job_id}": f"u-{ALICE}/{ALICE}-n1-%s",
+}
+NAMES = {
+    "cache": (None, "4242"),
+    "requeued": (None, "4242-r2"),
+    "run": (None, cache_names.format_run(17, "abcdefgh")),
+    "trash": (cache_names.trash_name(4242, "0a1b"), ""),
+    "new": (cache_names.new_name(4242, "0a1b"), ""),
+    "aside": (cache_names.aside_name(cache_names.trash_name(4242, "0a1b")), ""),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_former_template_is_kept_while_any_name_of_jobcache_is_left(site: Site, template: str, kind: str) -> None:
+    """Every upgrade runs `apply --again`. A template that it forgets is never swept again."""
+    former = f"{site.scratch}/{template}"
+    site.configure(path=former)
+    name, job = NAMES[kind]
+    cache = site.scratch / (TEMPLATES[template] % job)
+    entry = cache.with_name(name) if name else cache
+    entry.mkdir(parents=True)
+    site.configure(path=f"{site.scratch}/{{user}}/elsewhere/{{job_id}}")
+    for _ in range(2):
+        assert apply_site(site, "--again").exit_code == 0
+        assert settings.load(f"{site.hooks}/settings.json").former == [former]
+    entry.rmdir()
+    assert apply_site(site, "--again").exit_code == 0
+    assert settings.load(f"{site.hooks}/settings.json").former == []
+
+
+@pytest.mark.parametrize("name", ["hf-datasets-run-17-abc", "hf-datasets-042", ".jobcache-trash-x-1", ".jobcache-other"])
+def test_former_template_is_forgotten_when_only_other_names_are_left(site: Site, name: str) -> None:
+    """Directories with other names, and plain files, do not keep a former template."""
+    parent = site.cache().parent
+    parent.mkdir(parents=True)
+    (parent / name).mkdir()
+    site.cache().touch()
+    site.configure(path=f"{site.scratch}/{{user}}/elsewhere/{{job_id}}")
+    assert site.configure().former == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_not_as_a_user(site: Site) -> None:
-    """Who may not is told as who may, by the directory's name."""
+def test_user_without_permission_gets_a_remedy(site: Site) -> None:
+    """The message names the directory, the system's error and the remedy."""
     argv = [
         sys.executable,
         "-m",
@@ -122,24 +169,25 @@ def test_not_as_a_user(site: Site) -> None:
         argv, env={"PYTHONPATH": os.pathsep.join(sys.path)}, cwd="/", user=ALICE, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{site.hooks}: Permission denied; run this as root; nothing")
+    assert done.stderr.startswith(f"{site.hooks}: cannot write: Permission denied; the hooks are unchanged; run this as root")
 
 
-def test_a_changed_path_is_current_at_once(site: Site) -> None:
-    """What was just applied is what the file says, though a template without caches is still known."""
+def test_set_is_current_right_after_a_changed_path(site: Site) -> None:
+    """A former template without caches does not make the set stale."""
     site.configure(path=f"{site.scratch}/{{user}}/other-{{job_id}}")
     assert settings.load(f"{site.hooks}/settings.json").former != []
-    assert (again(site, "--check").exit_code, again(site, "--check").output) == (0, "")
+    assert (apply_site(site, "--check").exit_code, apply_site(site, "--check").output) == (0, "")
 
 
-def test_a_former_template_that_cannot_be_looked_at_stays_known(site: Site) -> None:
-    """Where a directory cannot be listed, caches may be hidden in it."""
+def test_former_template_is_kept_if_a_directory_cannot_be_listed(site: Site) -> None:
+    """A closed directory can hide caches."""
     site.task_prolog()
     site.epilog()
     blind = site.scratch / ALICE
     code = (
-        "import os, sys; from jobcache.config import apply; from jobcache.cache import path_template; os.setuid(33);"
-        f"sys.exit(apply.may_have_caches(path_template.Template('{site.scratch}/{{user}}/.cache/hf-datasets-{{job_id}}')))"
+        "import os, sys; from jobcache.config.former_templates import may_have_caches;"
+        "from jobcache.cache.path_template import Template; os.setuid(33);"
+        f"sys.exit(may_have_caches(Template('{site.scratch}/{{user}}/.cache/hf-datasets-{{job_id}}'), 'test'))"
     )
     os.chmod(blind, 0o700)
     root = str(Path(package.__file__).parents[1])
@@ -148,8 +196,8 @@ def test_a_former_template_that_cannot_be_looked_at_stays_known(site: Site) -> N
 
 
 @pytest.mark.parametrize("where", ["owner", "group", "parent"])
-def test_insecure_places_are_refused(site: Site, where: str) -> None:
-    """What root's hooks obey may not lie where others could put something else."""
+def test_directory_that_other_users_can_write_is_refused(site: Site, where: str) -> None:
+    """Other users must not be able to replace the files that root's hooks read."""
     target = site.dir / "insecure" / "hooks"
     target.mkdir(parents=True)
     if where == "owner":
@@ -161,19 +209,19 @@ def test_insecure_places_are_refused(site: Site, where: str) -> None:
     assert list(target.iterdir()) == []
 
 
-def test_python_that_users_cannot_reach(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python that the hooks name has to be one that users can execute."""
+def test_python_that_users_cannot_reach_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks run the Python of the hooks as their users."""
     hidden = site.dir / "hidden"
     hidden.mkdir(mode=0o700)
     (hidden / "python3").touch(0o755)
     monkeypatch.setattr("sys.executable", str(hidden / "python3"))
-    with pytest.raises(apply.ApplyError, match="users cannot pass"):
+    with pytest.raises(errors.ApplyError, match="users cannot enter"):
         site.configure()
 
 
-def test_cluster_that_slurm_does_not_name(site: Site) -> None:
-    """cluster: null asks Slurm; where that fails, it says what to write instead."""
-    with pytest.raises(apply.ApplyError, match="set `cluster:` to ClusterName"):
+def test_unknown_cluster_needs_the_key_cluster(site: Site) -> None:
+    """With `cluster: null`, apply asks Slurm. If Slurm fails, the message has the key to set; --again and --check do not ask."""
+    with pytest.raises(errors.ApplyError, match="set `cluster:` to ClusterName"):
         site.configure(cluster=None, slurm={"scontrol": "/bin/false"})
     fake = site.dir / "scontrol"
     fake.write_text("#!/bin/sh\n[ -z \"$SQUEUE_PARTITION\" ] && echo 'ClusterName             = tiger'\n")
@@ -181,38 +229,38 @@ def test_cluster_that_slurm_does_not_name(site: Site) -> None:
     assert site.configure(cluster=None, slurm={"scontrol": str(fake)}).cluster == "tiger"
     fake.write_text("#!/bin/sh\nexit 1\n")  # while a package is upgraded, or the controller is down
     for options in (["--again"], ["--check"]):
-        assert again(site, *options).exit_code == 0
-    assert again(site).exit_code == 1
+        assert apply_site(site, *options).exit_code == 0
+    assert apply_site(site).exit_code == 1
 
 
-def test_unit_of_the_deadline_in_shell(site: Site) -> None:
-    """A deadline below a second is one second to a shell whose sleep knows no less."""
+def test_deadline_below_a_second_is_one_second_in_the_policy(site: Site) -> None:
+    """A shell's sleep may accept whole seconds only."""
     site.configure(task_prolog={"deadline": "300ms"})
     assert "jc_deadline=1\n" in (site.hooks / "policy.sh").read_text()
 
 
-def test_settings_are_refused_when_others_may_write_them(site: Site) -> None:
-    """The Epilog obeys no settings but root's."""
+def test_settings_that_other_users_can_write_are_refused(site: Site) -> None:
+    """The Epilog trusts only settings that root alone can write."""
     file = site.hooks / "settings.json"
     assert settings.load(str(file)).cluster == "test"
     file.chmod(0o646)
-    with pytest.raises(settings.SettingsError, match="others than root"):
+    with pytest.raises(settings.SettingsError, match="users other than root"):
         settings.load(str(file))
 
 
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", json.dumps({"schema": 1, "settings": {}, "compiled": {}}), '{"schema": 2}']
 )
-def test_settings_that_are_not_whole(site: Site, text: str) -> None:
-    """Torn, foreign or newer settings are an error for people, not a traceback."""
+def test_damaged_settings_are_refused(site: Site, text: str) -> None:
+    """Torn, foreign or newer settings give a message with the remedy, not a traceback."""
     file = site.dir / "settings.json"
     file.write_text(text)
     with pytest.raises(settings.SettingsError, match="jobcache apply"):
         settings.load(str(file))
 
 
-def test_show_config(site: Site) -> None:
-    """Each value with its origin, for people and as JSON."""
+def test_show_config_prints_each_value_with_its_origin(site: Site) -> None:
+    """Each value has its origin, as text and as JSON."""
     file = site.dir / "small.yaml"
     file.write_text("cluster: test\nsweep:\n  grace: 2h\n")
     result = jobcache("show-config", "--config", file)
@@ -227,31 +275,31 @@ def compiled_conf(site: Site) -> str | None:
     return settings.load(f"{site.hooks}/{settings.FILE}").slurm_conf
 
 
-def test_slurm_conf_of_then(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every job has SLURM_CONF, and no package manager: neither makes what is compiled stale, nor an upgrade forget it."""
+def test_again_and_check_use_the_compiled_slurm_conf(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job has SLURM_CONF, a package manager has none: the set does not become stale, and an upgrade keeps slurm.conf."""
     monkeypatch.setenv("SLURM_CONF", "/odd/slurm.conf")
-    assert again(site).exit_code == 0
+    assert apply_site(site).exit_code == 0
     for now in ("/run/slurm/conf/slurm.conf", ""):
         monkeypatch.setenv("SLURM_CONF", now)
-        assert again(site, "--check").exit_code == 0
-        assert "(as it was)" in again(site, "--again").output
+        assert apply_site(site, "--check").exit_code == 0
+        assert "(as it was)" in apply_site(site, "--again").output
     assert compiled_conf(site) == "/odd/slurm.conf"
-    assert "(as it was)" not in again(site).output
+    assert "(as it was)" not in apply_site(site).output
     assert compiled_conf(site) is None
     monkeypatch.setenv("SLURM_CONF", "/odd/slurm.conf")
-    assert again(site, "--check").exit_code == 0
+    assert apply_site(site, "--check").exit_code == 0
 
 
-def test_hooks_path(site: Site) -> None:
-    """The hooks it names are those that were put, but for where they look for their policy."""
+def test_hooks_path_has_the_hooks_that_apply_installs(site: Site) -> None:
+    """The installed hooks differ from the shipped ones only in the directory of the policy."""
     path = Path(jobcache("hooks-path").output.strip())
     for name in ("task-prolog", "epilog"):
         shipped = (path / name).read_text()
         assert shipped.replace("jc_lib=/var/lib/jobcache\n", f"jc_lib={site.hooks}\n") == (site.hooks / name).read_text()
 
 
-def test_hooks_path_beside_another_installation(tmp_path: Path) -> None:
-    """The hooks of the package that runs, not those that pip has put beside it."""
+def test_hooks_path_ignores_another_installation(tmp_path: Path) -> None:
+    """hooks_path returns the hooks of the running package, not of another one that pip has installed."""
     other = tmp_path / "pip"
     (info := other / "lib" / "slurm_jobcache-9.dist-info").mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slurm-jobcache\nVersion: 9\n")
@@ -271,11 +319,11 @@ def test_hooks_path_beside_another_installation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["run_dir", "log"])
-def test_what_is_ours_is_nobody_elses_to_write(site: Site, key: str) -> None:
-    """Root's locks and log do not lie where users may put files of their own."""
+def test_run_dir_and_log_that_other_users_can_write_are_refused(site: Site, key: str) -> None:
+    """Users must not be able to replace root's locks and log."""
     open_to_all = site.dir / "all"
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
     value: Any = str(open_to_all) if key == "run_dir" else {"file": f"{open_to_all}/events.jsonl"}
-    with pytest.raises(apply.ApplyError, match="others may write"):
+    with pytest.raises(errors.ApplyError, match=f"jobcache.yaml:[0-9]+: {key}.*other users can write"):
         site.configure(**{key: value})

@@ -27,7 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from jobcache import epilog
 from jobcache.cache import cache_names, node_leases, protocol, reasons
-from jobcache.config import apply
+from jobcache.config import compilation
 from jobcache.config.settings import Settings
 from jobcache.sweep import directories, one_sweep, processes, scanning
 from jobcache.sweep.plan import Found
@@ -216,7 +216,7 @@ class World:
             "sweep": {"grace": f"{GRACE}s", "confirm": "0s"},
         }
         (top / "jobcache.yaml").write_text(yaml.safe_dump(config))
-        self.settings = apply.compile_settings(str(top / "jobcache.yaml"), str(top))
+        self.settings = compilation.compile_settings(str(top / "jobcache.yaml"), str(top))
         self.others = Settings(self.settings.tree, {**self.settings.compiled, "cluster": OTHERS})
         self.top = top
         self.here = Node("")

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from jobcache.cli.main import main
-from jobcache.config import reader
+from jobcache.config import keys
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("jobcache.8", "jobcache.yaml.5", "jobcache-hooks.7")
@@ -55,7 +55,7 @@ def test_pages_have_all_there_is() -> None:
         for param in found.params:
             if isinstance(param, click.Option):
                 assert all(flag in shown["jobcache.8"] for flag in param.opts), (name, param.opts)
-    for key in reader.every_key():
+    for key in keys.every_key():
         assert f"     {key.name}" in shown["jobcache.yaml.5"]
 
 

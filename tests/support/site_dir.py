@@ -22,7 +22,7 @@ import jsonschema
 import yaml
 
 import jobcache
-from jobcache.config import apply, settings
+from jobcache.config import apply, compilation, settings
 
 ALICE, BOB = "games", "www-data"  # accounts that every Debian has: tests make none
 SHELLS = ("/bin/dash", "/bin/bash", "/bin/busybox sh")
@@ -70,7 +70,7 @@ class Site:
         assert all(path.startswith(f"{self.dir}/") for path in paths), "tests touch nothing but their own directory"
         file = self.dir / "jobcache.yaml"
         file.write_text(yaml.safe_dump(self.keys, sort_keys=False))
-        compiled = apply.compile_settings(str(file), str(self.hooks))
+        compiled = compilation.compile_settings(str(file), str(self.hooks))
         apply.put(apply.wanted(compiled, str(self.hooks), with_hooks=True), str(self.hooks))
         return compiled
 

@@ -12,7 +12,7 @@ import pytest
 
 import jobcache
 from jobcache.cli.main import main
-from jobcache.config import reader
+from jobcache.config import configuration
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -97,7 +97,7 @@ def configurations() -> list[tuple[str, str]]:
 def test_configurations_that_are_shown_are_valid(tmp_path: Path, page: str, text: str) -> None:
     """What one may copy loads as it is."""
     (file := tmp_path / "jobcache.yaml").write_text(text)
-    assert reader.load(str(file)).tree["rules"] or "rules:" not in text, page
+    assert configuration.load(str(file)).tree["rules"] or "rules:" not in text, page
 
 
 def commands() -> dict[str, str]:

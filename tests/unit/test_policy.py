@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from jobcache.cache.path_template import Template
-from jobcache.config import apply, policy, reader
+from jobcache.config import configuration, errors, policy
 from jobcache.config.settings import Settings
 from support.site_dir import ALICE, SHELLS, Site
 
@@ -32,7 +32,7 @@ def said(shell: str, script: str) -> str:
 def compiled(former: list[str] | None = None, **keys: Any) -> Settings:
     """Settings as `apply` compiles them, of the defaults and these keys."""
     facts = {"config": "/etc/jobcache.yaml", "cluster": "c1", "python": "/usr/bin/python3", "package": "/usr/lib/jobcache"}
-    return Settings({**reader.defaults(), **keys}, {**facts, "hash": "0123456789ab", "former": former or []})
+    return Settings({**configuration.defaults(), **keys}, {**facts, "hash": "0123456789ab", "former": former or []})
 
 
 # ------------------------------------------------------------------------------------------------------------- words
@@ -290,7 +290,7 @@ def test_nothing_in_a_configuration_is_code(site: Site, place: str) -> None:
         site.keys = dict(defaults)
         try:
             site.configure(**hostile(site, place, code.replace("PWNED", str(pwned))))
-        except (reader.ConfigError, apply.ApplyError):
+        except (errors.ConfigError, errors.ApplyError):
             continue
         ran += 1
         told = site.task_prolog(shell=shell, SLURM_JOB_PARTITION="p", SLURM_JOB_ACCOUNT="a")
@@ -308,6 +308,6 @@ def test_no_control_characters(site: Site, place: str) -> None:
     defaults = dict(site.keys)
     for bad in ("a\nb", "a\rb", "a\0b", "a\x1bb", "a\u2028b", "a\u200bb"):
         site.keys = dict(defaults)
-        with pytest.raises(reader.ConfigError):
+        with pytest.raises(errors.ConfigError):
             site.configure(**hostile(site, place, bad))
         assert (site.hooks / "policy.sh").read_text() == before

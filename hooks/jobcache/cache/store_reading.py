@@ -9,7 +9,7 @@ import os
 import stat
 import time
 
-from jobcache.cache import dirfd, reasons, store_names
+from jobcache.cache import dirfd, reasons, store_names, write_access
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,21 +70,22 @@ def open_below(dir_fd: int, path: str, owner: int) -> int:
 def _check_owner(fd: int, owner: int) -> None:
     """Raise Refused unless `owner` owns the directory, and nobody else can write to it."""
     found = os.fstat(fd)
-    if found.st_uid != owner:
+    weak = write_access.weakness(found, (owner,))
+    if weak == write_access.FOREIGN:
         raise reasons.Refused("foreign", f"it belongs to uid {found.st_uid}, not to {owner}")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if weak:
         raise reasons.Refused("writable", "others can write to it; run `chmod go-w` on it")
 
 
 def _check_site_path(path: str) -> None:
     """Raise Refused if a user can have put the site's store at its path. Raise OSError.
 
-    In a directory that others can write to, such as a /scratch with a sticky bit, root must own the next component.
+    Any account may own the store and the directories above it. Only below an open directory, such as /scratch with a
+    sticky bit, where every user can create entries, root must own the next one.
     """
     above = "/"
     for at in _prefixes(path):
-        writable = os.stat(above).st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if writable and os.lstat(at).st_uid != 0:
+        if write_access.is_open(os.stat(above).st_mode) and os.lstat(at).st_uid != 0:
             raise reasons.Refused("writable", f"others can write to {above}, so root has to own {at}")
         above = at
 

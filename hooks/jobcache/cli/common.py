@@ -10,7 +10,7 @@ from typing import Optional
 import click
 
 from jobcache.cache import path_template
-from jobcache.config import apply, reader, settings
+from jobcache.config import compilation, errors, settings
 from jobcache.runner import run
 from jobcache.sweep import scanning
 
@@ -31,12 +31,12 @@ def load(config_file: str, hooks: Optional[str], path: Optional[str] = None) -> 
                 return compiled, lib
         if os.geteuid() != 0 and config_file == settings.CONFIG and not os.path.exists(config_file):
             return run.own_settings(None, None), lib
-        return apply.compile_settings(config_file, lib), lib
+        return compilation.compile_settings(config_file, lib), lib
     except settings.SettingsError as error:
         raise click.ClickException(str(error)) from None
     except path_template.TemplateError as error:
         raise click.BadParameter(str(error), param_hint="--path") from None
-    except (reader.ConfigError, apply.ApplyError) as error:
+    except (errors.ConfigError, errors.ApplyError) as error:
         raise click.ClickException("\n".join(map(str, error.problems))) from None
 
 

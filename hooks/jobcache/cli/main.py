@@ -78,11 +78,11 @@ def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> No
     Example:
       jobcache apply --config ./jobcache.yaml --hooks /opt/jobcache
     """
-    from jobcache.config import apply, reader, settings
+    from jobcache.config import apply, compilation, errors, settings
 
     lib = os.path.abspath(hooks) if hooks else settings.LIB
     try:
-        compiled = apply.compile_settings(config_file, lib, again=again or check, forget=not check)
+        compiled = compilation.compile_settings(config_file, lib, again=again or check, forget=not check)
         files = apply.wanted(compiled, lib, with_hooks=bool(hooks))
         stale = apply.stale(files, lib)
         if check:
@@ -91,7 +91,7 @@ def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> No
                 click.echo(f"{path}: not what {config_file} says; run `{command}`", err=True)
             sys.exit(1 if stale else 0)
         apply.put(files, lib)
-    except (reader.ConfigError, apply.ApplyError) as error:
+    except (errors.ConfigError, errors.ApplyError) as error:
         _give_up(error.problems)
     click.echo(f"{lib}: policy {compiled.hash} of {config_file}, cluster {compiled.cluster}{'' if stale else ' (as it was)'}")
     for template in compiled.former:
@@ -189,20 +189,20 @@ def show_config(config_file: str, as_json: bool, example: bool, reference: bool)
     Example:
       jobcache show-config --config ./jobcache.yaml
     """
-    from jobcache.config import reader
+    from jobcache.config import configuration, errors
     from jobcache.config import reference as texts
 
     if example or reference:
         click.echo(texts.example_text() if example else texts.reference_text(), nl=False)
         return
     try:
-        loaded = reader.load(config_file)
-    except reader.ConfigError as error:
+        loaded = configuration.load(config_file)
+    except errors.ConfigError as error:
         _give_up(error.problems)
     if as_json:
-        click.echo(json.dumps(reader.show_json(loaded), indent=1))
+        click.echo(json.dumps(configuration.show_json(loaded), indent=1))
         return
-    rows = reader.show(loaded)
+    rows = configuration.show(loaded)
     width = max(len(key) for key, _, _ in rows)
     middle = max(len(value) for _, value, _ in rows)
     for key, value, origin in rows:
@@ -217,11 +217,11 @@ def hooks_path() -> None:
     Example:
       ls -l $(jobcache hooks-path)
     """
-    from jobcache.config import apply
+    from jobcache.config import apply, errors
 
     try:
         click.echo(apply.hooks_path())
-    except apply.ApplyError as error:
+    except errors.ApplyError as error:
         _give_up(error.problems)
 
 
@@ -314,12 +314,12 @@ def run(config_file: "str | None", path: "str | None", command: "tuple[str, ...]
       jobcache run -- python train.py
     """
     from jobcache.cache import path_template
-    from jobcache.config import reader
+    from jobcache.config import errors
     from jobcache.runner import run
 
     try:
         sys.exit(run.run(command, config_file, path))
-    except reader.ConfigError as error:
+    except errors.ConfigError as error:
         _give_up(error.problems)
     except path_template.TemplateError as error:
         raise click.BadParameter(str(error), param_hint="--path") from None

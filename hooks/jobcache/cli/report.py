@@ -12,7 +12,7 @@ import click
 from jobcache.cache import timestamps
 from jobcache.cli.common import load, plain
 from jobcache.cli.explain import closed, sources
-from jobcache.config.reader import parse_duration
+from jobcache.config.notation import parse_duration
 from jobcache.diagnostics import report
 from jobcache.diagnostics.explain import duration
 from jobcache.system import as_user, event_log, files

@@ -1,14 +1,15 @@
-"""The configuration's two texts, written from its schema: the commented example file and the reference page."""
+"""The two texts that are generated from the schema: the commented example file and the reference page."""
 
 import textwrap
 from collections.abc import Iterator
 
-from jobcache.config.reader import Key, Tree, definition, every_key, schema, text_of
+from jobcache.config.keys import Key, Tree, definition, every_key, schema
+from jobcache.config.notation import text_of
 
 _EXAMPLE_HEAD = """\
 # The configuration of jobcache. A line that begins with #key shows the default: remove the # and change it.
-# Then run `jobcache apply`, which says all that is wrong at once, or puts the file into force.
-# `jobcache show-config` prints what holds and where it comes from, with --reference what each key means.
+# Then run `jobcache apply`: it reports all problems at once, or activates a valid file.
+# `jobcache show-config` prints each value and its origin; with --reference, the meaning of each key.
 # Durations: 500ms, 30s, 5m, 2h, 3d, 1h30m. Sizes: 512MiB, 50GiB, 1TB.
 """
 
@@ -17,22 +18,22 @@ _REFERENCE_HEAD = """\
 
 <!-- Generated from hooks/jobcache/config/schema/config.json: `jobcache show-config --reference > docs/config.md` -->
 
-`/etc/jobcache/jobcache.yaml`, or the file that `--config` names, is YAML; an empty file gives the defaults. `jobcache apply`
-reports everything that is wrong with it at once, each with its line and its mend, and puts a valid one into force.
-`jobcache show-config` prints every value and where it comes from.
+`/etc/jobcache/jobcache.yaml`, or the file that `--config` names, is YAML. An empty file gives the defaults. `jobcache apply`
+reports all problems of a file at once, each with its line and its remedy, and activates a valid file.
+`jobcache show-config` prints each value and its origin.
 
-- A duration is whole numbers with units: `500ms`, `30s`, `5m`, `2h`, `3d`, `1h30m`.
+- A duration is a sequence of whole numbers with units: `500ms`, `30s`, `5m`, `2h`, `3d`, `1h30m`.
 - A size is a whole number with a unit, decimal or binary: `512MiB`, `50GiB`, `10GB`, `1TB`.
-- `on` and `off` are words here; the only booleans are `true` and `false`. Put a value in quotes that begins with one of
-  `* & ! { [ % @`, or that would be a number or a date where text is wanted.
-- YAML's anchors, aliases and tags are not read, and a key stands once.
+- `on` and `off` are words; the only booleans are `true` and `false`. Put a value in quotes if it begins with one of
+  `* & ! { [ % @` or a backtick, or if it is text that looks like a number or a date.
+- YAML anchors, aliases and tags are not supported, and a key appears at most once.
 """
 
-_COLUMN = 33  # of the comments in the example
+_COLUMN = 33  # of a comment in the example
 
 
 def example_text() -> str:
-    """Return the commented example file: every key with its default, commented out; it loads as the defaults."""
+    """Return the commented example file: every key with its default, commented out. It loads as the defaults."""
     lines = [_EXAMPLE_HEAD.rstrip("\n")]
     headings = _headings()
     for key in every_key():
@@ -64,7 +65,7 @@ def reference_text() -> str:
 
 
 def _headings() -> "dict[str, str]":
-    """Return the heading of each group of keys, by the group's first key."""
+    """Return the heading of each group of keys, by the first key of the group."""
     headings = {}
     for name, about in schema()["properties"].items():
         if "heading" in about:
@@ -79,6 +80,7 @@ def _setting(key: Key, value: object) -> str:
 
 
 def _type(kind: Tree) -> str:
+    """Return the type of a value, as the first words of a sentence."""
     if "enum" in kind:
         return "One of " + ", ".join(f"`{word}`" for word in kind["enum"])
     title = kind["title"][0].upper() + kind["title"][1:]
@@ -86,7 +88,7 @@ def _type(kind: Tree) -> str:
 
 
 def _rules(key: Key) -> "Iterator[str]":
-    """Yield the lines of the example rules."""
+    """Yield the lines of the example of `rules`."""
     for rule in key.about["examples"][0]:
         for i, (name, value) in enumerate(rule.items()):
             yield f"{'  ' if i else '- '}{name}: {text_of(value, flow=isinstance(value, dict))}"

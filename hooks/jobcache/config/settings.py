@@ -1,35 +1,36 @@
-"""What `jobcache apply` compiled, as the Epilog and the sweep read it: settings.json, and no YAML at run time."""
+"""The compiled settings, which the Epilog and the sweep read: settings.json, without YAML at run time."""
 
 import json
 import os
-import stat
 
+from jobcache.cache import write_access
 from jobcache.cache.path_template import Template
 
-TYPE_CHECKING = False  # `typing` is too dear for an Epilog
+TYPE_CHECKING = False  # importing `typing` would slow the Epilog
 if TYPE_CHECKING:
     from typing import Any
 
     from jobcache.system.slurm import Slurm
 
 SCHEMA = 1
-CONFIG = "/etc/jobcache/jobcache.yaml"  # where an admin writes it
-LIB = "/var/lib/jobcache"  # where an installed package keeps the compiled pair
+CONFIG = "/etc/jobcache/jobcache.yaml"  # the default configuration file
+LIB = "/var/lib/jobcache"  # the compiled settings and policy of an installed package
 FILE = "settings.json"
 POLICY = "policy.sh"
-OFF = "off"  # a file of this name beside the pair stops everything
-_LONGEST = 1 << 20  # bytes
+OFF = "off"  # a file of this name beside the settings turns everything off
+_SIZE_LIMIT = 1 << 20  # bytes
 
 
 class SettingsError(Exception):
-    """The compiled settings cannot be used; the words for a person."""
+    """The compiled settings cannot be used. The message has the reason and the next step."""
 
 
 class Settings:
-    """The site's settings, compiled. Durations are seconds, sizes bytes, paths absolute; None is off.
+    """The site's compiled settings. Durations are seconds, sizes bytes, paths absolute; None means off.
 
-    tree: the validated configuration, nested as in jobcache.yaml, every key present. compiled: what `apply` adds:
-    config (the file), cluster, python, package (a directory), hash, former (templates once in use).
+    tree: the validated configuration, nested as in jobcache.yaml, with every key.
+    compiled: added by `jobcache apply`: config (the file), cluster, python, package (a directory), hash, former (templates
+    of earlier configurations).
     """
 
     def __init__(self, tree: "dict[str, Any]", compiled: "dict[str, Any]") -> None:
@@ -65,17 +66,17 @@ class Settings:
 
     @property
     def current(self) -> "list[str]":
-        """The templates in use: the general one, then those of rules, each once."""
+        """The templates in use, each once: the global one, then those of rules."""
         texts = [str(self.base["path"]), *(str(rule["path"]) for rule in self.rules if "path" in rule)]
         return list(dict.fromkeys(texts))
 
     @property
     def templates(self) -> "list[Template]":
-        """All templates by which there may be caches, in use first."""
+        """All templates by which caches can exist: first those in use, then the former ones."""
         return [Template(text) for text in dict.fromkeys([*self.current, *self.former])]
 
     def is_node_local(self, template: "Template") -> bool:
-        """Return whether the template's filesystem is each node's own, as `node_local` says."""
+        """Return whether `node_local` says that each node has its own filesystem at the template's path."""
         return any(template.text.startswith(below.rstrip("/") + "/") for below in self.tree["node_local"])
 
     def dump(self) -> str:
@@ -84,30 +85,32 @@ class Settings:
 
 
 def slurm_client(tree: "dict[str, Any]") -> "Slurm":
-    """Return the client by which Slurm is asked, as the `slurm` keys of a validated configuration say."""
+    """Return the client of Slurm's commands, by the `slurm` keys of a validated configuration."""
     from jobcache.system.slurm import Slurm
 
-    ask = tree["slurm"]
-    return Slurm(ask["conf"], ask["squeue"], ask["scontrol"], ask["timeout"])
+    commands = tree["slurm"]
+    return Slurm(commands["conf"], commands["squeue"], commands["scontrol"], commands["timeout"])
 
 
 def load(path: str, trusted: bool = True) -> Settings:
-    """Return the settings compiled into `path`. Raise SettingsError where they are missing, torn, newer than this code,
-    or, with `trusted`, could have been written by anybody but us or root."""
+    """Return the settings in the file at `path`.
+
+    trusted: refuse a file that users other than root and the caller can write.
+    Raise SettingsError if the file is missing, damaged, refused, or compiled by a newer jobcache.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            found = os.fstat(fd)
-            if trusted and (found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-                raise SettingsError(f"{path}: others than root may write it; `jobcache apply` puts it right")
-            text = os.read(fd, _LONGEST)
+            if trusted and write_access.weakness(os.fstat(fd), (0, os.geteuid())):
+                raise SettingsError(f"{path}: users other than root can write this file; run `jobcache apply`")
+            text = os.read(fd, _SIZE_LIMIT)
         finally:
             os.close(fd)
         whole = json.loads(text)
         if whole["schema"] > SCHEMA:
-            raise SettingsError(f"{path}: compiled by a newer jobcache; run this one's `jobcache apply`")
+            raise SettingsError(f"{path}: compiled by a newer jobcache; run `jobcache apply` of the installed version")
         return Settings(whole["settings"], whole["compiled"])
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}; `jobcache apply` makes it") from None
+        raise SettingsError(f"{path}: cannot read the settings: {error.strerror}; run `jobcache apply`") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise SettingsError(f"{path}: not whole ({error!r}); run `jobcache apply`") from None
+        raise SettingsError(f"{path}: the settings are damaged ({error!r}); run `jobcache apply`") from None

@@ -21,8 +21,8 @@ from dataclasses import replace
 from typing import Any, Callable, Optional
 
 import jobcache
-from jobcache.cache import cache_names, dirfd, path_template
-from jobcache.config import apply, reader
+from jobcache.cache import cache_names, dirfd, path_template, write_access
+from jobcache.config import apply, compilation, errors, path_access
 from jobcache.config.settings import FILE, LIB, OFF, POLICY, Settings, SettingsError, slurm_client
 from jobcache.config.settings import load as load_settings
 from jobcache.diagnostics import check
@@ -91,32 +91,33 @@ def _compiled(config_file: str, lib: str) -> tuple[Compiled, Optional[Settings]]
         version = str(site.compiled.get("version", ""))
         facts = replace(facts, version=version, mode=site.tree["mode"], cluster=site.cluster)
     try:
-        wanted = apply.compile_settings(config_file, lib, again=True, forget=False)
+        wanted = compilation.compile_settings(config_file, lib, again=True, forget=False)
         stale = apply.stale(apply.wanted(wanted, lib, with_hooks=os.path.exists(f"{lib}/task-prolog")), lib)
         facts = replace(facts, stale=tuple(stale))
         site = site or wanted
-    except (reader.ConfigError, apply.ApplyError) as error:
+    except (errors.ConfigError, errors.ApplyError) as error:
         facts = replace(facts, problems=tuple(map(str, error.problems)))
     files = (config_file, f"{lib}/{FILE}", f"{lib}/{POLICY}")
-    insecure = [*apply.insecure(lib), *(words for file in files if (words := _insecure(file)))]
+    insecure = [*path_access.insecure(lib), *(words for file in files if (words := _insecure(file)))]
     return replace(facts, insecure=tuple(insecure)), site
 
 
 def _insecure(path: str) -> str:
-    """Why others than root, or us, could change a file; "" where they cannot, or there is none."""
+    """Return why users other than root and the caller can change a file; "" if they cannot or the file is missing."""
     try:
         found = os.stat(path)
     except OSError:
         return ""
-    if found.st_uid not in (0, os.geteuid()):
+    weak = write_access.weakness(found, (0, os.geteuid()))
+    if weak == write_access.FOREIGN:
         return f"{path} belongs to uid {found.st_uid}"
-    return f"{path}: others may write it" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
+    return f"{path}: others may write it" if weak else ""
 
 
 def _shipped_hooks() -> str:
     try:
         return apply.hooks_path()
-    except apply.ApplyError:
+    except errors.ApplyError:
         return "/usr/libexec/jobcache"
 
 
@@ -306,7 +307,7 @@ def _is_ours(path: str, name: str) -> bool:
 def _is_shipped(name: str, lib: str, text: str) -> bool:
     try:
         return apply.hook_text(name, lib) == text
-    except (apply.ApplyError, OSError):
+    except (errors.ApplyError, OSError):
         return False
 
 

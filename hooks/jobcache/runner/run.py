@@ -28,7 +28,7 @@ from jobcache.cache import (
     timestamps,
 )
 from jobcache.cache.fields import component, natural, number
-from jobcache.config import reader, settings
+from jobcache.config import configuration, errors, settings
 from jobcache.runner import relay
 from jobcache.store import store
 from jobcache.system import as_user, reaper, slurm
@@ -78,7 +78,7 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
     env = dict(os.environ)
     try:
         tree = own_tree(config_file, path)
-    except reader.ConfigError as error:
+    except errors.ConfigError as error:
         if config_file:
             raise
         return _without(command, env, str(error.problems[0]))  # the site's: no fault of this user's
@@ -171,7 +171,7 @@ def own_tree(config_file: Optional[str], path: Optional[str]) -> "dict[str, Any]
     config.ConfigError.
     """
     file = config_file or (settings.CONFIG if os.path.exists(settings.CONFIG) else None)
-    tree = reader.load(file).tree if file else reader.defaults()
+    tree = configuration.load(file).tree if file else configuration.defaults()
     if path or not file:
         tree = {**tree, "rules": [{k: v for k, v in rule.items() if k != "path"} for rule in tree["rules"]]}
         tree["path"] = path or default_path()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional, Union
 
-from jobcache.cache import cache_names, dirfd, job_record, lease_lock, path_template
+from jobcache.cache import cache_names, dirfd, entry_names, job_record, lease_lock, path_template
 from jobcache.sweep.plan import ASIDE, CACHE, NEW, RUN, TRASH, Found, Identity
 
 _NOGROUP = 65534  # in place of root's group, which gives rights
@@ -23,7 +23,13 @@ _DEEPEST = 64  # levels of a tree that are measured; a built dataset has four
 _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _USER = {(True, "user"), (True, "uid")}
 _USER_OR_NODE = _USER | {(True, "node")}
-_KINDS = {cache_names.NEW: NEW, cache_names.TRASH: TRASH, cache_names.ASIDE: ASIDE}
+_KINDS = {
+    entry_names.CACHE: CACHE,
+    entry_names.RUN: RUN,
+    cache_names.NEW: NEW,
+    cache_names.TRASH: TRASH,
+    cache_names.ASIDE: ASIDE,
+}
 
 
 @dataclass(frozen=True)
@@ -192,19 +198,10 @@ def _named(parent_fd: int, matches: "path_template.Matcher") -> Iterator[Optiona
             for at, entry in enumerate(entries, 1):
                 if at % _STRIDE == 0:
                     yield None
-                debris = cache_names.parse_debris(entry.name)
-                known = None if debris else matches(entry.name)
-                if not (debris or known) or not entry.is_dir(follow_symlinks=False):
-                    continue
-                if debris:
-                    yield _KINDS[debris[0]], entry.name, debris[1], None
-                elif known:
-                    job = cache_names.parse_job(known["job_id"])
-                    pid = cache_names.parse_run(known["job_id"])
-                    if job:
-                        yield CACHE, entry.name, *job
-                    elif pid:
-                        yield RUN, entry.name, pid, 0
+                parsed = entry_names.parse_entry(entry.name, matches)
+                if parsed and entry.is_dir(follow_symlinks=False):
+                    kind, number, run = parsed
+                    yield _KINDS[kind], entry.name, number, run
     finally:
         os.close(list_fd)
 

@@ -1,0 +1,30 @@
+"""Which users can change a file or directory, by its owner and mode. An access control list shows in the group's bits."""
+
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Container
+
+FOREIGN = "foreign"  # another user owns it
+WRITABLE = "writable"  # its group or all users can write it
+
+
+def is_open(mode: int) -> bool:
+    """Return whether `mode` lets the group or all users write."""
+    return bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def weakness(found: "os.stat_result", owners: "Container[int]", sticky: bool = False) -> str:
+    """Return why users other than `owners` can change a file or directory: FOREIGN, WRITABLE, or "" if they cannot.
+
+    owners: the trusted uids.
+    sticky: accept an open directory with the sticky bit, for a caller that also checks the entry that it uses: users can
+    add entries to such a directory, but cannot replace those of another owner.
+    """
+    if found.st_uid not in owners:
+        return FOREIGN
+    if is_open(found.st_mode) and not (sticky and found.st_mode & stat.S_ISVTX):
+        return WRITABLE
+    return ""
