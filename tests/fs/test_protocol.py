@@ -18,9 +18,8 @@ from typing import Any
 
 import pytest
 
-from jobcache import epilog
 from jobcache.cache import cache_names, dirfd, job_record, node_leases, path_template, protocol, reasons
-from jobcache.system import reaper
+from jobcache.system import epilog_work, event_fields, mounts, reaper
 from jobcache.system.epilog_job import Job
 from support.home import acting_as
 from support.site_dir import ALICE
@@ -397,7 +396,7 @@ class Checker:
             return trash
 
         eyes = Seen(self.worlds)
-        for module in (protocol, node_leases, job_record, dirfd, epilog, reaper):
+        for module in (protocol, node_leases, job_record, dirfd, epilog_work, mounts, reaper):
             monkeypatch.setattr(module, "os", eyes)
             if not hasattr(module, "time"):
                 continue
@@ -405,8 +404,8 @@ class Checker:
                 module, "time", SimpleNamespace(**{**vars(__import__("time")), "monotonic": self._time, "sleep": self._sleep})
             )
         monkeypatch.setattr(reaper, "retire", counted)
-        monkeypatch.setattr(reaper, "_mount", lambda fd: "")
-        monkeypatch.setattr(epilog, "_usage", lambda fd: {})
+        monkeypatch.setattr(mounts, "mount_id", lambda fd: "")
+        monkeypatch.setattr(event_fields, "of_filesystem", lambda fd: {})
         monkeypatch.setattr(node_leases, "now", self._now)
 
     def _time(self) -> float:
@@ -495,7 +494,7 @@ def ending(node: str, run: int = 0, *, nodes: int = 2, since: float | None = Non
         job.user = "u"
         compiled = SimpleNamespace(cluster="test", keep_failed=0, keep_max=0, store_user=None, epilog_budget=1.0)
         template = path_template.Template(f"{os.path.dirname(world.top)}/{{user}}/hf-{{job_id}}")
-        epilog.Work(job, compiled, [template], uptime)(me_told(world, me))  # type: ignore[arg-type]
+        epilog_work.Work(job, compiled, [template], uptime)(me_told(world, me))  # type: ignore[arg-type]
 
     return act
 

@@ -9,11 +9,24 @@ import time
 from jobcache.cache import devlog, timestamps
 
 
+def head(event: str, level: str) -> "dict[str, str]":
+    """Return the fields that begin every event, in their order: ts, event, level."""
+    return {"ts": timestamps.millisecond(time.time()), "event": event, "level": level}
+
+
+def clean(text: str) -> str:
+    """Return `text` without lone surrogates, which JSON cannot hold: bytes that are not UTF-8 become \\xNN."""
+    try:
+        data = os.fsencode(text)
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "surrogatepass")  # not a file name: JSON from a user can hold any surrogate
+    return data.decode("utf-8", "backslashreplace")
+
+
 def quote(text: str) -> str:
     """Return `text` as a JSON string of ASCII alone. Bytes that are not UTF-8 come out as \\xNN in the text."""
-    clean = os.fsencode(text).decode("utf-8", "backslashreplace")
     out = []
-    for ch in clean:
+    for ch in clean(text):
         if ch in '"\\':
             out.append("\\" + ch)
         elif " " <= ch <= "~":
@@ -31,7 +44,7 @@ def send(address: str, level: str, event: str, facts: "dict[str, str]", outcome:
     """
     if not address:
         return
-    fields = {"ts": quote(timestamps.millisecond(time.time())), "event": quote(event), "level": quote(level), **facts}
+    fields = {**{key: quote(value) for key, value in head(event, level).items()}, **facts}
     fields["outcome"] = quote(outcome)
     if reason:
         fields["reason"] = quote(reason)

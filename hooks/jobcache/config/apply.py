@@ -17,7 +17,7 @@ import jobcache
 from jobcache.cache.path_template import Template
 from jobcache.config import policy, reader, settings
 from jobcache.system import files as system_files
-from jobcache.system import slurm
+from jobcache.system import live_jobs
 
 HOOKS = ("epilog", "task-prolog")
 _DIST = "slurm-jobcache"
@@ -52,7 +52,7 @@ def compile_settings(config_file: str, lib: str, again: bool = False, forget: bo
     if cluster is None:
         try:
             cluster = settings.slurm_client(loaded.tree).cluster_name()
-        except slurm.Unknown as error:
+        except live_jobs.Unknown as error:
             problems.append(
                 f"{config_file}: cluster: Slurm does not tell its name ({error}); set `cluster:` to ClusterName of slurm.conf"
             )
