@@ -18,7 +18,8 @@ import pytest
 
 import jobcache
 from conftest import Wired, asked
-from jobcache.system.slurm import Slurm, Unknown
+from jobcache.system.live_jobs import Unknown
+from jobcache.system.slurm import Slurm
 from support.minicluster import Cluster
 from support.site_dir import ALICE, BOB, Site
 

@@ -18,7 +18,7 @@ import pytest
 from conftest import Wired
 from jobcache.config import settings
 from jobcache.sweep import one_sweep, scanning
-from jobcache.system import slurm
+from jobcache.system import live_jobs, slurm
 from support.hungfs import hung  # noqa: E402
 from support.mounts import mount  # noqa: E402
 from support.site_dir import ALICE
@@ -46,8 +46,8 @@ def swept(wired: Wired) -> one_sweep.Result:
     """Sweep, knowing of no live job."""
 
     class NoJobs(slurm.Slurm):
-        def listing(self, cluster: str, *, node: str | None = None, only_own: bool = False) -> slurm.Listing:
-            return slurm.Listing(time.monotonic(), {})
+        def listing(self, cluster: str, *, node: str | None = None, only_own: bool = False) -> live_jobs.Listing:
+            return live_jobs.Listing(time.monotonic(), {})
 
     compiled = settings.load(str(wired.site.hooks / settings.FILE))
     compiled.tree["sweep"].update(grace=-1.0, confirm=0.0)

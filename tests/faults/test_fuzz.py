@@ -19,10 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jobcache
-from jobcache import epilog
-from jobcache.cache import cache_names, job_record, node_leases
+from jobcache.cache import cache_names, event_line, job_record, node_leases
 from jobcache.config import settings as compiled_settings
-from jobcache.system import events
+from jobcache.system import epilog_work, event_fields
 from jobcache.system.epilog_job import Job
 from support.faulty import FULL, GID, UID, left, run, swept
 from support.home import acting_as
@@ -129,7 +128,7 @@ def test_only_dead_caches_of_jobcache_are_reaped(site: Site, planted: dict[str, 
     job.user, job.gid, job.nodes, job.exit_status = ALICE, GID, 2, 0
     facts: list[dict[str, Any]] = []
     with acting_as(ALICE):
-        epilog.Work(job, compiled, compiled.templates, node_leases.now()[1])(facts.append)
+        epilog_work.Work(job, compiled, compiled.templates, node_leases.now()[1])(facts.append)
     assert all(json.dumps(fact) for fact in facts)
     gone = set(planted) - set(left(site))
     assert all(is_ours(name, texts[name], planted[name]) and job_of(name) == ENDED for name in gone)
@@ -170,10 +169,10 @@ SCHEMA = json.loads((Path(jobcache.__file__).parent / "config/schema/event.json"
 @given(st.dictionaries(keys, json_values))
 def test_event_repeats_only_valid_fields_of_a_record(record: dict[str, Any]) -> None:
     """The schema accepts the event, and it is one line of ASCII."""
-    told = epilog._told(json.loads(json.dumps(record)))
+    told = event_fields.of_record(json.loads(json.dumps(record)))
     assert set(told) <= {"created_at", "policy"}
     for name, value in told.items():
-        jsonschema.Draft7Validator(SCHEMA[name]).validate(events._clean(value))
+        jsonschema.Draft7Validator(SCHEMA[name]).validate(event_line.clean(value))
         assert value.isascii() and value.isprintable() and '"' not in value
 
 

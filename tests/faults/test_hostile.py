@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from jobcache import epilog as ending
 from jobcache.cache import node_leases, protocol, reasons
 from jobcache.config import settings
-from jobcache.system import as_user
+from jobcache.system import as_user, epilog_work
 from jobcache.system.epilog_job import Job
 from support.faulty import FULL, GID, UID, epilog, left, prolog, said, skipped, swept
 from support.home import acting_as, fingerprint, uid_of
@@ -131,7 +130,7 @@ def test_a_symlink_swapped_in(site: Site, canaries: Canaries, step: str, canary:
             except (OSError, reasons.Refused) as error:
                 outcome = type(error).__name__
             facts: list[dict[str, Any]] = []
-            work = ending.Work(job, compiled, compiled.templates, node_leases.now()[1] + 1)
+            work = epilog_work.Work(job, compiled, compiled.templates, node_leases.now()[1] + 1)
             work(facts.append)
             for word in (outcome, *(f"{fact['outcome']} {fact['reason']}" for fact in facts)):
                 outcomes[word] = outcomes.get(word, 0) + 1

@@ -19,12 +19,11 @@ from typing import Any
 
 import pytest
 
-from jobcache import epilog
 from jobcache.cache import job_record, node_leases, protocol
 from jobcache.config import settings
 from jobcache.sweep import reaping
 from jobcache.sweep.plan import REAP
-from jobcache.system import as_user
+from jobcache.system import as_user, epilog_work
 from jobcache.system.epilog_job import Job
 from support.faulty import EXPORTED, FULL, GID, UID, left, said, swept
 from support.home import fingerprint
@@ -109,7 +108,7 @@ def end(compiled: settings.Settings, node: str = "n1", nodes: int = 1) -> Callab
     """What the Epilog of a node does as the user."""
     job = Job(4242, UID, node)
     job.user, job.gid, job.nodes, job.exit_status = ALICE, GID, nodes, 0
-    return epilog.Work(job, compiled, compiled.templates, node_leases.now()[1] + 1)
+    return epilog_work.Work(job, compiled, compiled.templates, node_leases.now()[1] + 1)
 
 
 def make(site: Site, *nodes: str) -> None:

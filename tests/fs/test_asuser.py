@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from jobcache.system import as_user
+from jobcache.system import as_user, children, stuck_places
 from support.home import ALICE, acting_as, uid_of
 from support.hungfs import hung
 
@@ -57,12 +57,12 @@ def nothing_leaks() -> Iterator[None]:
     assert [child for child in psutil.Process().children() if child not in children] == []
 
 
-def start(work: Callable[[Report], None], places: list[int] | None = None, **who: Any) -> as_user.Child:
+def start(work: Callable[[Report], None], places: list[int] | None = None, **who: Any) -> children.Child:
     who = {"uid": uid_of(ALICE), "gid": None, "user": ALICE, **who}
     return as_user.start(work, places=places or [], **who)
 
 
-def told(work: Callable[[Report], None], seconds: float = 20, **who: Any) -> tuple[as_user.Child, list[dict[str, Any]]]:
+def told(work: Callable[[Report], None], seconds: float = 20, **who: Any) -> tuple[children.Child, list[dict[str, Any]]]:
     """Run `work` as Alice; return the child when it is over, and what it reported."""
     child = start(work, **who)
     return child, list(child.facts(time.monotonic() + seconds))
@@ -178,7 +178,7 @@ def test_holds_nothing_of_ours(run_dir: str) -> None:
     def work(report: Report) -> None:
         report(descriptors("self"))
 
-    places = as_user.stuck_places(run_dir, "1:2")
+    places = stuck_places.open_places(run_dir, "1:2")
     try:
         child, (links,) = told(work, places=places)
     finally:
@@ -281,8 +281,8 @@ def test_reports_too_much() -> None:
             report({"x": "x" * 1000})
 
     child, facts = told(work)
-    assert (child.status, child.error) == ("died", "it reported too much")
-    assert sum(len(str(fact)) for fact in facts) <= as_user._LONGEST
+    assert (child.status, child.error) == ("died", "it reported too much data")
+    assert sum(len(str(fact)) for fact in facts) <= children.REPORT_MAX
 
 
 @pytest.mark.parametrize("data", [b'{"b": ', b"{", b'{"b": 2}'])
@@ -307,7 +307,7 @@ def test_what_is_no_fact(data: bytes) -> None:
         time.sleep(60)
 
     child, facts = told(work)
-    assert (child.status, facts, child.error) == ("died", [], "it reported what is no fact")
+    assert (child.status, facts, child.error) == ("died", [], "it reported invalid data")
 
 
 def test_hangs_at_its_end() -> None:
@@ -331,7 +331,7 @@ def test_what_was_reported_in_time_counts() -> None:
 
 def test_takes_a_moment_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that is done is not called late for the moment that its end takes."""
-    monkeypatch.setattr(as_user, "_LAST_GRACE", 10)
+    monkeypatch.setattr(children, "_GRACE", 10)
 
     def work(report: Report) -> None:
         report({"n": 1})
@@ -350,7 +350,7 @@ def test_no_process_to_be_had(run_dir: str, monkeypatch: pytest.MonkeyPatch) -> 
     def fork() -> int:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    places = as_user.stuck_places(run_dir, "1:2")
+    places = stuck_places.open_places(run_dir, "1:2")
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(OSError, match="unavailable"):
         start(idle, places)
@@ -374,34 +374,36 @@ def test_the_number_of_stuck_processes_is_bounded(point: Path, run_dir: str) -> 
         for at in range(4):
             began = time.monotonic()
             child, facts = told(
-                lambda _, at=at: os.stat(point / str(at)) and None, seconds=0.1, places=as_user.stuck_places(run_dir, "0:99")
+                lambda _, at=at: os.stat(point / str(at)) and None, seconds=0.1, places=stuck_places.open_places(run_dir, "0:99")
             )
             assert (child.status, facts) == ("late", []) and time.monotonic() - began < 5
             stuck.append(child.pid)
         assert server.waiting == 4
-        with pytest.raises(as_user.Stuck):
-            as_user.stuck_places(run_dir, "0:99")
-        assert told(lambda _: None, places=as_user.stuck_places(run_dir, "8:1"))[0].status == "done"
+        with pytest.raises(stuck_places.Stuck):
+            stuck_places.open_places(run_dir, "0:99")
+        assert told(lambda _: None, places=stuck_places.open_places(run_dir, "8:1"))[0].status == "done"
     for pid in stuck:
         os.waitpid(pid, 0)
-    assert told(lambda _: None, places=as_user.stuck_places(run_dir, "0:99"))[0].status == "done"
+    assert told(lambda _: None, places=stuck_places.open_places(run_dir, "0:99"))[0].status == "done"
 
 
 def test_a_killed_process_takes_no_place(point: Path, run_dir: str) -> None:
     """Processes that were late and could be killed do not count."""
     with hung(point, killable=True):
         for _ in range(6):
-            child, _ = told(lambda _: os.stat(point / "x") and None, seconds=0.05, places=as_user.stuck_places(run_dir, "0:99"))
+            child, _ = told(
+                lambda _: os.stat(point / "x") and None, seconds=0.05, places=stuck_places.open_places(run_dir, "0:99")
+            )
             assert child.status == "late"
 
 
 def test_looking_for_a_place_takes_none(run_dir: str) -> None:
     """Many who look at the same moment do not take each other for stuck."""
-    looking = [as_user.stuck_places(run_dir, "1:2") for _ in range(8)]
+    looking = [stuck_places.open_places(run_dir, "1:2") for _ in range(8)]
     for places in looking:
         for place in places:
             fcntl.flock(place, fcntl.LOCK_SH)
-    looking.append(as_user.stuck_places(run_dir, "1:2"))
+    looking.append(stuck_places.open_places(run_dir, "1:2"))
     for places in looking:
         for place in places:
             os.close(place)
@@ -410,25 +412,25 @@ def test_looking_for_a_place_takes_none(run_dir: str) -> None:
 def test_no_place_to_count(tmp_path: Path) -> None:
     """Where the directory of the places cannot be had, the work is done without."""
     (tmp_path / "file").write_text("")
-    places = as_user.stuck_places(str(tmp_path / "file"), "1:2")
+    places = stuck_places.open_places(str(tmp_path / "file"), "1:2")
     assert places == []
     assert told(lambda report: report({}), places=places)[1] == [{}]
 
 
 def test_places_are_roots_own(run_dir: str) -> None:
     """Nobody else can look at the places, and a symlink in their stead is not followed."""
-    for place in as_user.stuck_places(run_dir, "1:2"):
+    for place in stuck_places.open_places(run_dir, "1:2"):
         os.close(place)
     modes = {os.stat(path).st_mode & 0o777 for path in (run_dir, f"{run_dir}/stuck-1:2.0")}
     assert modes == {0o700, 0o600}
     os.symlink("/dev/null", f"{run_dir}/stuck-3:4.0")
-    assert as_user.stuck_places(run_dir, "3:4") == []
+    assert stuck_places.open_places(run_dir, "3:4") == []
 
 
 # ----------------------------------------------------------------------------------------- many children, many users
 
 
-def starter(work: Callable[[Report], None]) -> Callable[[], as_user.Child]:
+def starter(work: Callable[[Report], None]) -> Callable[[], children.Child]:
     return lambda: start(work)
 
 
@@ -436,8 +438,8 @@ def test_many_children() -> None:
     """All are run, at most so many at once; the facts of each come in order, and its end after them."""
     running, most, ended, heard = 0, 0, [], {}
 
-    def counted(at: int) -> Callable[[], as_user.Child]:
-        def begin() -> as_user.Child:
+    def counted(at: int) -> Callable[[], children.Child]:
+        def begin() -> children.Child:
             nonlocal running, most
             running += 1
             most = max(most, running)
@@ -445,7 +447,7 @@ def test_many_children() -> None:
 
         return begin
 
-    for key, child, fact in as_user.each(((at, counted(at)) for at in range(20)), 3, 20):
+    for key, child, fact in children.each(((at, counted(at)) for at in range(20)), 3, 20):
         if fact is None:
             running -= 1
             assert (child.status, heard.get(key, 0)) == ("done", key)
@@ -469,7 +471,7 @@ def test_one_of_many_is_silent() -> None:
 
     works = {"silent": idle, "talks": talk, "dies": die}
     ends = {}
-    for key, child, fact in as_user.each(((key, starter(work)) for key, work in works.items()), 3, 0.6):
+    for key, child, fact in children.each(((key, starter(work)) for key, work in works.items()), 3, 0.6):
         if fact is None:
             ends[key] = child.status
     assert ends == {"silent": "late", "talks": "done", "dies": "died"}
@@ -532,10 +534,10 @@ def test_who_stops_listening_leaves_no_child() -> None:
         report({"pid": os.getpid()})
         time.sleep(60)
 
-    def begin() -> as_user.Child:
+    def begin() -> children.Child:
         return as_user.start(work, uid=None, gid=None, user=None, places=[])
 
-    running = as_user.each([(at, begin) for at in range(3)], 3, 30.0)
+    running = children.each([(at, begin) for at in range(3)], 3, 30.0)
     pids = [fact["pid"] for _, _, fact in (next(running) for _ in range(3)) if fact]
     running.close()
     assert len(pids) == 3 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)

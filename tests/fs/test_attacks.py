@@ -10,7 +10,7 @@ import pytest
 
 from jobcache.cache import dirfd
 from jobcache.sweep.plan import CACHE, KEEP, REPORT, TRASH, Found, Rules, plan
-from jobcache.system.slurm import Listing
+from jobcache.system.live_jobs import Listing
 from support.site_dir import ALICE, BOB, Site
 
 ALICES, BOBS = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(BOB).pw_uid

@@ -19,7 +19,7 @@ import pytest
 from jobcache import epilog
 from jobcache.cache import cache_names, path_template
 from jobcache.config import settings
-from jobcache.system import events, mounts
+from jobcache.system import epilog_work, events, mounts
 from jobcache.system.epilog_job import from_epilog
 from support.home import acting_as, fingerprint, plant, uid_of
 from support.hungfs import hung
@@ -315,8 +315,8 @@ def test_a_directory_without_a_record_of_a_job_that_began_nobody_knows_when(
     now = time.time
     with acting_as(ALICE):
         plant(site.cache())
-        monkeypatch.setattr(epilog.time, "time", lambda: now() + days * 86400)
-        epilog.Work(ended, compiled, compiled.templates, time.monotonic())(facts.append)
+        monkeypatch.setattr(epilog_work.time, "time", lambda: now() + days * 86400)
+        epilog_work.Work(ended, compiled, compiled.templates, time.monotonic())(facts.append)
     assert site.cache().exists() == bool(reason)
     assert facts[-1]["reason"] == reason
 

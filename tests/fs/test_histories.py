@@ -25,15 +25,15 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from jobcache import epilog
-from jobcache.cache import cache_names, node_leases, protocol, reasons
+from jobcache.cache import cache_names, node_leases, protocol, reasons, timestamps
 from jobcache.config import compilation
 from jobcache.config.settings import Settings
 from jobcache.sweep import directories, one_sweep, processes, scanning
 from jobcache.sweep.plan import Found
-from jobcache.system import as_user
+from jobcache.system import as_user, children, epilog_work, event_fields
 from jobcache.system.epilog_job import Job as EndedJob
-from jobcache.system.slurm import Listing, Slurm, Unknown
+from jobcache.system.live_jobs import Listing, Unknown
+from jobcache.system.slurm import Slurm
 from support.home import acting_as, uid_of
 from support.site_dir import ALICE, BOB
 
@@ -178,7 +178,7 @@ def killed_at(count: int, writes: bool = True) -> Iterator[None]:
             setattr(os, name, function)
 
 
-class Child(as_user.Child):
+class Child(children.Child):
     """In place of a forked child: its work is done in this very process, with the user's rights, when it is started."""
 
     def __init__(self, work: as_user.Work, user: str | None, most: int) -> None:
@@ -235,8 +235,8 @@ class World:
             return with_pids(decisions, hung)
 
         monkeypatch.setattr(node_leases, "now", lambda: self.here.now())
-        monkeypatch.setattr(epilog, "_CLOCK_SKEW", 0)
-        monkeypatch.setattr(epilog, "_usage", lambda _: {})
+        monkeypatch.setattr(timestamps, "CLOCK_SKEW", 0)
+        monkeypatch.setattr(event_fields, "of_filesystem", lambda _: {})
         monkeypatch.setattr(directories, "look", shown)
         monkeypatch.setattr(directories, "clock", lambda parent_fd: self.clock.shown(clock(parent_fd)))
         monkeypatch.setattr(processes, "users_of", lambda *_: {})
@@ -436,7 +436,7 @@ class Histories(RuleBasedStateMachine):
         with acting_as(ended.user):
             try:
                 with killed_at(kill):
-                    epilog.Work(job, site or ours, ours.templates, ended.uptime)(facts.append)
+                    epilog_work.Work(job, site or ours, ours.templates, ended.uptime)(facts.append)
             except Killed:
                 pass
         for fact in facts:

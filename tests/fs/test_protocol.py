@@ -1,6 +1,6 @@
 """The protocol of the nodes of a job, under every interleaving of the system calls of tasks, Epilogs and scripts.
 
-The actors run `protocol.enter` and `epilog.Work`, as support.interleaving describes. A mutant leaves out one line of the
+The actors run `protocol.enter` and `epilog_work.Work`, as support.interleaving describes. A mutant leaves out one line of the
 protocol; the checker then finds an interleaving that loses a live cache, so each line is needed.
 """
 
@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from jobcache import epilog
 from jobcache.cache import cache_names, dirfd, node_leases, path_template, protocol, reasons
-from jobcache.system import reaper
+from jobcache.system import epilog_work, reaper
 from jobcache.system.epilog_job import Job
 from support.claims import JOB
 from support.home import acting_as
@@ -163,7 +162,7 @@ def ending(node: str, run: int = 0, *, since: float | None = None) -> Callable[[
                 world.outcomes[f"{me.name} {fact['event']}"] = fact["reason"]
 
         with me.observed():
-            epilog.Work(job, compiled, [template], uptime)(report)
+            epilog_work.Work(job, compiled, [template], uptime)(report)
 
     return act
 

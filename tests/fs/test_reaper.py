@@ -19,7 +19,8 @@ from types import SimpleNamespace
 import pytest
 
 from jobcache.cache import cache_names
-from jobcache.system import as_user, reaper
+from jobcache.system import as_user, mounts, reaper
+from jobcache.system.tally import Tally
 from support.home import ALICE, BOB, JOB, Home, acting_as, fingerprint, make_cache, plant, uid_of
 from support.mounts import mount
 from support.slowfs import Slow, slow
@@ -59,7 +60,7 @@ def opened(directory: Path) -> Iterator[tuple[int, int]]:
         os.close(parent_fd)
 
 
-def reap(cache: Path, then: Callable[[], object] = lambda: None) -> tuple[str, reaper.Tally]:
+def reap(cache: Path, then: Callable[[], object] = lambda: None) -> tuple[str, Tally]:
     """Open, retire and delete a cache as Alice; return the trash's name and the tally. then: done after the opening."""
     with acting_as(ALICE), opened(cache) as (parent_fd, fd):
         then()
@@ -67,7 +68,7 @@ def reap(cache: Path, then: Callable[[], object] = lambda: None) -> tuple[str, r
         return trash, reaper.delete(parent_fd, trash, fd, time.monotonic() + 60)
 
 
-def finish(trash: Path, until: float | None = None) -> reaper.Tally:
+def finish(trash: Path, until: float | None = None) -> Tally:
     """Delete what is left in `trash`, as Alice."""
     with acting_as(ALICE), opened(trash) as (parent_fd, fd):
         return reaper.delete(parent_fd, trash.name, fd, time.monotonic() + 60 if until is None else until)
@@ -293,7 +294,7 @@ def test_two_who_delete_the_same(home: Home) -> None:
         trash = home.cache_dir / cache_names.trash_name(JOB, "00ff")
         home.cache.rename(trash)
         with opened(trash) as (parent_fd, fd), opened(trash) as (_, other_fd):
-            tallies: list[reaper.Tally] = []
+            tallies: list[Tally] = []
             both = [
                 threading.Thread(
                     target=lambda fd=fd: tallies.append(reaper.delete(parent_fd, trash.name, fd, time.monotonic() + 60))
@@ -443,7 +444,7 @@ def test_mounts_in_it_are_left_alone(home: Home, monkeypatch: pytest.MonkeyPatch
         closed.chmod(0)
     source = {"tmpfs": "none", "bind": home.canary, "bind-of-closed": closed, "bind-file": home.canary / "e"}[what]
     if not fdinfo:
-        monkeypatch.setattr(reaper, "open", no_fdinfo, raising=False)
+        monkeypatch.setattr(mounts, "open", no_fdinfo, raising=False)
     with mount(source, point, "tmpfs" if what == "tmpfs" else "bind", "mode=755" if what == "tmpfs" else ""):
         if what == "tmpfs":
             plant(point / "tree")
@@ -490,7 +491,7 @@ def test_a_cache_that_is_a_mount_point(home: Home, monkeypatch: pytest.MonkeyPat
     with acting_as(ALICE):
         make_cache(home.cache, "a/f")
     if not fdinfo:
-        monkeypatch.setattr(reaper, "open", no_fdinfo, raising=False)
+        monkeypatch.setattr(mounts, "open", no_fdinfo, raising=False)
     uid = uid_of(ALICE)
     with mount(home.cache, home.cache, kind, f"uid={uid}" if kind == "tmpfs" else ""), pytest.raises(reaper.Kept) as kept:
         reap(home.cache)
@@ -501,7 +502,7 @@ def test_a_cache_that_is_a_mount_point(home: Home, monkeypatch: pytest.MonkeyPat
 def test_a_filesystem_that_has_no_handles() -> None:
     """Where the kernel tells neither the mount nor a handle, filesystems are told apart by their device."""
     fds = [os.open(path, SEARCH) for path in ("/proc", "/sys", "/proc/self")]
-    proc, sys, below = map(reaper._mount_by_handle, fds)
+    proc, sys, below = map(mounts._mount_id_by_handle, fds)
     for fd in fds:
         os.close(fd)
     assert proc == below != sys
@@ -681,7 +682,7 @@ def test_a_symlink_that_replaces_a_closed_directory(home: Home, monkeypatch: pyt
 # ------------------------------------------------------------------------------------------------ a slow filesystem
 
 
-Slowly = Callable[..., "tuple[Slow, reaper.Tally]"]
+Slowly = Callable[..., "tuple[Slow, Tally]"]
 TREE = [f"cache/{at}/{name}" for at in range(12) for name in ("f", "g", "d/h")]
 
 
@@ -689,7 +690,7 @@ TREE = [f"cache/{at}/{name}" for at in range(12) for name in ("f", "g", "d/h")]
 def slowly(home: Home) -> Slowly:
     """A function that deletes a tree on a filesystem that takes a millisecond to answer; it returns the server and the tally."""
 
-    def delete(*, refused: str = "", seconds: float = 60, rate: float | None = None) -> tuple[Slow, reaper.Tally]:
+    def delete(*, refused: str = "", seconds: float = 60, rate: float | None = None) -> tuple[Slow, Tally]:
         with slow(home.cache_dir, [*TREE, "cache/.jobcache/id"], uid=uid_of(ALICE)) as server:
             server.refused = {refused}
             with acting_as(ALICE), opened(home.cache_dir / "cache") as (parent_fd, fd):
@@ -744,7 +745,7 @@ def slow_server_started_first(monkeypatch: pytest.MonkeyPatch, start: Callable[[
     """Let `start` stand for Thread.start from the moment at which the deletion begins."""
     real = reaper.delete
 
-    def delete(*words: object) -> reaper.Tally:
+    def delete(*words: object) -> Tally:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
             return real(*words)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ import pytest
 
 from jobcache.cache import dirfd, linking, reasons, store_reading
 from jobcache.store import arrow, builds, store
-from jobcache.system import reaper
+from jobcache.system import mounts, reaper
 from support.site_dir import ALICE, BOB, Site
 from support.stores import Jobs, Template, info, jobs_of, links
 
@@ -805,7 +805,7 @@ def test_killed_at_every_step_of_pruning(jobs: Jobs, template: Template, monkeyp
 
         def work(step: int = step) -> None:
             (one,) = [one for one in store.look(str(jobs.path), UID) if one.kind == "build"]
-            for module in (store, store_reading, reaper):
+            for module in (store, store_reading, reaper, mounts):
                 monkeypatch.setattr(module, "os", Dying(step))
             list(store.act(str(jobs.path), UID, [store.Verdict(one, "delete", "age")], time.monotonic() + 60))
 

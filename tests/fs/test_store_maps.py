@@ -33,7 +33,7 @@ from test_store_command import command, copying, filled, jobs, queue, running, u
 
 from jobcache.cache import dirfd, linking, store_reading
 from jobcache.store import arrow, builds, map_results, store
-from jobcache.system import reaper
+from jobcache.system import mounts, reaper
 from support.home import fingerprint
 from support.site_dir import ALICE, BOB
 from support.stores import Jobs, Template, links
@@ -532,7 +532,7 @@ class Failing(Dying):
         return counted
 
 
-MODULES = (store, builds, map_results, linking, store_reading, dirfd, arrow, reaper)
+MODULES = (store, builds, map_results, linking, store_reading, dirfd, arrow, reaper, mounts)
 
 
 def test_killed_at_every_step(jobs: Jobs, template: Template, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

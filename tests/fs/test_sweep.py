@@ -399,7 +399,7 @@ def test_where_a_process_is_stuck_none_is_added(tmp_path: Path) -> None:
     memory = gathering.Hung(str(tmp_path / "run"))
     with subprocess.Popen(["sleep", "60"]) as stuck:
         memory.note("5", stuck.pid)
-        assert survey([4, 5, 6], set(), memory) == ([4, 6], {5: "a process of ours hangs there already"})
+        assert survey([4, 5, 6], set(), memory) == ([4, 6], {5: "a process of an earlier sweep still hangs there"})
         stuck.kill()
     assert survey([4, 5, 6], set(), memory) == ([4, 5, 6], {})
     (note,) = (tmp_path / "run").iterdir()

@@ -13,7 +13,7 @@ from jobcache.sweep import (
     one_sweep,
     scanning,  # noqa: E402
 )
-from jobcache.system import slurm
+from jobcache.system import live_jobs, slurm
 from support.site_dir import ALICE, Prologue, Site  # noqa: E402
 
 UID, GID = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(ALICE).pw_gid
@@ -73,8 +73,8 @@ class KnownJobs(slurm.Slurm):
     def __init__(self, *alive: int) -> None:
         self.alive = alive
 
-    def listing(self, cluster: str, *, node: str | None = None, only_own: bool = False) -> slurm.Listing:
-        return slurm.Listing(time.monotonic(), {job: {UID} for job in self.alive})
+    def listing(self, cluster: str, *, node: str | None = None, only_own: bool = False) -> live_jobs.Listing:
+        return live_jobs.Listing(time.monotonic(), {job: {UID} for job in self.alive})
 
 
 def swept(site: Site, *alive: int) -> one_sweep.Result:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobcache.sweep.plan import ASIDE, CACHE, KEEP, NEW, REAP, REPORT, TRASH, Decision, Found, Rules, plan
-from jobcache.system.slurm import Listing
+from jobcache.system.live_jobs import Listing
 
 RULES = Rules(cluster="tiger", grace=3600, confirm=120, keep_max=86400)
 NOW = 1_800_000_000.0

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobcache.system import slurm
-from jobcache.system.slurm import ALIVE, DEAD, Listing, Slurm, Unknown, parse
+from jobcache.system.live_jobs import ALIVE, DEAD, Listing, Unknown, parse
+from jobcache.system.slurm import Slurm
 
 DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"
 
@@ -181,7 +182,7 @@ def test_no_answer_to_any_question(fake: Fake, question: str) -> None:
     failed = fake.unknown()
     assert failed.reason == "slurm_failed" and "fatal: out of memory" in str(failed)
     fake.answer(question, "", status=3)
-    assert "no word of why" in str(fake.unknown())
+    assert "exit status 3" in str(fake.unknown())
     fake.answer(question, "", before="kill -9 $$")
     assert fake.unknown().reason == "slurm_failed"
 

@@ -23,7 +23,7 @@ class Log:
         """Send one event. reason: "" for none. facts: further fields, as JSON text."""
         if not self.address:
             return
-        fields = {"ts": quote(timestamps.millisecond(time.time())), "event": quote(event), "level": quote(level)}
+        fields = {key: quote(value) for key, value in head(event, level).items()}
         fields.update(self.facts, **facts)
         fields["outcome"] = quote(outcome)
         if reason:
@@ -32,11 +32,24 @@ class Log:
         devlog.send(self.address, level, to_json(fields))
 
 
+def head(event: str, level: str) -> "dict[str, str]":
+    """Return the fields that begin every event, in their order: ts, event, level."""
+    return {"ts": timestamps.millisecond(time.time()), "event": event, "level": level}
+
+
+def clean(text: str) -> str:
+    """Return `text` without lone surrogates, which JSON cannot hold. Bytes that are not UTF-8 become \\xNN."""
+    try:
+        data = os.fsencode(text)
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "surrogatepass")  # not a file name: JSON from a user can hold any surrogate
+    return data.decode("utf-8", "backslashreplace")
+
+
 def quote(text: str) -> str:
     """Return `text` as a JSON string in ASCII. Bytes that are not UTF-8 appear as \\xNN in the text."""
-    clean = os.fsencode(text).decode("utf-8", "backslashreplace")
     out = []
-    for ch in clean:
+    for ch in clean(text):
         if ch in '"\\':
             out.append("\\" + ch)
         elif " " <= ch <= "~":

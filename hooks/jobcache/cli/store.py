@@ -15,7 +15,7 @@ from jobcache.cache import linking, reasons, store_names
 from jobcache.cli.common import load, plain, wanted_user
 from jobcache.config.settings import OFF, Settings
 from jobcache.store import pruning, store
-from jobcache.system import events
+from jobcache.system import command_log
 from jobcache.system.as_user import user_name
 
 _ENDING = 5.0  # seconds that a command has to end when it is told to
@@ -102,9 +102,10 @@ def place_of(site: Settings, sites: bool, user: Optional[str] = None) -> pruning
 
 def _tell_published(site: Settings, to: store.Publisher, done: store.Published) -> None:
     if done.builds:
-        log = events.Log(site.log_file if os.access(site.log_file or "", os.W_OK) else None, site.log_socket, site.log_level)
+        file = site.log_file if os.access(site.log_file or "", os.W_OK) else None
+        log = command_log.bound(file, site.log_socket, site.log_level, cluster=site.cluster)
         log.emit(
-            "store.published", cluster=site.cluster, uid=os.geteuid(), outcome="published", store=to.path,
+            "store.published", uid=os.geteuid(), outcome="published", store=to.path,
             label=to.label or None, builds=done.builds, files=done.files, bytes=done.bytes,
         )  # fmt: skip
 
@@ -246,7 +247,7 @@ def prune_daily(config_file: str, hooks: Optional[str]) -> int:
 
 
 def _tell_pruned(site: Settings, result: pruning.Result) -> None:
-    log = events.Log(site.log_file if os.geteuid() == 0 else None, site.log_socket, site.log_level, cluster=site.cluster)
+    log = command_log.bound(site.log_file if os.geteuid() == 0 else None, site.log_socket, site.log_level, cluster=site.cluster)
     gone: dict[pruning.Place, list[tuple[int, int]]] = {}
     for place, verdict, freed, files in result.verdicts:
         if verdict.action == "delete":

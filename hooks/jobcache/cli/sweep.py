@@ -15,7 +15,7 @@ from jobcache.config import settings
 from jobcache.diagnostics import comments, metrics
 from jobcache.sweep import listing, lock, one_sweep, reaping, scanning
 from jobcache.sweep.plan import KEEP, REAP, REPORT, Decision, Found, has_no_job
-from jobcache.system import as_user, events
+from jobcache.system import as_user, command_log
 
 _NARROWEST = 80  # columns: on a narrower terminal lines are broken, and no number is cut short
 
@@ -43,7 +43,7 @@ def sweep_command(
         node=node or socket.gethostname().partition(".")[0],
         dry=dry_run,
     )
-    log = events.Log(site.log_file, site.log_socket, site.log_level, cluster=site.cluster, node=options.node)
+    log = command_log.bound(site.log_file, site.log_socket, site.log_level, cluster=site.cluster, node=options.node)
     began = time.monotonic()
     try:
         with lock.Lock(_lock_path(site, options)), common.progress(as_json) as say:
@@ -75,7 +75,7 @@ def _lock_path(site: settings.Settings, options: scanning.Options) -> str:
     return f"{own}/jobcache-sweep-{which}.lock"
 
 
-def _tell_reaped(log: events.Log, reaped: reaping.Reaped) -> None:
+def _tell_reaped(log: command_log.CommandLog, reaped: reaping.Reaped) -> None:
     one = reaped.decision.found
     log.emit(
         "cache.orphan_reaped",
@@ -89,7 +89,7 @@ def _job(one: Found) -> dict[str, Any]:
     return {"job_id": None, "run": None} if has_no_job(one) else {"job_id": one.job_id, "run": one.run}
 
 
-def _tell_finished(log: events.Log, result: one_sweep.Result, began: float) -> None:
+def _tell_finished(log: command_log.CommandLog, result: one_sweep.Result, began: float) -> None:
     reasons: dict[str, int] = {}
     for decision in result.decisions:
         reasons[decision.reason] = reasons.get(decision.reason, 0) + 1
@@ -109,7 +109,7 @@ def _tell_finished(log: events.Log, result: one_sweep.Result, began: float) -> N
     )  # fmt: skip
 
 
-def _tell_kept(log: events.Log, decision: Decision, terminated: tuple[int, ...]) -> None:
+def _tell_kept(log: command_log.CommandLog, decision: Decision, terminated: tuple[int, ...]) -> None:
     """What is in use, always; what is reported only, and found again by every sweep, where the site logs such things."""
     one = decision.found
     log.emit(

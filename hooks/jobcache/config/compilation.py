@@ -9,7 +9,7 @@ from typing import Any
 import jobcache
 from jobcache.config import configuration, former_templates, path_access, settings
 from jobcache.config.errors import ApplyError
-from jobcache.system import slurm
+from jobcache.system import live_jobs
 
 
 def compile_settings(config_file: str, lib: str, again: bool = False, forget: bool = True) -> settings.Settings:
@@ -51,7 +51,7 @@ def _cluster(loaded: configuration.Config, before: "settings.Settings | None") -
         return str(name), []
     try:
         return settings.slurm_client(loaded.tree).cluster_name(), []
-    except slurm.Unknown as error:
+    except live_jobs.Unknown as error:
         return "", [
             f"{_place(loaded, 'cluster')}: cannot get the cluster's name from Slurm: {error}; "
             "set `cluster:` to ClusterName of slurm.conf"

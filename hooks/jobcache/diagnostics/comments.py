@@ -13,7 +13,7 @@ from jobcache.cache import timestamps
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import scanning
 from jobcache.system import event_log, files
-from jobcache.system.slurm import Unknown
+from jobcache.system.live_jobs import Unknown
 
 _FIRST = 7200.0  # seconds back that the first sweep after a boot looks
 _OVERLAP = 600.0  # seconds that are looked at twice: a job's record may reach the accounting after its cache has gone

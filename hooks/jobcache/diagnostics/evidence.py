@@ -11,7 +11,7 @@ from jobcache.diagnostics.explain import Remains, Slurms
 from jobcache.sweep import directories, scanning
 from jobcache.sweep.plan import Found
 from jobcache.system import as_user
-from jobcache.system.slurm import Unknown
+from jobcache.system.live_jobs import Unknown
 
 _TOLD = ("created_at", "node", "policy", "seeded")  # of the record
 _PATIENCE = 10.0  # seconds that one owner's directories have to be looked at

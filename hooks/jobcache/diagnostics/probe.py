@@ -28,7 +28,7 @@ from jobcache.config.settings import load as load_settings
 from jobcache.diagnostics import check
 from jobcache.diagnostics.check import EXCLUDED, OBTAINED, Compiled, Facts, Interpreter, Log, Schedule, Scratch, Script, Wiring
 from jobcache.sweep import scanning
-from jobcache.system import as_user, event_log, mounts, reaper, slurm
+from jobcache.system import as_user, event_log, live_jobs, mounts, reaper
 
 _PATIENCE = 10.0  # seconds that scratch has for all of it
 _ACROSS = 90.0  # seconds that the nodes have to see each other's files: NFS keeps a name that is not there for a minute
@@ -44,7 +44,7 @@ _LIB_OF = re.compile(r"^jc_lib=(?:'([^'\n]*)'|(\S+))$", re.MULTILINE)
 # What each hook needs of its Python.
 _NEEDS = {
     "task-prolog": (("-I", "-S"), "from jobcache import prepare"),
-    "epilog": (("-I",), "from jobcache import epilog, events"),
+    "epilog": (("-I", "-S"), "from jobcache import epilog"),
 }
 
 
@@ -165,7 +165,7 @@ def _interpreters(site: Settings, who: pwd.struct_passwd) -> Iterator[Interprete
 def _wiring(site: Settings, hooks: str) -> Wiring:
     try:
         running = slurm_client(site.tree).config()
-    except slurm.Unknown as error:
+    except live_jobs.Unknown as error:
         return Wiring(unknown=str(error))
     conf = running.get("SLURM_CONF", "")
     written = read_conf(conf)

@@ -31,7 +31,8 @@ from jobcache.cache.fields import component, natural, number
 from jobcache.config import configuration, errors, settings
 from jobcache.runner import relay
 from jobcache.store import store
-from jobcache.system import as_user, reaper, slurm
+from jobcache.system import as_user, live_jobs, reaper
+from jobcache.system.tally import Tally
 
 _PATIENCE = 5.0  # seconds for an earlier cache at our path to be gone
 _MARKING = 1.0  # seconds to date the builds of the store that were used
@@ -201,7 +202,7 @@ def own_settings(config_file: Optional[str], path: Optional[str]) -> settings.Se
     ask["conf"] = ask["conf"] or os.environ.get("SLURM_CONF")  # of whoever has no configuration that was compiled
     try:
         cluster = tree["cluster"] or settings.slurm_client(tree).cluster_name()
-    except slurm.Unknown:
+    except live_jobs.Unknown:
         cluster = cache_names.host_cluster("")
     compiled: dict[str, Any] = {
         "config": config_file or "",
@@ -369,10 +370,10 @@ def _end(
         print(f"jobcache run: {claim.path} is left to `jobcache sweep`: {error}", file=sys.stderr)
 
 
-def _reap(parent_fd: int, name: str, fd: int, claim: protocol.Claim) -> reaper.Tally:
+def _reap(parent_fd: int, name: str, fd: int, claim: protocol.Claim) -> Tally:
     """Delete to the end; whoever has no time for that sends one more signal."""
     trash = reaper.retire(parent_fd, name, fd, claim.uid, claim.job_id)
-    total = reaper.Tally()
+    total = Tally()
     while True:
         tally = reaper.delete(parent_fd, trash, fd, time.monotonic() + _STRIDE)
         total.bytes, total.files = total.bytes + tally.bytes, total.files + tally.files

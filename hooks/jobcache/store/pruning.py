@@ -15,8 +15,8 @@ from jobcache.cache import cache_names, dirfd, linking, path_template, reasons, 
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.store import store
 from jobcache.sweep import directories, scanning
-from jobcache.system import as_user, gathering, reaper
-from jobcache.system.slurm import Unknown
+from jobcache.system import as_user, children, gathering, reaper
+from jobcache.system.live_jobs import Unknown
 
 _AT_ONCE = 4  # stores
 _PATIENCE = 120.0  # seconds without a word, and a store is taken to hang
@@ -92,7 +92,7 @@ class Turns:
             self._lost.add(place.path)
         return 0.0 if place.path in self._lost else max(0.0, _LONGEST - self._spent.get(place.owner, 0.0))
 
-    def took(self, place: Place, seconds: float, child: as_user.Child) -> None:
+    def took(self, place: Place, seconds: float, child: children.Child) -> None:
         """Note how long a child was at this store, and whether it got done."""
         self._spent[place.owner] = self._spent.get(place.owner, 0.0) + seconds
         self._late = self._late + 1 if child.status == "late" else 0
@@ -133,7 +133,7 @@ def _facts(place: Place, work: "as_user.Work", trouble: list[str], turns: Option
         trouble.append(f"{place.path}: left for another time, since it or others do not answer")
         return
     child = as_user.start(work, uid=uid, gid=place.gid, user=None, places=[], most=_REPORT)
-    for _, _, fact in as_user.each([("", lambda: child)], 1, min(left, _PATIENCE)):
+    for _, _, fact in children.each([("", lambda: child)], 1, min(left, _PATIENCE)):
         if fact is not None and "trouble" in fact:
             trouble.append(fact["trouble"])
         elif fact is not None and "going" not in fact:

@@ -6,7 +6,7 @@ from typing import Optional
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import one_sweep, scanning
 from jobcache.sweep.plan import Decision, is_candidate, plan
-from jobcache.system.slurm import Listing, Unknown
+from jobcache.system.live_jobs import Listing, Unknown
 
 
 @dataclass

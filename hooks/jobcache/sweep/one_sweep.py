@@ -12,7 +12,8 @@ from typing import Callable, Optional
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import processes, reaping, scanning
 from jobcache.sweep.plan import REAP, TRASH, Decision, Found, Rules, has_no_job, is_candidate, plan
-from jobcache.system.slurm import Listing, Slurm, Unknown
+from jobcache.system.live_jobs import Listing, Unknown
+from jobcache.system.slurm import Slurm
 
 
 @dataclass

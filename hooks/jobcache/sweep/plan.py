@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from jobcache.cache import lease_lock
-from jobcache.system.slurm import Listing
+from jobcache.system.live_jobs import Listing
 
 CACHE, NEW, TRASH, ASIDE = "cache", "new", "trash", "aside"  # kinds: at a cache's path; half made; renamed away; never to go
 RUN = "run"  # a kind: at the path of a cache that `jobcache run` makes where there is no job

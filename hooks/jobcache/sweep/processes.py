@@ -8,7 +8,7 @@ from typing import Any, Callable
 import psutil
 
 from jobcache.sweep.plan import Found
-from jobcache.system import as_user
+from jobcache.system import children
 from jobcache.system.gathering import Hung, starter, survey
 
 _MOST_USING = 64  # processes that are named of one cache; a user can open all of their caches in all of their processes
@@ -100,7 +100,7 @@ def terminate(found: Found, dry: bool) -> "tuple[int, ...]":
         report({"pids": [process.pid for process in strays]})
 
     ended: tuple[int, ...] = ()
-    for _, _, fact in as_user.each([(found.path, starter(work, found.uid, found.gid))], 1, 2 * _GRACE):
+    for _, _, fact in children.each([(found.path, starter(work, found.uid, found.gid))], 1, 2 * _GRACE):
         if fact is not None:
             ended = tuple(fact["pids"])
     return ended

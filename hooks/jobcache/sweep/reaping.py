@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional
 
-import psutil
-
 from jobcache.cache import dirfd, node_leases
 from jobcache.config.settings import Settings
 from jobcache.sweep import directories, scanning
 from jobcache.sweep.plan import CACHE, RUN, Decision, Found
-from jobcache.system import as_user, reaper
+from jobcache.system import children, event_fields, reaper
 from jobcache.system.gathering import AT_ONCE, PATIENCE, starter
 
 _LONGEST = 600.0  # seconds for one owner's orphans in one sweep, so that nobody keeps it from the others
@@ -40,7 +38,7 @@ def act(site: Settings, todo: list[Decision], trouble: list[str], say: scanning.
     by_path = {decision.found.path: decision for decision in todo}
     done = late = 0
 
-    def starts() -> Iterator[tuple[int, Callable[[], as_user.Child]]]:
+    def starts() -> Iterator[tuple[int, Callable[[], children.Child]]]:
         for uid, ones in _by_owner(decision.found for decision in todo).items():
             if late < _MOST_LATE:
                 work = _Reaping(ones, rate / AT_ONCE if rate else None)
@@ -48,7 +46,7 @@ def act(site: Settings, todo: list[Decision], trouble: list[str], say: scanning.
             else:
                 trouble.append(f"uid {uid}: left for another time, since others do not answer")
 
-    for uid, child, fact in as_user.each(starts(), AT_ONCE, PATIENCE):
+    for uid, child, fact in children.each(starts(), AT_ONCE, PATIENCE):
         if fact is None:
             late = late + 1 if child.status == "late" else 0
             if child.status != "done":
@@ -109,13 +107,9 @@ class _Reaping:
             tally = reaper.delete(parent_fd, name, fd, time.monotonic() + _STRIDE, rate=self.rate)
             freed, files = freed + tally.bytes, files + tally.files
             if tally.done or not (tally.files or tally.directories) or time.monotonic() >= self.until:
-                return {"bytes": freed, "files": files, "done": tally.done, "why": tally.error, "usage": _usage(parent_fd)}
+                usage = event_fields.of_filesystem(parent_fd)
+                return {"bytes": freed, "files": files, "done": tally.done, "why": tally.error, "usage": usage}
             report({"going": files})
-
-
-def _usage(parent_fd: int) -> dict[str, float]:
-    usage = psutil.disk_usage(f"/proc/self/fd/{parent_fd}")
-    return {"fs_total_bytes": usage.total, "fs_free_bytes": usage.free, "fs_used_percent": usage.percent}
 
 
 def _by_owner(found: Iterable[Found]) -> dict[int, list[Found]]:

@@ -1,137 +1,41 @@
-"""Do this as that user, within this deadline.
+"""Act as another user.
 
-Whatever touches scratch on behalf of root runs in a child that has become the user for good. It is forked and never
-exec'd: such a process cannot be ptraced by the user whose name it carries. It holds no descriptor but its report pipe,
-so a filesystem that hangs it holds nothing of ours.
+Root accesses scratch only in a child that has become the user for good. The child is forked and not exec'd, so that the
+user cannot ptrace it. It holds no descriptor but its report pipe and its places, so that a child that hangs blocks no
+other process.
 """
 
-import fcntl
 import json
 import os
-import select
-import signal
-import time
+
+from jobcache.system import children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Any, TypeVar
-
-    Key = TypeVar("Key")
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
     Fact = dict[str, Any]
     Work = Callable[[Callable[[Fact], None]], None]
 
-_MOST_STUCK = 4  # processes that hang on one filesystem of this node, before we stop adding to them
-_LONGEST = 1 << 20  # bytes a child may report, unless more is asked for
-_PAUSE = 0.001  # seconds between two looks at a child that is ending
-_LAST_GRACE = 0.1  # seconds that a killed child has to end
-
-
-class Stuck(Exception):
-    """As many processes as we allow hang on this filesystem already."""
-
-
-class Child:
-    """A running child: `facts` are what it reports, `status` then says how it ended.
-
-    status: "done"; "late", it was killed at the deadline; "died", of whatever else. error: why, if that is known.
-    stuck: it could not even be killed, and is left behind in the kernel.
-    """
-
-    def __init__(self, pid: int, pipe: int, places: "list[int]", most: int = _LONGEST) -> None:
-        self.pid = pid
-        self.status = ""
-        self.error = ""
-        self.stuck = False
-        self._pipe = pipe
-        self._places = places
-        self._begun: list[bytes] = []  # of a line that has not ended yet
-        self._size = 0
-        self._most = most
-
-    def facts(self, until: float) -> "Iterator[Fact]":
-        """Yield the facts as they come, to the child's end or to `until` (seconds of time.monotonic).
-
-        What has been reported by then is yielded even if `until` has long passed: other children had their time first.
-        """
-        while select.select([self], [], [], max(0.0, until - time.monotonic()))[0]:
-            facts = self.read(until)
-            yield from facts or ()
-            if facts is None:
-                return
-        self.give_up()
-
-    def fileno(self) -> int:
-        """For select: readable when there are facts, or the end."""
-        return self._pipe
-
-    def read(self, until: float) -> "list[Fact] | None":
-        """Return the facts that have come, None at the child's end, which is then waited for until `until`."""
-        chunk = os.read(self._pipe, 65536)
-        if not chunk:  # a line that has not ended was cut short by the child's death
-            self._end(until)
-            return None
-        self._size += len(chunk)
-        self._begun.append(chunk)
-        lines: list[bytes] = []
-        if b"\n" in chunk:
-            *lines, rest = b"".join(self._begun).split(b"\n")
-            self._begun = [rest]
-        facts = _parse(lines) if self._size <= self._most else None
-        if facts is None:
-            self.error = "it reported what is no fact" if self._size <= self._most else "it reported too much"
-            self.kill()
-            self._end(until)
-            return None
-        self.error = next((fact["died"] for fact in facts if "died" in fact), self.error)
-        return [fact for fact in facts if "died" not in fact]
-
-    def kill(self) -> None:
-        """End the child now."""
-        os.kill(self.pid, signal.SIGKILL)
-
-    def _end(self, until: float) -> None:
-        """The child has closed its pipe or is killed: it is as good as gone, unless a filesystem holds it even now."""
-        until = max(until, time.monotonic() + _LAST_GRACE)
-        while not self._is_over():
-            if time.monotonic() >= until:
-                self.give_up()
-                return
-            time.sleep(_PAUSE)
-        self._close()
-
-    def _is_over(self) -> bool:
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        if pid:
-            self.status = "done" if status == 0 else "died"
-        return pid != 0
-
-    def give_up(self) -> None:
-        """End a child that has had its time; one that is stuck in the kernel is left behind, counted."""
-        self.kill()
-        until = time.monotonic() + _LAST_GRACE
-        while not self._is_over() and time.monotonic() < until:
-            time.sleep(_PAUSE)
-        if not self.status:  # it holds a place until it ends
-            self.stuck = True
-            any(_lock(place, fcntl.LOCK_EX) for place in self._places)
-        self.status = "late"
-        self._close()
-
-    def _close(self) -> None:
-        for fd in (self._pipe, *self._places):
-            os.close(fd)
-
 
 def start(
-    work: "Work", *, uid: "int | None", gid: "int | None", user: "str | None", places: "list[int]", most: int = _LONGEST
-) -> Child:
-    """Run `work(report)` in a child that is user `uid`; `report` takes one dict, which JSON can say, and passes it on.
+    work: "Work",
+    *,
+    uid: "int | None",
+    gid: "int | None",
+    user: "str | None",
+    places: "list[int]",
+    most: int = children.REPORT_MAX,
+) -> children.Child:
+    """Run `work(report)` in a child that is user `uid`. `report` takes a dict that JSON can represent.
 
-    uid None: who we are, for work that is many users in turn (`Acting`). gid None: the user's primary group. user: the
-    name by which to find further groups, "" for the account's. places: from `stuck_places`. most: bytes it may report.
-    Raise OSError where there is no process to be had; the places are closed all the same.
+    uid: None for the user of this process; such work can use `Acting`.
+    gid: None for the primary group of the account.
+    user: name by which to find further groups, "" for the name of the account, None for no further groups.
+    places: from `stuck_places.open_places`. Closed also on an error.
+    most: bytes that the child may report.
+    Raise OSError if no process can be created.
     """
     opened = [*places]
     try:
@@ -143,13 +47,13 @@ def start(
         raise
     read, write = opened[-2:]
     if pid == 0:
-        _child(work, uid, gid, user, write, places)
+        _run_child(work, uid, gid, user, write, places)
     os.close(write)
-    return Child(pid, read, places, most)
+    return children.Child(pid, read, places, most)
 
 
-def _child(work: "Work", uid: "int | None", gid: "int | None", user: "str | None", pipe: int, places: "list[int]") -> None:
-    """Never returns. Whatever goes wrong ends here, as the child's last words."""
+def _run_child(work: "Work", uid: "int | None", gid: "int | None", user: "str | None", pipe: int, places: "list[int]") -> None:
+    """Do the work and exit. Report an error as {"died": text}. Never return."""
 
     def report(fact: "Fact") -> None:
         data = json.dumps(fact).encode("ascii") + b"\n"
@@ -172,11 +76,11 @@ def _child(work: "Work", uid: "int | None", gid: "int | None", user: "str | None
 
 
 def become(uid: int, gid: "int | None", user: "str | None") -> None:
-    """Become `uid` for good. Raise PermissionError where that does not hold, or where root is asked for."""
+    """Become `uid` for good. gid, user: as for `start`. Raise PermissionError for root, or if the change did not hold."""
     if uid == 0:
-        raise PermissionError("never as root")
+        raise PermissionError("refused to act as root")
     if os.geteuid() == uid:
-        return  # a cluster of one user's own
+        return  # a cluster that runs as one user
     if gid is None:
         import pwd
 
@@ -186,7 +90,7 @@ def become(uid: int, gid: "int | None", user: "str | None") -> None:
         try:
             groups = os.getgrouplist(user, gid)
         except (KeyError, OSError, ValueError):
-            pass  # the name is unknown here, or is no text: the group that Slurm named will do
+            pass  # the name is unknown here, or invalid: the group from Slurm suffices
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -199,18 +103,21 @@ def become(uid: int, gid: "int | None", user: "str | None") -> None:
     raise PermissionError("could become root again")
 
 
-def user_name(uid: int) -> str:
-    """Return the user's name; of one who was removed, the number."""
+def user_name(uid: int, default: "str | None" = None) -> str:
+    """Return the name of an account; if the account does not exist, `default`, or the uid as text."""
     import pwd
 
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return str(uid)
+        return default or str(uid)
 
 
 def groups_of(uid: int, gid: int) -> "list[int]":
-    """Return all groups of an account, `gid` alone where there is none of this uid. Asks a directory service: in a child."""
+    """Return all groups of an account, [gid] if the account does not exist.
+
+    Call it in a child: it may query a directory service.
+    """
     import pwd
 
     try:
@@ -220,126 +127,34 @@ def groups_of(uid: int, gid: int) -> "list[int]":
 
 
 class Acting:
-    """With the rights of a user for a while, to look and never to delete: `with Acting(uid, gid): …`.
+    """A context with the rights of a user, to read and never to delete: `with Acting(uid, gid): …`.
 
-    Root stays the real and the saved user: the user whose rights these are cannot signal or trace us.
-    groups: all of the user's, from `groups_of`, where their own is not enough.
+    Root stays the real and the saved user, so that the user can neither signal nor trace this process.
+    groups: all groups of the user, from `groups_of`; by default only `gid`.
+    Raise PermissionError for root, or if this process is neither root nor the user.
     """
 
     def __init__(self, uid: int, gid: int, groups: "Sequence[int]" = ()) -> None:
-        self._ids = uid, gid
-        self._as = list(groups) or [gid]
+        self._uid, self._gid = uid, gid
+        self._groups = list(groups) or [gid]
         self._switch = os.geteuid() == 0 != uid
 
     def __enter__(self) -> None:
-        uid, gid = self._ids
-        if uid == 0:
-            raise PermissionError("never as root")
+        if self._uid == 0:
+            raise PermissionError("refused to act as root")
         if self._switch:
-            self._groups = os.getgroups()
-            os.setgroups(self._as)
-            os.setegid(gid)
-            os.seteuid(uid)
-        elif os.geteuid() != uid:
-            raise PermissionError(f"not uid {uid}")
+            self._own_groups = os.getgroups()
+            os.setgroups(self._groups)
+            os.setegid(self._gid)
+            os.seteuid(self._uid)
+        elif os.geteuid() != self._uid:
+            raise PermissionError(f"only root can act as uid {self._uid}")
 
     def __exit__(self, *exc: object) -> None:
         if self._switch:
             os.seteuid(0)
             os.setegid(0)
-            os.setgroups(self._groups)
-
-
-def each(
-    starts: "Iterable[tuple[Key, Callable[[], Child]]]", at_once: int, patience: float
-) -> "Iterator[tuple[Key, Child, Fact | None]]":
-    """Run children, `at_once` of them; yield (key, child, fact) as facts come, and (key, child, None) when one has ended.
-
-    A child that reports nothing for `patience` seconds is late. Whoever stops listening ends them all.
-    """
-    running: dict[int, tuple[Key, Child, float]] = {}
-    try:
-        yield from _each(iter(starts), running, at_once, patience)
-    finally:
-        for _, child, _ in running.values():
-            child.give_up()
-
-
-def _each(
-    waiting: "Iterator[tuple[Key, Callable[[], Child]]]",
-    running: "dict[int, tuple[Key, Child, float]]",
-    at_once: int,
-    patience: float,
-) -> "Iterator[tuple[Key, Child, Fact | None]]":
-    while True:
-        while len(running) < at_once:
-            following = next(waiting, None)
-            if following is None:
-                break
-            key, child = following[0], following[1]()
-            running[child.fileno()] = key, child, time.monotonic() + patience
-        if not running:
-            return
-        until = min(one[2] for one in running.values())
-        ready = select.select(list(running), [], [], max(0.0, until - time.monotonic()))[0]
-        for fd in ready:
-            key, child, until = running[fd]
-            facts = child.read(until)
-            if facts is None:
-                del running[fd]
-                yield key, child, None
-                continue
-            running[fd] = key, child, time.monotonic() + patience
-            for fact in facts:
-                yield key, child, fact
-        for fd, (key, child, until) in [] if ready else list(running.items()):
-            if time.monotonic() >= until:
-                del running[fd]
-                child.give_up()
-                yield key, child, None
-
-
-def stuck_places(run_dir: str, filesystem: str) -> "list[int]":
-    """Return descriptors by which a child that hangs on `filesystem` can be counted. Raise Stuck where none is free.
-
-    A place is a file whose flock a stuck child holds by having inherited it, and which so frees itself. An empty list,
-    and no bound, where `run_dir` cannot be had.
-    """
-    places: list[int] = []
-    try:
-        os.makedirs(run_dir, 0o700, exist_ok=True)
-        for at in range(_MOST_STUCK):
-            path = f"{run_dir}/stuck-{filesystem}.{at}"
-            places.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    except OSError:
-        return places
-    for place in places:
-        if _lock(place, fcntl.LOCK_SH):  # shared, so that those who look at the same time do not see each other
-            _lock(place, fcntl.LOCK_UN)
-            return places
-    for place in places:
-        os.close(place)
-    raise Stuck(f"{_MOST_STUCK} processes hang on filesystem {filesystem} of this node already")
-
-
-def _lock(fd: int, how: int) -> bool:
-    """Whether nobody stands in the way. Where the filesystem knows no locks nobody is counted, and so nobody does."""
-    try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _parse(lines: "list[bytes]") -> "list[Fact] | None":
-    """Return the facts on whole lines, None where one of them is no fact."""
-    try:
-        facts = [json.loads(line) for line in lines]
-    except ValueError:
-        return None
-    return facts if all(isinstance(fact, dict) for fact in facts) else None
+            os.setgroups(self._own_groups)
 
 
 def _close_all_but(kept: "set[int]") -> None:
@@ -347,7 +162,7 @@ def _close_all_but(kept: "set[int]") -> None:
         try:
             os.close(fd)
         except OSError:
-            pass  # the one by which the directory was listed
-    for fd in range(3):  # whoever prints by mistake prints nowhere
+            pass  # the descriptor of the listing itself
+    for fd in range(3):  # output by mistake goes to /dev/null
         if fd not in kept:
             os.open(os.devnull, os.O_RDWR)

@@ -1,24 +1,25 @@
-"""A job as an Epilog's environment describes it: SLURM_* to `Job`."""
+"""The job of an Epilog, parsed from its environment (SLURM_*)."""
 
 from jobcache.cache import fields
+from jobcache.system import as_user
 
-_UID_MAX = 2**32 - 2  # (uid_t) -1 is nobody's
+_UID_MAX = 2**32 - 2  # (uid_t) -1 stands for no user
 
 
 class JobError(ValueError):
-    """The environment does not name a job that we may act for: a closed-set `reason`, and the words for a person."""
+    """The environment does not name a job that the Epilog may act for. reason: of config/schema/event.json."""
 
-    def __init__(self, reason: str, what: str) -> None:
-        super().__init__(what)
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
         self.reason = reason
 
 
 class Job:
-    """One job on one node, at its Epilog.
+    """One job on one node, at its end.
 
-    job_id: the raw id; of a het job, the leader's. uid, gid: the owner's, gid None where Slurm did not say.
-    user: None where Slurm did not say. nodes: how many the job began with, None unknown. exit_status: the wait status
-    of the job, None unknown. start: seconds since the epoch, None unknown. het: part of a het job.
+    job_id: the raw id; of a het job, the id of its leader. uid: of the owner. het: it is part of a het job.
+    The rest is None if Slurm did not set it. gid, user: of the owner. nodes: how many the job began with.
+    exit_status: wait status of the job. start: seconds since the epoch.
     """
 
     __slots__ = ("job_id", "uid", "gid", "user", "node", "nodes", "exit_status", "start", "het")
@@ -34,11 +35,20 @@ class Job:
         self.start: "int | None" = None
         self.het = False
 
+    def path_user(self) -> str:
+        """Return the user name in the path of the cache, as the TaskProlog had it.
+
+        If slurmd cannot look up the name, Slurm sets "nobody", or the uid (23.11). Then this host looks it up.
+        """
+        if self.user not in (None, "nobody", str(self.uid)):
+            return str(self.user)
+        return as_user.user_name(self.uid, self.user)
+
 
 def from_epilog(env: "dict[str, str]") -> Job:
-    """Return the job of an Epilog's environment. Raise JobError where id, owner or node are missing or absurd.
+    """Given an Epilog's environment, return the job. Raise JobError if id, owner or node are missing or invalid.
 
-    Only SLURM_JOB_ID, SLURM_JOB_UID and SLURMD_NODENAME are needed: the rest Slurm may leave out.
+    Only SLURM_JOB_ID, SLURM_JOB_UID and SLURMD_NODENAME are required. Other variables that are missing or invalid are None.
     """
     leader = env.get("SLURM_HET_JOB_ID", "")
     het = leader not in ("", "0")
@@ -46,11 +56,11 @@ def from_epilog(env: "dict[str, str]") -> Job:
     uid = fields.natural(env.get("SLURM_JOB_UID", ""), _UID_MAX)
     node = env.get("SLURMD_NODENAME", "")
     if job_id is None:
-        raise JobError("no_job", "SLURM_JOB_ID is not a job's id")
+        raise JobError("no_job", f"{'SLURM_HET_JOB_ID' if het else 'SLURM_JOB_ID'} is not a job id")
     if uid is None:
-        raise JobError("no_job", "SLURM_JOB_UID is not a user's id")
+        raise JobError("no_job", "SLURM_JOB_UID is not a uid")
     if not fields.component(node) or node.startswith("."):
-        raise JobError("no_job", "SLURMD_NODENAME is not a node's name")
+        raise JobError("no_job", "SLURMD_NODENAME is not a node name")
     job = Job(job_id, uid, node)
     job.gid = fields.natural(env.get("SLURM_JOB_GID", ""), _UID_MAX)
     job.user = env["SLURM_JOB_USER"] if fields.component(env.get("SLURM_JOB_USER", "")) else None

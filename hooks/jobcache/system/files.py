@@ -1,4 +1,4 @@
-"""Files that are replaced whole."""
+"""Files that are written completely or not at all."""
 
 import os
 
@@ -6,9 +6,9 @@ from jobcache.cache import dirfd
 
 
 def replace_file(path: str, data: bytes, mode: int) -> None:
-    """Put `data` into a new file beside `path` with permissions `mode`, and rename it there. Raise OSError.
+    """Write `data` to a new file beside `path` with permissions `mode`, and rename it to `path`. Raise OSError.
 
-    The data is on disk before the name is: after a crash, `path` has the old or the new content. On an error, nothing is left.
+    The data is on disk before the rename: after a crash, `path` has the old or the new content. An error leaves no file.
     """
     new = f"{path}.{dirfd.nonce()}"
     try:
@@ -21,7 +21,7 @@ def replace_file(path: str, data: bytes, mode: int) -> None:
 
 
 def write_new(path: str, data: bytes, mode: int) -> None:
-    """Write `data` to a file that does not exist yet, and to disk. Raise OSError, FileExistsError where it exists."""
+    """Create a file with `data` and permissions `mode`, and flush it to disk. Raise FileExistsError, OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""Facts of many items, gathered by a few children: an item at which one hangs is lost, and the others are not."""
+"""Collect facts about many items in child processes, so that one hung item does not block the others."""
 
 import errno
 import hashlib
@@ -9,30 +9,31 @@ from typing import Any, Callable, Optional, TypeVar
 
 import psutil
 
-from jobcache.system import as_user
+from jobcache.system import as_user, children
 
-AT_ONCE = 4  # children; a metadata server is not to notice us
-PATIENCE = 30.0  # seconds without a word, and a child is taken to hang
-REPORT = 1 << 28  # bytes a child may report
-_BATCH = 256  # items that one child looks at
-_MOST_IN_A_ROW = 4  # children that hang at the first item they look at: it is the filesystem that hangs
-_MOST_STUCK = 16  # processes that one survey may leave behind in the kernel
+AT_ONCE = 4  # children; the load on a metadata server stays low
+PATIENCE = 30.0  # seconds without a report after which a child counts as hung
+REPORT = 1 << 28  # bytes that a child may report
+_BATCH = 256  # items for one child
+_HUNG_IN_A_ROW = 4  # children that hang at their first item, after which the filesystem counts as hung
+_STUCK_LIMIT = 16  # processes that one survey may leave behind in the kernel
 
 Item = TypeVar("Item")
 Fact = dict[str, Any]
 
 
 class Hung:
-    """Where processes of ours are stuck in the kernel, from one run to the next, so that none joins them.
+    """Remembers from one sweep to the next where processes are stuck in the kernel, so that no other process joins them.
 
-    directory: keeps a file for each, which counts as long as its process lives; one that cannot be written is none.
+    directory: holds a file for each stuck process. The file is valid as long as the process lives. If it cannot be
+    written, nothing is remembered.
     """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
     def holds(self, place: str) -> bool:
-        """Whether a process of ours is still stuck at `place`."""
+        """Return whether a process is still stuck at `place`."""
         try:
             with open(self._file(place), encoding="ascii") as file:
                 pid, began = file.read().split()
@@ -63,30 +64,33 @@ def survey(
     place: Callable[[Item], str],
     begun: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Fact]:
-    """Yield the facts of all items, which children gather, many items each.
+    """Yield the facts of all items. Children collect them, many items each.
 
-    An item at which a child hangs or dies is `lost`, with the words why, and another child takes up those after it. Where
-    nothing answers at all, or too many processes would be left stuck, what remains is lost as well. An empty fact is a
-    sign of life. place: what of an item can hang, as `hung` remembers it. begun: is told how many items have been begun.
+    facts: returns the facts of one item, in a child. An empty fact only shows that the child is alive.
+    lost: called with items without facts and the reason. A child that hangs or dies loses its current item, and another
+        child continues with the next one. If several children in a row hang at their first item, or too many are stuck,
+        all remaining items are lost.
+    place: returns what an item accesses, as the key for `hung`.
+    begun: called with the number of items that children have begun.
     """
     known = [item for item in items if hung.holds(place(item))]
     if known:
-        lost(known, "a process of ours hangs there already")
+        lost(known, "a process of an earlier sweep still hangs there")
         items = [item for item in items if item not in known]
     todo = [items[at : at + _BATCH] for at in range(0, len(items), _BATCH)]
-    count = in_a_row = stuck = 0
+    count = hung_in_a_row = stuck = 0
 
-    def starts(batches: list[Sequence[Item]]) -> Iterator[tuple[Sequence[Item], Callable[[], as_user.Child]]]:
+    def starts(batches: list[Sequence[Item]]) -> Iterator[tuple[Sequence[Item], Callable[[], children.Child]]]:
         for batch in batches:
-            if in_a_row >= _MOST_IN_A_ROW or stuck >= _MOST_STUCK:
-                lost(batch, "left for another time, since others do not answer")
+            if hung_in_a_row >= _HUNG_IN_A_ROW or stuck >= _STUCK_LIMIT:
+                lost(batch, "left for the next sweep, because others do not answer")
             else:
-                yield batch, starter(_Gathering(batch, facts), None, None)
+                yield batch, starter(_Collection(batch, facts), None, None)
 
     while todo:
         batches, todo = todo, []
         reached: dict[int, int] = {}
-        for batch, child, fact in as_user.each(starts(batches), AT_ONCE, PATIENCE):
+        for batch, child, fact in children.each(starts(batches), AT_ONCE, PATIENCE):
             if fact is not None and "at" in fact:
                 reached[child.pid] = fact["at"]
                 count += 1
@@ -94,12 +98,12 @@ def survey(
             elif fact:
                 yield fact
             elif fact is not None:
-                continue  # a sign of life
+                continue
             elif child.status == "done":
-                in_a_row = 0
+                hung_in_a_row = 0
             else:
                 at = reached.pop(child.pid, 0)
-                in_a_row = in_a_row + 1 if at == 0 and child.status == "late" else 0
+                hung_in_a_row = hung_in_a_row + 1 if at == 0 and child.status == "late" else 0
                 if child.stuck:
                     stuck += 1
                     hung.note(place(batch[at]), child.pid)
@@ -108,8 +112,8 @@ def survey(
                     todo.append(batch[at + 1 :])
 
 
-class _Gathering:
-    """The work of a child that gathers the facts of one item after the other, and says at which it is."""
+class _Collection:
+    """The work of a child: report the position of each item, then its facts."""
 
     def __init__(self, items: Sequence[Item], facts: Callable[[Item], Iterable[Fact]]) -> None:
         self.items = items
@@ -118,38 +122,35 @@ class _Gathering:
     def __call__(self, report: Callable[[Fact], None]) -> None:
         for at, item in enumerate(self.items):
             report({"at": at})
-            _pass_on(self.facts(item), report)
+            _report_all(self.facts(item), report)
 
 
 def starter(
     work: "as_user.Work", uid: Optional[int], gid: Optional[int], user: Optional[str] = None
-) -> Callable[[], as_user.Child]:
-    """Return what starts a child that is `uid`, None for who we are, for a survey or for `asuser.each`.
-
-    user: the name by which to find further groups, "" for the account's.
-    """
+) -> Callable[[], children.Child]:
+    """Return a function that starts a child, for `children.each`. Arguments as for `as_user.start`."""
     return lambda: as_user.start(work, uid=uid, gid=gid, user=user, places=[], most=REPORT)
 
 
-def with_rights_of(uid: int, gid: int, path: str, look: Callable[[], Iterable[Fact]]) -> Iterator[Fact]:
-    """Yield what `look` finds below the directory `path` with a user's rights. Raise OSError.
+def with_rights_of(uid: int, gid: int, path: str, facts: Callable[[], Iterable[Fact]]) -> Iterator[Fact]:
+    """Yield the facts that `facts` collects below the directory `path` with the rights of a user. Raise OSError.
 
-    What is above it may be open to another group of the user's alone, as a project's directory. And a FUSE filesystem that
-    only its user may enter keeps out who merely has these rights: there a child becomes the user.
+    First try the user's own group, then all groups: a directory above `path` can be open to a project's group alone. A FUSE
+    filesystem admits only processes that are the user entirely: for it, start a child that becomes the user.
     """
-    for all_groups in (False, True):  # which it can take a directory service to tell
+    for all_groups in (False, True):  # all groups may take a query to a directory service
         with as_user.Acting(uid, gid, as_user.groups_of(uid, gid) if all_groups else ()):
-            if _can_enter(path):
-                yield from look()
+            if _may_enter(path):
+                yield from facts()
                 return
-    child = starter(lambda report: _pass_on(look(), report), uid, gid, "")()
+    child = starter(lambda report: _report_all(facts(), report), uid, gid, "")()
     yield from child.facts(time.monotonic() + PATIENCE / 2)
     if child.status != "done":
         raise OSError(child.error or "it does not answer")
 
 
-def _can_enter(path: str) -> bool:
-    """Whether it is not closed to us: what else is wrong with it, who looks will see."""
+def _may_enter(path: str) -> bool:
+    """Return False only if access is denied. `facts` meets any other error itself."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
@@ -157,6 +158,6 @@ def _can_enter(path: str) -> bool:
     return True
 
 
-def _pass_on(facts: Iterable[Fact], report: Callable[[Fact], None]) -> None:
+def _report_all(facts: Iterable[Fact], report: Callable[[Fact], None]) -> None:
     for fact in facts:
         report(fact)

@@ -1,15 +1,25 @@
-"""The mount table of this process. It is read from /proc alone: no filesystem is touched, so none can hang the reader."""
+"""Mounts: the mount table, which mount a descriptor is on, and how to open a directory without crossing one."""
+
+import errno
+import os
+import stat
+
+from jobcache.cache import dirfd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_TABLE = "/proc/self/mountinfo"
-_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # the last one last
+_TABLE = "/proc/self/mountinfo"  # to read it accesses no other filesystem, so nothing can hang
+_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # the backslash last
+_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Mount:
-    """One mount: the directory `point`, `device` as major:minor, the filesystem's type, the mount's and its options."""
+    """One mount.
+
+    point: its directory. device: major:minor. fstype: type of the filesystem. options: of the mount and of the filesystem.
+    """
 
     __slots__ = ("point", "device", "fstype", "options")
 
@@ -20,6 +30,16 @@ class Mount:
         self.options = options
 
 
+class MountPoint(OSError):
+    """A directory entry is a mount point."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(errno.EBUSY, "a mount point, left alone", name)
+
+
+# -------------------------------------------------------------------------------------------------------- the mount table
+
+
 def read() -> "list[Mount]":
     """Return all mounts in the order of the table. Raise OSError."""
     with open(_TABLE, encoding="utf-8", errors="surrogateescape") as table:
@@ -27,7 +47,7 @@ def read() -> "list[Mount]":
 
 
 def parse(lines: "Iterable[str]") -> "list[Mount]":
-    """Return the mounts that lines of mountinfo (proc(5)) describe."""
+    """Given lines of mountinfo (proc(5)), return the mounts."""
     mounts = []
     for line in lines:
         left, _, right = line.rstrip("\n").partition(" - ")
@@ -40,9 +60,87 @@ def parse(lines: "Iterable[str]") -> "list[Mount]":
 
 
 def containing(path: str, mounts: "list[Mount]") -> "Mount | None":
-    """Return the mount on which the absolute `path` lies, as its spelling says; None where the table has none.
+    """Return the mount of the absolute `path`, judged by its text alone; None if no mount contains it.
 
-    Of several mounts on one directory the last one is visible.
+    Of several mounts on one directory, the last one is visible.
     """
     above = [mount for mount in reversed(mounts) if (path + "/").startswith(mount.point.rstrip("/") + "/")]
     return max(above, key=lambda mount: len(mount.point), default=None)
+
+
+# ------------------------------------------------------------------------------------------------- mounts of descriptors
+
+
+def mount_id(fd: int) -> str:
+    """Return a text that differs for any two mounts, also for bind mounts of one filesystem. Raise OSError."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", mode="rb", buffering=0) as info:
+            return info.read(512).partition(b"mnt_id:")[2].split()[0].decode()
+    except PermissionError:  # before Linux 5.14, for a process that has become another user
+        return _mount_id_by_handle(fd)
+
+
+def _mount_id_by_handle(fd: int) -> str:
+    """Return the mount ID from name_to_handle_at(2), which sets it even if the buffer for the handle is too small.
+
+    For a filesystem without handles, return the device, which differs for mounts of different filesystems.
+    """
+    import ctypes
+
+    empty_path = 0x1000
+    handle, mount = (ctypes.c_uint * 2)(), ctypes.c_int()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.name_to_handle_at(fd, b"", handle, ctypes.byref(mount), empty_path)
+    if ctypes.get_errno() == errno.EOVERFLOW:
+        return str(mount.value)
+    return f"device {os.fstat(fd).st_dev}"
+
+
+def is_mount_point(dir_fd: int, name: str) -> bool:
+    """Return whether something is mounted on the entry `name` of the directory. Raise OSError."""
+    fd = os.open(name, _PATH, dir_fd=dir_fd)
+    try:
+        return mount_id(fd) != mount_id(dir_fd)
+    finally:
+        os.close(fd)
+
+
+def open_within(dir_fd: int, name: str, mount: str) -> int:
+    """Open a directory on the mount `mount` (from `mount_id`) so that it can be emptied; return the descriptor.
+
+    Give its owner all rights if needed, but change nothing on another mount. Raise MountPoint for one; OSError.
+    """
+    try:
+        fd = os.open(name, dirfd.DIRECTORY, dir_fd=dir_fd)
+    except PermissionError:
+        fd = _open_without_access(dir_fd, name, mount)
+    try:
+        if mount_id(fd) != mount:
+            raise MountPoint(name)
+        try:
+            allow_owner(fd)
+        except PermissionError:
+            pass  # another user's directory: what it holds cannot be removed, and the caller reports that
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open_without_access(dir_fd: int, name: str, mount: str) -> int:
+    """Open a directory whose mode denies its owner access."""
+    path_fd = os.open(name, _PATH | os.O_DIRECTORY, dir_fd=dir_fd)
+    try:
+        if mount_id(path_fd) != mount:
+            raise MountPoint(name)
+        path = f"/proc/self/fd/{path_fd}"  # not the name, which could be a symlink by now
+        os.chmod(path, 0o700)
+        return os.open(path, dirfd.DIRECTORY & ~os.O_NOFOLLOW)
+    finally:
+        os.close(path_fd)
+
+
+def allow_owner(fd: int) -> None:
+    """Give the owner of a directory all rights. Raise OSError."""
+    if stat.S_IMODE(os.fstat(fd).st_mode) & stat.S_IRWXU != stat.S_IRWXU:
+        os.fchmod(fd, stat.S_IRWXU)

@@ -1,0 +1,174 @@
+"""Forked children that report facts through a pipe, one JSON object on each line, each within its deadline."""
+
+import json
+import os
+import select
+import signal
+import time
+
+from jobcache.system import stuck_places
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, TypeVar
+
+    Key = TypeVar("Key")
+
+    Fact = dict[str, Any]
+
+REPORT_MAX = 1 << 20  # bytes that a child may report by default
+_PAUSE = 0.001  # seconds between two checks whether a child has ended
+_GRACE = 0.1  # seconds in which a killed child has to end
+
+
+class Child:
+    """A running child.
+
+    status: "" while it runs; "done"; "late": killed at its deadline; "died": it ended in another way.
+    error: the reason for "died", "" if it is unknown.
+    stuck: it is still in the kernel after SIGKILL, and nobody waits for it.
+    """
+
+    def __init__(self, pid: int, pipe: int, places: "list[int]", report_max: int = REPORT_MAX) -> None:
+        self.pid = pid
+        self.status = ""
+        self.error = ""
+        self.stuck = False
+        self._pipe = pipe
+        self._places = places
+        self._incomplete: list[bytes] = []  # the beginning of a line
+        self._size = 0
+        self._report_max = report_max
+
+    def facts(self, until: float) -> "Iterator[Fact]":
+        """Yield the facts as they arrive, until the child ends or the deadline `until` (seconds of time.monotonic).
+
+        Facts that arrived before the deadline are yielded even if the deadline has passed when the caller begins to read.
+        """
+        while select.select([self], [], [], max(0.0, until - time.monotonic()))[0]:
+            facts = self.read(until)
+            yield from facts or ()
+            if facts is None:
+                return
+        self.give_up()
+
+    def fileno(self) -> int:
+        """Return the descriptor for select. It is readable when facts or the end have arrived."""
+        return self._pipe
+
+    def read(self, until: float) -> "list[Fact] | None":
+        """Return the facts that have arrived; at the end of the child, wait for it until `until` and return None."""
+        chunk = os.read(self._pipe, 65536)
+        if not chunk:  # an incomplete line was cut short by the child's death
+            self._end(until)
+            return None
+        self._size += len(chunk)
+        self._incomplete.append(chunk)
+        lines: list[bytes] = []
+        if b"\n" in chunk:
+            *lines, rest = b"".join(self._incomplete).split(b"\n")
+            self._incomplete = [rest]
+        facts = _parse(lines) if self._size <= self._report_max else None
+        if facts is None:
+            self.error = "it reported invalid data" if self._size <= self._report_max else "it reported too much data"
+            self.kill()
+            self._end(until)
+            return None
+        self.error = next((fact["died"] for fact in facts if "died" in fact), self.error)
+        return [fact for fact in facts if "died" not in fact]
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def _end(self, until: float) -> None:
+        """Wait for a child that has closed its pipe or was killed. A filesystem can still hold it: then give up."""
+        until = max(until, time.monotonic() + _GRACE)
+        while not self._is_over():
+            if time.monotonic() >= until:
+                self.give_up()
+                return
+            time.sleep(_PAUSE)
+        self._close()
+
+    def _is_over(self) -> bool:
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid:
+            self.status = "done" if status == 0 else "died"
+        return pid != 0
+
+    def give_up(self) -> None:
+        """Kill a child whose time is over. A child that is stuck in the kernel is left behind, and occupies a place."""
+        self.kill()
+        until = time.monotonic() + _GRACE
+        while not self._is_over() and time.monotonic() < until:
+            time.sleep(_PAUSE)
+        if not self.status:
+            self.stuck = True
+            stuck_places.occupy(self._places)
+        self.status = "late"
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (self._pipe, *self._places):
+            os.close(fd)
+
+
+def each(
+    starts: "Iterable[tuple[Key, Callable[[], Child]]]", at_once: int, patience: float
+) -> "Iterator[tuple[Key, Child, Fact | None]]":
+    """Start and read children, `at_once` of them at a time. Yield (key, child, fact), and (key, child, None) at an end.
+
+    patience: seconds without a fact after which a child is late.
+    If the caller closes the iterator, all running children are killed.
+    """
+    running: dict[int, tuple[Key, Child, float]] = {}
+    try:
+        yield from _each(iter(starts), running, at_once, patience)
+    finally:
+        for _, child, _ in running.values():
+            child.give_up()
+
+
+def _each(
+    waiting: "Iterator[tuple[Key, Callable[[], Child]]]",
+    running: "dict[int, tuple[Key, Child, float]]",
+    at_once: int,
+    patience: float,
+) -> "Iterator[tuple[Key, Child, Fact | None]]":
+    while True:
+        while len(running) < at_once:
+            following = next(waiting, None)
+            if following is None:
+                break
+            key, child = following[0], following[1]()
+            running[child.fileno()] = key, child, time.monotonic() + patience
+        if not running:
+            return
+        until = min(deadline for _, _, deadline in running.values())
+        ready = select.select(list(running), [], [], max(0.0, until - time.monotonic()))[0]
+        for fd in ready:
+            key, child, until = running[fd]
+            facts = child.read(until)
+            if facts is None:
+                del running[fd]
+                yield key, child, None
+                continue
+            running[fd] = key, child, time.monotonic() + patience
+            for fact in facts:
+                yield key, child, fact
+        for fd, (key, child, until) in [] if ready else list(running.items()):
+            if time.monotonic() >= until:
+                del running[fd]
+                child.give_up()
+                yield key, child, None
+
+
+def _parse(lines: "list[bytes]") -> "list[Fact] | None":
+    """Return the facts on complete lines, None if a line is no JSON object."""
+    try:
+        facts = [json.loads(line) for line in lines]
+    except ValueError:
+        return None
+    return facts if all(isinstance(fact, dict) for fact in facts) else None
