@@ -1,4 +1,4 @@
-"""Users who try: as their own uid, for thousands of rounds, with trees all around that nobody may touch."""
+"""Attacks by users, as their own uid, for thousands of rounds. Trees all around must stay as they are."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _HERE = -100  # AT_FDCWD
 
 
 class Canaries:
-    """Trees of root's, of Bob's and of Alice's own, which anybody may write, so that no permission saves them.
+    """Trees that root, Bob and Alice own, and that anybody may write, so that no permission protects them.
 
-    Each looks like Alice's cache, with a record of her own job: whoever can be led there would believe it.
+    Each looks like a cache of Alice with the record of her job, which a misled process would accept.
     """
 
     def __init__(self, site: Site) -> None:
@@ -51,13 +51,13 @@ class Canaries:
                 os.chown(path, uid, -1)
                 path.chmod(0o777 if path.is_dir() else 0o666)
             self.trees.append(top)
-        self.before = self.look()
+        self.before = self.fingerprints()
 
-    def look(self) -> dict[str, tuple[object, ...]]:
+    def fingerprints(self) -> dict[str, tuple[object, ...]]:
         return {path: facts for tree in self.trees for path, facts in fingerprint(tree).items()}
 
     def check(self) -> None:
-        assert self.look() == self.before
+        assert self.fingerprints() == self.before
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def canaries(site: Site) -> Iterator[Canaries]:
 
 @contextmanager
 def racing(*swaps: tuple[Path, Path], user: str = ALICE) -> Iterator[None]:
-    """A process of `user` that exchanges the two names of each pair for one another, as fast as it can."""
+    """Run a process of `user` that exchanges the two names of each pair, as fast as it can."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -83,7 +83,7 @@ def racing(*swaps: tuple[Path, Path], user: str = ALICE) -> Iterator[None]:
             os._exit(1)
     try:
         yield
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the racer has given up"
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the racing process has ended"
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -108,7 +108,7 @@ STEPS = {
 @pytest.mark.parametrize("canary", ["root", BOB, ALICE])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_symlink_swapped_in(site: Site, canaries: Canaries, step: str, canary: str) -> None:
-    """At each step of the way, under tasks that make and join and Epilogs that release and reap: nothing outside changes."""
+    """Tasks make and join the cache, Epilogs release and reap it. Whatever component is swapped, nothing outside changes."""
     name, target = STEPS[step]
     parent = site.cache().parent
     prolog(site)
@@ -143,10 +143,10 @@ def test_a_symlink_swapped_in(site: Site, canaries: Canaries, step: str, canary:
 
 
 def test_a_home_swapped_for_anothers(site: Site, canaries: Canaries) -> None:
-    """Under a sweep, Alice's own directory becomes a symlink to Bob's or to root's: looked at and reaped is hers alone."""
+    """During a sweep, Alice's directory becomes a symlink to a tree of root. The sweep reaps files of Alice alone."""
     homes = [site.scratch / ALICE, site.scratch / "aside"]
     (site.dir / "canary-root/.cache").symlink_to("../canary-root")
-    canaries.before = canaries.look()
+    canaries.before = canaries.fingerprints()
     homes[1].symlink_to(site.dir / "canary-root")
     os.lchown(homes[1], UID, GID)
     reaped = 0
@@ -164,7 +164,7 @@ def test_a_home_swapped_for_anothers(site: Site, canaries: Canaries) -> None:
 
 
 def test_a_cache_directory_that_leads_elsewhere(site: Site, canaries: Canaries) -> None:
-    """.cache is a symlink to Bob's, to root's, to /etc: no cache is made there, and none is looked for."""
+    """.cache is a symlink to a tree of another user, or to /etc. No hook and no sweep follows it."""
     home = site.scratch / ALICE
     with acting_as(ALICE):
         home.mkdir()
@@ -186,7 +186,7 @@ def test_a_cache_directory_that_leads_elsewhere(site: Site, canaries: Canaries) 
 
 
 def test_hardlinks_to_files_of_others(site: Site, canaries: Canaries) -> None:
-    """A name in the cache goes; the file, which has others, is as it was, its mode and owner too."""
+    """The name in the cache is deleted. The file has other names, and keeps content, mode and owner."""
     prolog(site)
     for tree in canaries.trees:
         os.link(tree / "hf-datasets-4242/json/deep/precious", site.cache() / f"link-{tree.name}")
@@ -196,13 +196,13 @@ def test_hardlinks_to_files_of_others(site: Site, canaries: Canaries) -> None:
     assert left(site) == []
     (reaped,) = site.events("cache.reaped")
     assert (reaped["files"], reaped["bytes"]) == (3, 0)
-    for path, facts in canaries.look().items():
-        assert (facts[:5], facts[6:]) == (canaries.before[path][:5], canaries.before[path][6:])  # but for the change time
-    canaries.before = canaries.look()
+    for path, facts in canaries.fingerprints().items():
+        assert (facts[:5], facts[6:]) == (canaries.before[path][:5], canaries.before[path][6:])  # all but the change time
+    canaries.before = canaries.fingerprints()
 
 
 def test_a_cache_planted_for_anothers_job(site: Site) -> None:
-    """In a scratch that all may write, Bob makes Alice's directory, and in it a cache for her job, with her uid in its id."""
+    """In a scratch that all may write, Bob makes a directory for Alice, and in it a cache for her job with her uid in the id."""
     with acting_as(BOB):
         planted = site.cache()
         (planted / ".jobcache/nodes").mkdir(parents=True)
@@ -224,13 +224,13 @@ def test_a_cache_planted_for_anothers_job(site: Site) -> None:
     assert said(site) == [("cache.kept", "kept", "foreign")]
 
 
-HUGE = 10 << 30  # bytes, and no block
+HUGE = 10 << 30  # bytes, in a sparse file
 
 
 @pytest.mark.parametrize("what", ["id", "job.json", "nodes/n1", "keep"])
 @pytest.mark.parametrize("kind", ["huge", "fifo", "directory", "device", "deep"])
 def test_forged_files(site: Site, what: str, kind: str) -> None:
-    """10 GB, a fifo, a directory, a device, JSON of many levels in place of our files: read in no time, and gone in the end."""
+    """A file of 10 GB, a fifo, a directory, a device, deep JSON: hooks read each in time, and the sweep deletes it."""
     if (what, kind) == ("id", "fifo"):
         pytest.skip("contract/test_task_prolog.py::test_a_fifo_for_an_id")
     site.configure(task_prolog={"deadline": "1s"})
@@ -251,13 +251,13 @@ def test_forged_files(site: Site, what: str, kind: str) -> None:
     assert all(len(str(event)) < 4096 for event in site.events())
     site.configure(keep_max="0s")
     swept(site)
-    if left(site):  # an id that is forged names nobody's cache: kept, and reported
+    if left(site):  # a directory with a forged id is kept and reported
         assert what == "id" and left(site) == ["hf-datasets-4242"]
         assert said(site)[-1][0] == "cache.kept"
 
 
-def test_leases_of_nodes_that_there_are_not(site: Site) -> None:
-    """They keep an Epilog from reaping, and no sweep: a user's own disk for the time of `grace`, and no longer."""
+def test_leases_of_missing_nodes(site: Site) -> None:
+    """They stop an Epilog from reaping, but no sweep: the cache occupies the user's quota for `grace` at most."""
     prolog(site)
     with acting_as(ALICE):
         for at in range(1000):
@@ -269,7 +269,7 @@ def test_leases_of_nodes_that_there_are_not(site: Site) -> None:
 
 
 def test_signals_from_the_user(site: Site) -> None:
-    """Whoever the Epilog's child is can kill and stop it, and gains nothing: exit 0 in time, and later all is gone."""
+    """The user can kill and stop the child of the Epilog. The Epilog exits 0 in time, and a later one reaps the cache."""
     site.configure(epilog={"deadline": "3s"})
     for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM):
         prolog(site)
@@ -340,7 +340,7 @@ def trash(cache: Path) -> None:
 
 @pytest.mark.parametrize("bomb", [entries, levels, leases, runs, neighbours, trash], ids=lambda bomb: bomb.__name__)
 def test_a_directory_bomb(site: Site, bomb: Callable[[Path], None]) -> None:
-    """It holds the node no longer than its deadline, and keeps no sweep from what is Bob's."""
+    """It delays the node for the deadline at most, and does not stop a sweep from reaping the cache of Bob."""
     place = site.scratch / ALICE
     place.mkdir()
     with mount("none", place, "tmpfs", f"uid={UID},gid={GID},nr_inodes=0,size=8g"):
@@ -354,18 +354,18 @@ def test_a_directory_bomb(site: Site, bomb: Callable[[Path], None]) -> None:
         result = swept(site)
         print(f"{bomb.__name__}: Epilog {ended - began:.1f} s, sweep {time.monotonic() - ended:.1f} s, {result.trouble}")
         assert not site.cache(user=BOB).exists()
-        if bomb in (runs, neighbours, trash):  # it looks at 10,000 in one place, and says that there are more
-            assert [words for words in result.trouble if "more than 10000" in words]
+        if bomb in (runs, neighbours, trash):  # the sweep takes 10,000 of them, and reports that there are more
+            assert [message for message in result.trouble if "more than 10000" in message]
             assert len(result.decisions) == 10_001
         else:
-            for _ in range(10):  # five seconds at a time, where only our own files go
+            for _ in range(10):  # each sweep deletes for five seconds only if no other file is left
                 if left(site):
                     swept(site)
             assert left(site) == []
 
 
 def test_more_directories_than_there_is_time_for(site: Site) -> None:
-    """Looking for the job's runs has the budget, too: what was not seen is said to be kept, and is the sweep's."""
+    """The budget covers the listing of the job's directory as well. The Epilog logs the rest as kept, and the sweep reaps it."""
     site.configure(epilog={"budget": "0s"})
     prolog(site)
     with acting_as(ALICE):

@@ -1,7 +1,7 @@
-"""SIGKILL, wherever it strikes: what was begun is finished or undone later, what lives stays, what is dead goes.
+"""SIGKILL at every point: later runs finish or undo the work, live caches stay, dead ones are reaped.
 
-Between two calls that change something on scratch there is one state. So each of them is a point at which strace kills the
-process that is about to make it, one run for each.
+The state of scratch changes only by system calls. strace kills the process before each call that changes something, one run
+for each call.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("strace"),
 CHANGING = (
     "mkdir,mkdirat,openat,write,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,fchmod,chmod,fchmodat,utimensat"
 )
-MOST = 300  # calls; none of what is killed here makes as many
+MOST = 300  # calls; no work in these tests makes as many
 NEIGHBOUR = 4243
 Report = Callable[[dict[str, Any]], None]
 
 
 def as_alice(work: Callable[[Report], None], kill_at: int = 0) -> str:
-    """Run `work` as ALICE in a child that is killed at its nth call that may change something; return how it ended."""
+    """Run `work` as ALICE in a child. Kill it before its nth call that may change something, never for 0. Return its status."""
     gate, opened = os.pipe()
 
     def gated(report: Report) -> None:
@@ -58,7 +58,7 @@ def as_alice(work: Callable[[Report], None], kill_at: int = 0) -> str:
 
 
 def traced(pid: int, inject: str) -> subprocess.Popen[bytes]:
-    """Return the strace that has taken the process. On a busy machine one has been seen to wait for ever for its own child."""
+    """Return an strace that is attached to the process. On a busy machine strace can wait forever for its own child: retry."""
     while True:
         command = ["strace", "-qq", "-o", os.devnull, "-e", f"trace={CHANGING}", "-e", inject, "-p", str(pid)]
         tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -72,21 +72,21 @@ def traced(pid: int, inject: str) -> subprocess.Popen[bytes]:
 
 
 def at_every_call(work: Callable[[], Callable[[Report], None]]) -> Iterator[int]:
-    """Kill what `work()` returns at its first such call, then a new one at its second, and so on until one is not reached.
+    """Run `work()` again and again: kill it before its first call, then before its second, until it ends by itself.
 
-    Yields after each kill.
+    Yield the number of the call after each kill.
     """
     for at in range(1, MOST):
         if as_alice(work(), kill_at=at) == "done":
-            assert at > 5, "strace has killed nobody"
+            assert at > 5, "strace has killed no process"
             return
         yield at
-    raise AssertionError("it never came to its end")
+    raise AssertionError(f"the work makes more than {MOST} calls")
 
 
 @pytest.fixture
 def compiled(site: Site) -> settings.Settings:
-    """The site's settings, with a cache beside whose job lives."""
+    """Return the site's settings. Another job lives, and has a cache."""
     made = site.configure(log={"file": str(site.log), "syslog": False})
     site.task_prolog(NEIGHBOUR)
     site.fill(site.cache(NEIGHBOUR), "json/a.arrow")
@@ -105,21 +105,21 @@ def enter(site: Site, node: str = "n1", first: bool = True) -> Callable[[Report]
 
 
 def end(compiled: settings.Settings, node: str = "n1", nodes: int = 1) -> Callable[[Report], None]:
-    """What the Epilog of a node does as the user."""
+    """Return the work of the Epilog of a node as the user."""
     job = Job(4242, UID, node)
     job.user, job.gid, job.nodes, job.exit_status = ALICE, GID, nodes, 0
     return epilog_work.Work(job, compiled, compiled.templates, node_leases.now()[1] + 1)
 
 
 def make(site: Site, *nodes: str) -> None:
-    """A cache that these nodes use, with something in it."""
+    """Make a cache with files in it that these nodes use."""
     for node in nodes:
         assert as_alice(enter(site, node, first=node == nodes[0])) == "done"
     site.fill(site.cache(), "json/a.arrow", "json/deep/b.arrow", "c")
 
 
-def brought_right(site: Site, compiled: settings.Settings, *nodes: str) -> None:
-    """The job ends: one more Epilog a node and one sweep, and nothing of it is left; its living neighbour is as it was."""
+def finish(site: Site, compiled: settings.Settings, *nodes: str) -> None:
+    """End the job: run an Epilog on each node and a sweep. Check that nothing is left but the other job's cache, unchanged."""
     before = fingerprint(site.cache(NEIGHBOUR))
     for node in nodes:
         assert as_alice(end(compiled, node, len(nodes))) == "done"
@@ -129,15 +129,15 @@ def brought_right(site: Site, compiled: settings.Settings, *nodes: str) -> None:
 
 
 def test_killed_while_it_makes_a_cache(site: Site, compiled: settings.Settings) -> None:
-    """The next task has a whole cache, whatever the first one left; and after the job nothing is left."""
+    """The next task gets a whole cache. After the job nothing is left."""
     for at in at_every_call(lambda: enter(site)):
         assert as_alice(enter(site, first=False)) == "done", at
         assert sorted(os.listdir(site.cache() / ".jobcache")) == ["id", "job.json", "nodes"]
-        brought_right(site, compiled, "n1")
+        finish(site, compiled, "n1")
 
 
 def test_killed_while_it_joins(site: Site, compiled: settings.Settings) -> None:
-    """A lease that is there and empty holds the cache; no other node's work is lost, and after the job nothing is left."""
+    """An empty lease holds the cache. No other node loses files, and after the job nothing is left."""
 
     def joining() -> Callable[[Report], None]:
         if site.cache().exists():
@@ -152,12 +152,12 @@ def test_killed_while_it_joins(site: Site, compiled: settings.Settings) -> None:
         killed += 1
         assert (site.cache() / "json/a.arrow").exists() and (site.cache() / ".jobcache/nodes/n1").exists()
         assert as_alice(enter(site, "n2", first=False)) == "done"
-        brought_right(site, compiled, "n1", "n2")
+        finish(site, compiled, "n1", "n2")
     assert killed > 3
 
 
 def test_killed_while_it_discards_an_earlier_life(site: Site, compiled: settings.Settings) -> None:
-    """The job id came again: whatever is left of the earlier life, the new job never sees it, and it goes."""
+    """A new job has the same id. It never gets files of the earlier job, and these are deleted."""
 
     def discarding() -> Callable[[Report], None]:
         if not site.cache().exists():
@@ -169,11 +169,11 @@ def test_killed_while_it_discards_an_earlier_life(site: Site, compiled: settings
         swept(site, NEIGHBOUR) if not (site.cache() / ".jobcache/nodes").exists() else None
         assert as_alice(enter(site)) == "done"
         assert os.listdir(site.cache()) == [".jobcache"]
-        brought_right(site, compiled, "n1")
+        finish(site, compiled, "n1")
 
 
 def test_killed_while_it_releases(site: Site, compiled: settings.Settings) -> None:
-    """The node that is not the last one gives up its lease or does not: the other one's cache is as it was."""
+    """A node that is not the last one releases its lease, or fails to. The files stay for the other node."""
 
     def releasing() -> Callable[[Report], None]:
         if not site.cache().exists():
@@ -186,23 +186,23 @@ def test_killed_while_it_releases(site: Site, compiled: settings.Settings) -> No
             break
         killed += 1
         assert (site.cache() / "json/deep/b.arrow").exists() and (site.cache() / ".jobcache/nodes/n2").exists()
-        brought_right(site, compiled, "n1", "n2")
+        finish(site, compiled, "n1", "n2")
     assert killed > 3
 
 
 def test_killed_while_it_reaps(site: Site, compiled: settings.Settings) -> None:
-    """Released, renamed, half deleted: one more Epilog and a sweep, and all of it is gone."""
+    """The cache is released, renamed or half deleted. One more Epilog and a sweep delete all of it."""
 
     def reaping() -> Callable[[Report], None]:
         make(site, "n1")
         return end(compiled)
 
     for _ in at_every_call(reaping):
-        brought_right(site, compiled, "n1")
+        finish(site, compiled, "n1")
 
 
 def test_killed_while_it_keeps(site: Site, compiled: settings.Settings) -> None:
-    """keep_until is written whole or not at all, and what is kept goes when its time has come."""
+    """keep_until is written whole or not at all. The kept cache is deleted when its time has come."""
 
     def keeping() -> Callable[[Report], None]:
         make(site, "n1")
@@ -214,15 +214,15 @@ def test_killed_while_it_keeps(site: Site, compiled: settings.Settings) -> None:
         fd = os.open(site.cache(), os.O_RDONLY)
         assert job_record.read_record(fd)["job_id"] == 4242
         os.close(fd)
-        assert not [one for one in swept(site, NEIGHBOUR).reaped if one.decision.found.job_id == 4242]
+        assert not [one for one in swept(site, NEIGHBOUR).reaped if one.decision.directory.job_id == 4242]
         (site.cache() / ".jobcache/keep").unlink()
         text = (site.cache() / ".jobcache/job.json").read_text()
         (site.cache() / ".jobcache/job.json").write_text(text.replace("keep_until", "kept_until"))
-        brought_right(site, compiled, "n1")
+        finish(site, compiled, "n1")
 
 
 def test_killed_while_it_sweeps(site: Site, compiled: settings.Settings) -> None:
-    """An orphan, trash and a half-made one: the next sweep finishes what a killed one began."""
+    """The next sweep finishes what a killed one began: an orphan, trash and a half-made directory."""
 
     def sweeping() -> Callable[[Report], None]:
         make(site, "n1", "n2")
@@ -232,28 +232,20 @@ def test_killed_while_it_sweeps(site: Site, compiled: settings.Settings) -> None
             (path / ".jobcache/id").write_text(f"test 7 0 {UID}\n")
             for part in (path, path / ".jobcache", path / ".jobcache/id"):
                 os.chown(part, UID, GID)
-        decisions = dry(site)
-        assert len(decisions) == 3
-        return reaping._Reaping(decisions, None)
+        decisions = swept(site, NEIGHBOUR, dry=True).decisions
+        orphans = [decision.directory for decision in decisions if decision.action == REAP]
+        assert len(orphans) == 3
+        return reaping.OwnerReaping(orphans, None)
 
     for _ in at_every_call(sweeping):
-        brought_right(site, compiled)
+        finish(site, compiled)
 
 
-def dry(site: Site) -> list[Any]:
-    """What a sweep would reap."""
-    acted, reaping.act = reaping.act, lambda *_: iter(())  # type: ignore[assignment,misc]
-    try:
-        return [one.found for one in swept(site, NEIGHBOUR).decisions if one.action == REAP]
-    finally:
-        reaping.act = acted
-
-
-# --------------------------------------------------------------------------------------- whole hooks, at any moment
+# --------------------------------------------------------------------------------------- whole hooks, at random moments
 
 
 def killed(command: list[str], env: dict[str, str], after: float, **who: Any) -> None:
-    """Run a hook, and kill all of its processes after so many seconds."""
+    """Run a hook, and kill all its processes after that many seconds."""
     process = subprocess.Popen(
         command, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, **who
     )
@@ -262,12 +254,12 @@ def killed(command: list[str], env: dict[str, str], after: float, **who: Any) ->
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    while lives(process.pid):  # until the last of them has ended the call that it was in
+    while lives(process.pid):  # until the last of them has left its system call
         time.sleep(0.001)
 
 
 def lives(group: int) -> bool:
-    """Whether there is a process of this group that has not ended."""
+    """Return whether a process of this group has not ended."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
@@ -277,21 +269,20 @@ def lives(group: int) -> bool:
 
 
 def hook_env(job: int = 4242) -> dict[str, str]:
-    told = {"SLURM_JOB_ID": str(job), "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
-    return {**told, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NUM_NODES": "1", "PATH": "/usr/bin:/bin"}
+    job_env = {"SLURM_JOB_ID": str(job), "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+    return {**job_env, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NUM_NODES": "1", "PATH": "/usr/bin:/bin"}
 
 
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
 def test_a_killed_task_prolog(site: Site, python: bool) -> None:
-    """Cancelled at any moment, the shell's work as well as Python's: the next task has its cache, and nothing is left."""
+    """The job is cancelled while the shell or Python works. The next task gets its cache, and nothing is left."""
     if not python:
         site.policy(python="/nonexistent")
     rounds = random.Random(python)
     for _ in range(100 if FULL else 10):
         after = rounds.uniform(0.002, 0.12 if python else 0.05)
         killed(["/bin/sh", str(site.hooks / "task-prolog")], hook_env(), after, user=UID, group=GID, extra_groups=[])
-        told = site.task_prolog(step="0")
-        assert told.exports.keys() == EXPORTED
+        assert site.task_prolog(step="0").exports.keys() == EXPORTED
         assert {"id", "nodes"} <= set(os.listdir(site.cache() / ".jobcache"))
         assert swept(site, 4242).reaped == []
         swept(site)
@@ -299,7 +290,7 @@ def test_a_killed_task_prolog(site: Site, python: bool) -> None:
 
 
 def test_a_killed_epilog(site: Site) -> None:
-    """At any moment: one more Epilog or a sweep has the rest, no line of the log is cut, the living are as they were."""
+    """One more Epilog or a sweep reaps the rest. No line of the log is cut short, and the other job's cache is as it was."""
     site.task_prolog(NEIGHBOUR)
     before = fingerprint(site.cache(NEIGHBOUR))
     rounds = random.Random(1)
@@ -315,7 +306,7 @@ def test_a_killed_epilog(site: Site) -> None:
 
 
 def test_an_epilog_that_slurmd_terminates(site: Site) -> None:
-    """SIGTERM, as at EpilogTimeout: exit 0 at once, said, and the next one reaps."""
+    """SIGTERM, as at EpilogTimeout: the Epilog exits 0 at once and logs it. The next one reaps."""
     site.task_prolog()
     script = site.dir / "python"
     script.write_text(f"#!/bin/sh\n: >{site.dir}/begun\nexec /bin/sleep 30\n")

@@ -1,4 +1,4 @@
-"""The commands that read, as somebody who may not read everything, and of a file that was not compiled."""
+"""Commands that read: as an ordinary user, and with a configuration file that is not compiled."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def as_alice(site: Site, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_root
-@pytest.mark.parametrize("what", ["file", "directory"])
-def test_a_log_that_is_roots(site: Site, what: str) -> None:
-    """An event that may not be read is not one that is not there: report and explain say so."""
+@pytest.mark.parametrize("closed", ["file", "directory"])
+def test_report_and_explain_name_unreadable_log(site: Site, closed: str) -> None:
+    """A log that the user may not read is no empty log."""
     above = site.dir / "private"
     above.mkdir()
     log = above / "events.jsonl"
     log.touch()
     site.configure(log={"file": str(log), "syslog": False})
-    {"file": log, "directory": above}[what].chmod(0o700 if what == "directory" else 0o600)
+    {"file": log, "directory": above}[closed].chmod(0o700 if closed == "directory" else 0o600)
     report, explain = as_alice(site, "report"), as_alice(site, "explain", "4242")
     assert report.returncode == 1 and f"{log} is not yours to read" in report.stderr
     assert f"{log}, is not yours to read" in explain.stdout and "jobcache explain 4242" in explain.stdout
@@ -42,8 +42,8 @@ def test_a_log_that_is_roots(site: Site, what: str) -> None:
     assert (report.returncode, report.stderr) == (0, "") and "not yours" not in explain.stdout
 
 
-def test_a_file_that_was_not_compiled(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--config says which configuration holds, whatever is compiled; the compiled one is that of its own file."""
+def test_config_option_selects_uncompiled_file(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled settings are used for the file that they were compiled from, and for no other."""
     monkeypatch.setattr(settings, "LIB", str(site.hooks))
     compiled = settings.load(f"{site.hooks}/settings.json")
     assert common.load(compiled.config, None)[0].hash == compiled.hash

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from jobcache.cache import dirfd
-from jobcache.sweep.plan import CACHE, KEEP, REPORT, TRASH, Found, Rules, plan
+from jobcache.sweep.plan import CACHE, KEEP, REPORT, TRASH, Directory, Rules, plan
 from jobcache.system.live_jobs import Listing
 from support.site_dir import ALICE, BOB, Site
 
@@ -73,7 +73,7 @@ def test_no_cache_is_made_in_another_users_directory(site: Site) -> None:
     assert site.syslog.events("cache.skipped")[0]["reason"] == "foreign"
 
 
-FOUND = Found(kind=CACHE, path="/l/a/hf-7", job_id=7, run=0, uid=1000, identity=("t", 7, 0, 1000), sign=1.0, now=9e9)
+FOUND = Directory(kind=CACHE, path="/l/a/hf-7", job_id=7, run=0, uid=1000, identity=("t", 7, 0, 1000), sign=1.0, now=9e9)
 RULES = Rules(cluster="t", grace=1, confirm=0, keep_max=1, node="n1")
 NOBODY = [Listing(0, {}), Listing(1, {})]
 

@@ -1,8 +1,8 @@
 """Random histories of jobs, nodes, users, two clusters and sweeps: the real code, on a real filesystem, against a model.
 
-Hooks and sweeps run in this process, with their user's rights. The model says which jobs Slurm knows, which
-nodes are up, and what of each job has to be there; it says nothing of how caches are kept. Hooks and sweeps are killed at
-any operation that changes something; jobs start, end and get lost at any moment of a sweep.
+Hooks and sweeps run in this process, with the rights of their users. The model knows the jobs of Slurm, the nodes that are
+up, and the files that each job needs. It does not know how caches work. Hooks and sweeps are killed at operations that
+change something. Jobs start, end and get lost at any moment of a sweep.
 """
 
 from __future__ import annotations
@@ -26,35 +26,36 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from jobcache.cache import cache_names, node_leases, protocol, reasons, timestamps
-from jobcache.config import compilation
 from jobcache.config.settings import Settings
-from jobcache.sweep import directories, one_sweep, processes, scanning
-from jobcache.sweep.plan import Found
+from jobcache.sweep import directories, one_sweep, scanning
+from jobcache.sweep.host import Host
+from jobcache.sweep.plan import Directory
 from jobcache.system import as_user, children, epilog_work, event_fields
 from jobcache.system.epilog_job import Job as EndedJob
 from jobcache.system.live_jobs import Listing, Unknown
 from jobcache.system.slurm import Slurm
 from support.home import acting_as, uid_of
+from support.host import foreign_step
 from support.site_dir import ALICE, BOB
 
-OURS, OTHERS = "test", "della"  # ClusterNames
+THIS_CLUSTER, OTHER_CLUSTER = "test", "della"  # ClusterNames
 NODES = ("n1", "n2")
 HOUR = 3600
-GRACE, KEEP_MAX = 1 * HOUR, 72 * HOUR
+GRACE, KEEP_MAX, CONFIRM = 1 * HOUR, 72 * HOUR, 120
 MOST_JOBS = 5
-MORE = os.environ.get("JOBCACHE_HISTORIES", "")  # so many, other ones each time, and a failing one made short
+MORE = os.environ.get("JOBCACHE_HISTORIES", "")  # number of histories; they differ in each run, and a failing one is made short
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 users = st.sampled_from([ALICE, ALICE, ALICE, BOB])
-picks = st.integers(0, 5)  # one of those that there are
-kills = st.sampled_from([0] * 18 + list(range(1, 13)))  # 0: not; n: at the nth operation that would change something
+picks = st.integers(0, 5)  # index into the things that exist
+kills = st.sampled_from([0] * 18 + list(range(1, 13)))  # 0: never; n: before the nth operation that changes something
 MEANWHILE = ["submit", "submit", "reuse", "reuse", "finish", "step", "late_epilog", "lose_node", "lose_state", "remove"]
 seldom = st.sampled_from([False] * 4 + [True])
 often = st.sampled_from([True] * 4 + [False])
 
 
 class Killed(BaseException):
-    """What SIGKILL does: nothing after it happens."""
+    """Stands for SIGKILL: nothing after it happens."""
 
 
 # ----------------------------------------------------------------------------------------------------------- the model
@@ -62,7 +63,12 @@ class Killed(BaseException):
 
 @dataclass
 class Node:
-    """boot: which one. uptime: advances whenever it is looked at. owed: Epilogs of jobs that it was lost with."""
+    """A node.
+
+    boot: number of the boot.
+    uptime: advances with each reading.
+    owed: Epilogs of the jobs that were lost with the node.
+    """
 
     name: str
     boot: int = 1
@@ -79,9 +85,13 @@ class Node:
 class Job:
     """A job that Slurm knows.
 
-    life: tells it from others that had its id. nodes: those it has, owing: those whose Epilog is to come. using: those
-    whose tasks have been given the cache. files: what they have put there, to be there while any of these is using it.
-    by_hand: what the user has put at the cache's path without a record. again: its script has been given the path.
+    life: number that distinguishes it from other jobs with its id.
+    nodes: of the job.
+    owing: nodes whose Epilog has not run yet.
+    using: nodes whose tasks have the path of the cache.
+    files: that tasks have written to the cache. They must exist while a node is using it.
+    by_hand: file that the user has put at the cache's path without a record.
+    again: the job's script has the path.
     """
 
     life: int
@@ -112,7 +122,7 @@ class Job:
 
 @dataclass
 class Epilog:
-    """What an Epilog knows when it begins. width: how many nodes the job began with, None unknown."""
+    """The facts that an Epilog has when it begins. width: number of nodes at the start of the job, None if unknown."""
 
     job_id: int
     user: str
@@ -123,14 +133,14 @@ class Epilog:
 
 
 class FilesystemClock:
-    """The filesystem's clock as the sweep sees it: the real one, which goes on by hours when told to."""
+    """The clock of the filesystem that the sweep reads: the real one, plus the hours by which the test advances it."""
 
     def __init__(self, top: Path) -> None:
         self.probe = top / "clock"
-        self.marks = [(0.0, 0.0)]  # from when on, by how much it is ahead
+        self.marks = [(0.0, 0.0)]  # (since, seconds ahead)
 
     def tick(self) -> float:
-        """Return a time later than any that a file has now."""
+        """Return a time later than the times of all files."""
         self.probe.touch()
         first = latest = self.probe.stat().st_ctime
         while latest <= first:
@@ -153,7 +163,7 @@ class FilesystemClock:
 
 @contextmanager
 def killed_at(count: int, writes: bool = True) -> Iterator[None]:
-    """Kill whoever is about to do the `count`th operation that changes something; 0: nobody."""
+    """Raise Killed before the `count`th operation that changes something; never for 0."""
     names = ("mkdir", "rename", "rmdir", "unlink", "open", *(["write"] if writes else []))
     real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in names}
     left = count
@@ -179,7 +189,7 @@ def killed_at(count: int, writes: bool = True) -> Iterator[None]:
 
 
 class Child(children.Child):
-    """In place of a forked child: its work is done in this very process, with the user's rights, when it is started."""
+    """Stands for a forked child: does its work in this process, with the rights of the user, when it is started."""
 
     def __init__(self, work: as_user.Work, user: str | None, most: int) -> None:
         pipe, into = os.pipe()
@@ -202,50 +212,59 @@ class Child(children.Child):
 
 
 class World:
-    """What the code under test sees in place of the machine: Slurm, the nodes' clocks, the filesystem's clock."""
+    """Stands for the machine and for Slurm: clocks of the nodes and of the filesystem, processes, the job list."""
 
     def __init__(self, top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scratch = top / "scratch"
         self.scratch.mkdir()
         config = {
-            "cluster": OURS,
+            "cluster": THIS_CLUSTER,
             "path": f"{self.scratch}/{{user}}/.cache/hf-datasets-{{job_id}}",
             "min_uid": 1,
             "keep_max": f"{KEEP_MAX}s",
             "epilog": {"budget": "10s"},
-            "sweep": {"grace": f"{GRACE}s", "confirm": "0s"},
+            "sweep": {"grace": f"{GRACE}s", "confirm": f"{CONFIRM}s"},
         }
         (top / "jobcache.yaml").write_text(yaml.safe_dump(config))
         self.settings = compilation.compile_settings(str(top / "jobcache.yaml"), str(top))
-        self.others = Settings(self.settings.tree, {**self.settings.compiled, "cluster": OTHERS})
+        self.others = Settings(self.settings.tree, {**self.settings.compiled, "cluster": OTHER_CLUSTER})
         self.top = top
         self.here = Node("")
         self.clock = FilesystemClock(top)
+        self.seconds = 0.0
+        self.asked = 0
         self.moment: Callable[[int], None] = lambda _: None
         self.listing: Callable[[], dict[int, set[int]]] = dict
-        look, clock, with_pids = directories.look, directories.clock, scanning.with_pids
-
-        def shown(parent_fd: int, name: str, plain: Found) -> Found:
-            found = look(parent_fd, name, plain)
-            until = None if found.keep_until is None else found.keep_until + self.clock.ahead(found.sign)
-            return replace(found, sign=self.clock.shown(found.sign), keep_until=until)
-
-        def last_moment(decisions: Any, hung: Any) -> list[Found]:
-            self.moment(4)
-            return with_pids(decisions, hung)
-
+        self.host = Host(self.monotonic, self.sleep, self.pids, self.inspect, self.filesystem_time)
         monkeypatch.setattr(node_leases, "now", lambda: self.here.now())
         monkeypatch.setattr(timestamps, "CLOCK_SKEW", 0)
         monkeypatch.setattr(event_fields, "of_filesystem", lambda _: {})
-        monkeypatch.setattr(directories, "look", shown)
-        monkeypatch.setattr(directories, "clock", lambda parent_fd: self.clock.shown(clock(parent_fd)))
-        monkeypatch.setattr(processes, "users_of", lambda *_: {})
-        monkeypatch.setattr(scanning, "with_pids", last_moment)
         monkeypatch.setattr(as_user, "start", lambda work, uid, most, **_: Child(work, uid and user_of(uid), most))
-        monkeypatch.setattr(Slurm, "listing", lambda *_, **__: self._listing())
+
+    # ---- the host of a sweep
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += max(seconds, 0.001)
+
+    def pids(self) -> list[int]:
+        """Return no process. The second call of a sweep comes after both listings, before it acts: moment 4."""
+        if self.asked == 2:
+            self.moment(4)
+        return []
+
+    def inspect(self, parent_fd: int, name: str, plain: Directory) -> Directory:
+        facts = directories.inspect(parent_fd, name, plain)
+        until = None if facts.keep_until is None else facts.keep_until + self.clock.ahead(facts.sign)
+        return replace(facts, sign=self.clock.shown(facts.sign), keep_until=until)
+
+    def filesystem_time(self, parent_fd: int) -> float:
+        return self.clock.shown(directories.filesystem_time(parent_fd))
 
     def begin(self) -> None:
-        """Empty the scratch, and forget all clocks."""
+        """Empty the scratch, and reset all clocks."""
         for home in self.scratch.iterdir():
             shutil.rmtree(home)
         for user in (ALICE, BOB):
@@ -256,15 +275,26 @@ class World:
         self.clock = FilesystemClock(self.top)
         self.asked = 0
 
-    def _listing(self) -> Listing:
+    def list_jobs(self) -> Listing:
+        """Return the live jobs. Something can happen before and after that."""
         self.asked += 1
         self.moment(2 * self.asked - 2)
-        listing = Listing(time.monotonic(), self.listing())
+        listing = Listing(self.monotonic(), self.listing())
         self.moment(2 * self.asked - 1)
         return listing
 
     def names(self, user: str) -> set[str]:
         return set(os.listdir(self.scratch / user / ".cache"))
+
+
+class ModelSlurm(Slurm):
+    """A Slurm client whose job list is the one of the model."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def listing(self, cluster: str, *, only_own: bool = False) -> Listing:
+        return self.world.list_jobs()
 
 
 # ------------------------------------------------------------------------------------------------------- the histories
@@ -278,21 +308,21 @@ class Histories(RuleBasedStateMachine):
         world.listing = self.alive
         self.nodes = {name: Node(name) for name in NODES}
         self.jobs: list[Job] = []
-        self.late: list[Epilog] = []  # begun, and slow
+        self.late: list[Epilog] = []  # begun, with their work still to do
         self.next_id = 1
         self.lives = 0
         self.quiet = False  # nothing has happened since the last sweep
         self.other_node = Node("n1", boot=100)  # another machine of the same name
-        self.others: set[str] = set()  # caches of the other cluster's live jobs
-        self.untouchable: set[str] = set()  # kept by hand, or of no name of ours
-        self.kept: dict[str, float] = {}  # until when a file stays of a cache that an Epilog has kept
-        self.by_hand: set[str] = set()  # made without a record at a job's path, by its user
+        self.others: set[str] = set()  # caches of live jobs of the other cluster
+        self.untouchable: set[str] = set()  # files that users keep by hand, or under other names
+        self.kept: dict[str, float] = {}  # when the cache of a file that an Epilog has kept may go
+        self.by_hand: set[str] = set()  # directories that a user made without a record at the path of a job
 
     # ---- jobs
 
     @initialize(users=st.lists(users, max_size=3), width=st.integers(1, 2), lost=st.booleans())
     def rubble(self, users: list[str], width: int, lost: bool) -> None:
-        """There have been jobs before."""
+        """Begin with some jobs."""
         for user in users:
             self.submit(user, width, batch=True, keep=False, go=True)
         if lost:
@@ -311,7 +341,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.pending())
     @rule(pick=picks, at=picks, everywhere=st.booleans(), kill=kills)
     def start(self, pick: int, at: int, everywhere: bool, kill: int) -> None:
-        """A job starts: its batch script's task, if it has one, and a step on each of its nodes, or not yet."""
+        """A job starts: the task of its batch script, if it has one, and possibly a step on each of its nodes."""
         up = [node.name for node in self.up()]
         startable = [job for job in self.pending() if job.width <= len(up)]
         if startable:
@@ -333,9 +363,9 @@ class Histories(RuleBasedStateMachine):
             self.task(job, one_of(job.nodes, at), first=False, kill=kill)
 
     def task(self, job: Job, node: str, *, first: bool, kill: int) -> None:
-        """The TaskProlog, and what the task then writes."""
+        """Run the TaskProlog, and write a file as the task."""
         self.quiet = False
-        claim = protocol.Claim(self.path(job), OURS, job.id, job.run, uid_of(job.user), node)
+        claim = protocol.Claim(self.path(job), THIS_CLUSTER, job.id, job.run, uid_of(job.user), node)
         claim.first_task, claim.given_before, claim.keep = first, job.again, job.keep
         obstacle = self.obstacle(claim)
         self.world.here = self.nodes[node]
@@ -349,7 +379,7 @@ class Histories(RuleBasedStateMachine):
                 assert obstacle, f"job {job.id} got no cache: {refusal}"
                 return
             finally:
-                if job.by_hand and os.path.exists(f"{claim.path}/.jobcache/id"):  # it is mended
+                if job.by_hand and os.path.exists(f"{claim.path}/.jobcache/id"):  # recorded now
                     job.files.add(job.by_hand)
                     job.by_hand = ""
             if first:
@@ -362,13 +392,13 @@ class Histories(RuleBasedStateMachine):
         job.using.add(node)
 
     def obstacle(self, claim: protocol.Claim) -> str:
-        """Why a task may be refused the path."""
+        """Return why a task may be refused the path, "" if it may not."""
         if not os.path.lexists(claim.path):
             return ""
         try:
             cluster, job_id, run, uid = Path(claim.path, ".jobcache/id").read_text().split()
         except FileNotFoundError:
-            return "" if claim.again and not claim.first else "without a record"
+            return "" if claim.given_before and not claim.first_task else "without a record"
         if (cluster, int(job_id), int(uid)) != (claim.cluster, claim.job_id, claim.uid):
             return "another's"
         return "" if os.path.exists(f"{claim.path}/.jobcache/nodes") else "being reaped"
@@ -376,7 +406,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.running())
     @rule(pick=picks, requeue=st.booleans(), at_once=st.booleans())
     def finish(self, pick: int, requeue: bool, at_once: bool) -> None:
-        """A job's time is over; on each of its nodes, tasks run on until the Epilog there begins."""
+        """A job ends. On each node its tasks run until the Epilog begins there."""
         if self.running():
             job = one_of(self.running(), pick)
             job.state, job.requeued = "COMPLETING", requeue
@@ -387,7 +417,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.completing())
     @rule(pick=picks, at=picks, kill=kills, again=seldom)
     def release(self, pick: int, at: int, kill: int, again: bool) -> None:
-        """The Epilog on one node of a job that ends, and again where its completion message was lost."""
+        """The Epilog runs on one node of a job that ends, and again if the completion message was lost."""
         if self.completing():
             job = one_of(self.completing(), pick)
             node = one_of(sorted(job.owing), at)
@@ -420,41 +450,41 @@ class Histories(RuleBasedStateMachine):
     # ---- nodes and controller
 
     def epilog(self, job: Job, node: str) -> Epilog:
-        """The job has ended on a node, and the Epilog there begins."""
+        """End the job on a node, and return the Epilog that begins there."""
         self.quiet = False
         job.ended_on(node)
         return Epilog(job.id, job.user, node, self.nodes[node].now()[1], job.width, job.start)
 
     def do(self, ended: Epilog, kill: int, site: Settings | None = None) -> None:
-        """The work of an Epilog."""
+        """Do the work of an Epilog. site: of the other cluster, None for this one."""
         job = EndedJob(ended.job_id, uid_of(ended.user), ended.node)
         job.gid, job.user, job.nodes = pwd.getpwnam(ended.user).pw_gid, ended.user, ended.width
         job.exit_status, job.start = 0, ended.start  # type: ignore[assignment]
         facts: list[dict[str, Any]] = []
-        ours = self.world.settings
+        compiled = self.world.settings
         self.world.here = self.other_node if site else self.nodes[ended.node]
         with acting_as(ended.user):
             try:
                 with killed_at(kill):
-                    epilog_work.Work(job, site or ours, ours.templates, ended.uptime)(facts.append)
+                    epilog_work.Work(job, site or compiled, compiled.templates, ended.uptime)(facts.append)
             except Killed:
                 pass
         for fact in facts:
             if fact["reason"] == "user_keep":
                 file = next(name for name in [*sorted(os.listdir(fact["path"])), ".jobcache/id"] if name != ".jobcache")
-                self.kept[f"{fact['path']}/{file}"] = self.world.clock.now() + KEEP_MAX - 2  # it is said in whole seconds
+                self.kept[f"{fact['path']}/{file}"] = self.world.clock.now() + KEEP_MAX - 2  # the record has whole seconds
 
     @precondition(lambda self: self.late)
     @rule(pick=picks, kill=kills)
     def late_epilog(self, pick: int, kill: int) -> None:
-        """A slow Epilog gets to its work: by now the job may run again, here or elsewhere."""
+        """A slow Epilog does its work. Meanwhile the job may run again, here or elsewhere."""
         if self.late:
             self.do(self.late.pop(pick % len(self.late)), kill)
 
     @precondition(lambda self: self.running() and len(self.up()) > 1)
     @rule(pick=picks, rebooted=st.booleans(), requeue=often, back=st.booleans())
     def lose_node(self, pick: int, rebooted: bool, requeue: bool, back: bool) -> None:
-        """A node is lost with all its tasks, maybe not for long; Slurm ends or requeues its jobs, and owes it their Epilogs."""
+        """A node is lost with all its tasks, possibly not for long. Slurm ends or requeues its jobs; their Epilogs are owed."""
         if not self.running():
             return
         node = self.nodes[one_of(one_of(self.running(), pick).nodes, pick)]
@@ -468,17 +498,17 @@ class Histories(RuleBasedStateMachine):
                 job.state, job.requeued = "COMPLETING", requeue
             self.owes_no_more(job, node.name)
         if back:
-            self.node_is_back(0, told=True)
+            self.return_node(0, informed=True)
             self.start(-1, NODES.index(node.name), everywhere=True, kill=0)
 
     @precondition(lambda self: self.down())
-    @rule(pick=picks, told=often)
-    def node_is_back(self, pick: int, told: bool) -> None:
-        """A lost node is back, and begins the Epilogs that it is owed, where it is told whose jobs these were."""
+    @rule(pick=picks, informed=often)
+    def return_node(self, pick: int, informed: bool) -> None:
+        """A lost node returns. It begins the Epilogs that it is owed, if the controller still knows the users of the jobs."""
         if self.down():
             node = one_of(self.down(), pick)
             node.up = True
-            for ended in node.owed if told else ():
+            for ended in node.owed if informed else ():
                 ended.uptime = node.now()[1]
                 self.late.append(ended)
             node.owed = []
@@ -486,7 +516,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: len(self.jobs) > 2)
     @rule()
     def lose_state(self) -> None:
-        """The controller has lost its state: all jobs are over, no Epilog knows its user, and ids come again."""
+        """The controller loses its state: all jobs are over, no Epilog knows its user, and job ids start again."""
         self.jobs.clear()
         self.next_id = 1
         for node in self.nodes.values():
@@ -497,7 +527,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.given())
     @rule(pick=picks, remake=st.booleans())
     def remove(self, pick: int, remake: bool) -> None:
-        """A job's own script removes its cache, and makes a directory in its place."""
+        """The script of a job removes the cache, and possibly makes a directory in its place."""
         if self.given():
             job = one_of(self.given(), pick)
             path = self.path(job)
@@ -517,7 +547,7 @@ class Histories(RuleBasedStateMachine):
         name=st.sampled_from(["hf-datasets-{}", "hf-datasets-0{}", "hf-datasets-{}-r0", "hf-{}"]),
     )
     def keep_by_hand(self, user: str, ahead: int, name: str) -> None:
-        """A user keeps a directory, perhaps at the path of a job to come."""
+        """A user makes a directory, possibly at the path of a later job."""
         path = f"{self.world.scratch}/{user}/.cache/{name.format(self.next_id + ahead)}"
         if not os.path.lexists(path):
             with acting_as(user):
@@ -529,7 +559,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: len(self.untouchable) < 3)
     @rule(user=users, job_id=st.integers(1, 4), lost=seldom)
     def other_cluster(self, user: str, job_id: int, lost: bool) -> None:
-        """A job of another cluster, which has jobcache too, starts, ends or is lost, on the same scratch."""
+        """A job of another cluster with jobcache starts, ends or is lost, on the same scratch."""
         path = f"{self.world.scratch}/{user}/.cache/hf-datasets-{job_id}"
         file = f"{path}/others.arrow"
         self.world.here = self.other_node
@@ -541,7 +571,7 @@ class Histories(RuleBasedStateMachine):
                 self.do(Epilog(job_id, user, "n1", self.other_node.now()[1], 2, 0), 0, self.world.others)
                 assert not os.path.exists(path)
         elif not os.path.lexists(path):
-            claim = protocol.Claim(path, OTHERS, job_id, 0, uid_of(user), "n1")
+            claim = protocol.Claim(path, OTHER_CLUSTER, job_id, 0, uid_of(user), "n1")
             with acting_as(user):
                 protocol.enter(claim, time.monotonic())
                 Path(file).touch()
@@ -557,7 +587,7 @@ class Histories(RuleBasedStateMachine):
         meanwhile=st.lists(st.tuples(st.integers(0, 4), st.sampled_from(MEANWHILE), picks), max_size=3),
     )
     def sweep(self, hours: float, how: str, at: int, meanwhile: list[tuple[int, str, int]]) -> None:
-        """After some time, a sweep."""
+        """Some time passes, and a sweep runs."""
         self.quiet = True
         self.world.clock.advance(hours * HOUR)
         if how == "whole":
@@ -566,17 +596,17 @@ class Histories(RuleBasedStateMachine):
             self.sweep_in_doubt(question=at % 2 + 1)
         else:
             with killed_at(at, writes=False):  # one child; the others go on
-                self._sweep(lambda _: None)
+                self.run_sweep(lambda _: None)
 
     def sweep_whole(self, meanwhile: list[tuple[int, str, int]]) -> None:
-        """Things happen before and after each of its questions to Slurm, and before it acts."""
+        """Sweep while other things happen: before and after each listing, and before the sweep acts."""
 
         def moment(now: int) -> None:
             for when, what, pick in meanwhile:
                 if when == now:
                     self.happens(what, pick)
 
-        result = self._sweep(moment)
+        result = self.run_sweep(moment)
         assert result.unknown is None
         assert result.trouble == [] or meanwhile
 
@@ -599,29 +629,30 @@ class Histories(RuleBasedStateMachine):
             self.step(pick, pick, kill=0)
 
     def sweep_in_doubt(self, question: int) -> None:
-        """Slurm does not answer the first question, or the second: nothing at all goes."""
+        """Slurm does not answer the first question, or the second. Nothing is reaped."""
 
         def moment(now: int) -> None:
             if now == 2 * question - 2:
                 raise Unknown("slurm_timeout", "it is slow")
 
         before = {user: self.world.names(user) for user in (ALICE, BOB)}
-        result = self._sweep(moment)
+        result = self.run_sweep(moment)
         assert result.reaped == [] and (result.unknown or self.world.asked < question)
         assert {user: self.world.names(user) for user in (ALICE, BOB)} == before
 
-    def _sweep(self, moment: Callable[[int], None]) -> one_sweep.Result:
+    def run_sweep(self, moment: Callable[[int], None]) -> one_sweep.Result:
+        """Run a sweep. moment: called with the number of each moment at which something can happen."""
         self.world.asked, self.world.moment = 0, moment
         try:
-            return one_sweep.run(self.world.settings, scanning.Options())
+            return one_sweep.run(self.world.settings, scanning.Options(), slurm=ModelSlurm(self.world), host=self.world.host)
         finally:
             self.world.moment = lambda _: None
 
     # ---- what must hold
 
     @invariant()
-    def what_is_live_is_whole(self) -> None:
-        """P3: what a job's tasks have written is there as long as any of them may need it."""
+    def live_caches_are_whole(self) -> None:
+        """P3: the files of a job exist as long as one of its tasks may need them."""
         for job in self.jobs:
             for file in job.files if job.using else ():
                 assert os.path.exists(file), f"job {job.id}, run {job.run}, on {sorted(job.using)}, has lost {file}"
@@ -629,39 +660,39 @@ class Histories(RuleBasedStateMachine):
                 assert os.path.exists(job.by_hand), f"job {job.id} has lost what its script made"
 
     @invariant()
-    def what_is_not_ours_is_there(self) -> None:
-        """P4: directories kept by hand, and another cluster's."""
+    def foreign_directories_exist(self) -> None:
+        """P4: directories that users made by hand, and caches of the other cluster."""
         for file in [*self.untouchable, *(f"{path}/others.arrow" for path in self.others)]:
-            assert os.path.exists(file), f"{file} is gone, and was not ours"
+            assert os.path.exists(file), f"{file} was deleted, and belongs to no cache of this cluster"
 
     @invariant()
-    def what_is_kept_is_there(self) -> None:
-        """JOBCACHE=keep holds for as long as the Epilog has said."""
+    def kept_caches_exist(self) -> None:
+        """JOBCACHE=keep is honored until the time that the Epilog has recorded."""
         now = self.world.clock.shown(time.time())
         self.kept = {file: until for file, until in self.kept.items() if until > now}
         for file in self.kept:
             assert os.path.exists(file), f"{file} was to be kept"
 
     def teardown(self) -> None:
-        """P5: a sweep leaves nothing of who has no jobs any more, but what is kept; and a later one not even that."""
-        for user in (ALICE, BOB):  # who may have jobs of the same ids
+        """P5: of users without jobs a sweep leaves kept caches alone. A later sweep leaves nothing."""
+        for user in (ALICE, BOB):  # one after the other, since both can have a job with the same id
             self.jobs = [job for job in self.jobs if job.user != user]
             self.world.clock.advance(2 * HOUR)
             assert [path for path in self.left(user) if not os.path.exists(f"{path}/.jobcache/keep")] == []
-        self.what_is_kept_is_there()
+        self.kept_caches_exist()
         self.world.clock.advance(80 * HOUR)
         assert [*self.left(ALICE), *self.left(BOB)] == []
-        self.what_is_not_ours_is_there()
+        self.foreign_directories_exist()
 
     def left(self, user: str) -> list[str]:
-        """What a sweep leaves to a user of what is ours and has a record."""
-        result = self._sweep(lambda _: None)
+        """Run a sweep, and return the recorded directories of this cluster that it leaves to a user."""
+        result = self.run_sweep(lambda _: None)
         assert (result.unknown, result.trouble) == (None, [])
-        not_ours = {os.path.dirname(file) for file in self.untouchable} | self.others | self.by_hand
-        there = {f"{self.world.scratch}/{user}/.cache/{name}" for name in self.world.names(user)}
-        return sorted(there - not_ours)
+        foreign = {os.path.dirname(file) for file in self.untouchable} | self.others | self.by_hand
+        present = {f"{self.world.scratch}/{user}/.cache/{name}" for name in self.world.names(user)}
+        return sorted(present - foreign)
 
-    # ---- looking
+    # ---- lists
 
     def alive(self) -> dict[int, set[int]]:
         alive: dict[int, set[int]] = {}
@@ -688,7 +719,7 @@ class Histories(RuleBasedStateMachine):
         return [job for job in self.running() if len(job.nodes) > 1]
 
     def given(self) -> list[Job]:
-        """Jobs that have a cache."""
+        """Return the running jobs with a cache."""
         return [job for job in self.running() if job.using]
 
     def up(self) -> list[Node]:
@@ -708,8 +739,8 @@ def one_of(things: Sequence[Any], pick: int) -> Any:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root acts as others")
 def test_no_history_loses_a_live_cache_or_leaves_a_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P3, P4 and P5 hold in every history."""
-    with tempfile.TemporaryDirectory(prefix="jobcache-", dir=FAST) as top:
+    """P3, P4 and P5 hold in every history. Steps of other jobs with the same ids run on this machine meanwhile."""
+    with foreign_step(1), foreign_step(2), tempfile.TemporaryDirectory(prefix="jobcache-", dir=FAST) as top:
         os.chmod(top, 0o755)
         world = World(Path(top), monkeypatch)
         run_state_machine_as_test(

@@ -47,7 +47,7 @@ def test_a_sweep_writes_them(site: Site, slurm: FakeSlurm, textfiles: Path) -> N
         site.task_prolog(job, user=user)
         site.fill(site.cache(job, user=user), "a.arrow", size=8192)
     site.epilog(SLURM_JOB_ID="x")
-    slurm.says("8|8|RUNNING|5", "9|9|RUNNING|33")
+    slurm.answer("8|8|RUNNING|5", "9|9|RUNNING|33")
     sweep(site, "--dry-run")
     assert list(textfiles.iterdir()) == []
     assert sweep(site).exit_code == 0
@@ -59,7 +59,7 @@ def test_a_sweep_writes_them(site: Site, slurm: FakeSlurm, textfiles: Path) -> N
     assert f'jobcache_user_caches{{{labels},user="{BOB}"}} 1.0' in shared
     assert f'jobcache_filesystem_size_bytes{{path="{site.scratch}",{labels}}}' in shared
     assert 'jobcache_hook_failures_total{reason="no_job"} 1.0' in host
-    slurm.says(status="1", stderr="slurm_load_jobs error: Unable to contact slurm controller\n")
+    slurm.answer(status="1", stderr="slurm_load_jobs error: Unable to contact slurm controller\n")
     assert sweep(site).exit_code == 1
     shared = (textfiles / "jobcache.prom").read_text()
     assert f'jobcache_sweeps_total{{outcome="unknown",{labels}}} 1.0' in shared
@@ -125,7 +125,7 @@ def test_prometheus_gets_them(site: Site, slurm: FakeSlurm, textfiles: Path) -> 
     """node_exporter takes the files, Prometheus scrapes it, every query of the dashboard and of the alerts has an answer."""
     site.task_prolog(7)
     site.task_prolog(8)
-    slurm.says("8|8|RUNNING|5")
+    slurm.answer("8|8|RUNNING|5")
     assert sweep(site).exit_code == 0
     exporter, port = free_port(), free_port()
     config = yaml.safe_load((ETC / "prometheus/scrape.yml").read_text())

@@ -1,4 +1,4 @@
-"""The sweep on a real filesystem, with a Slurm that says what the test wants."""
+"""The sweep on a real filesystem, with a Slurm whose answers are files of the test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +19,35 @@ from click.testing import CliRunner, Result
 
 import jobcache as package
 from jobcache.cli.main import main
-from jobcache.sweep import directories, lock, processes, reaping, scanning
+from jobcache.sweep import directories, lock, processes, reaping, scanning, user_directories
+from jobcache.sweep.host import Host
 from jobcache.system import gathering
+from support.host import HOST, foreign_step
 from support.hungfs import hung
 from support.mounts import mount
 from support.site_dir import ALICE, BOB, Site
 
 UID = pwd.getpwnam(ALICE).pw_uid
+NOBODYS_JOB = 4_000_000_007  # no cluster runs it, so no host has a step of it; for sweeps in processes of their own
+
+
+@pytest.fixture(autouse=True, scope="module")
+def foreign_steps() -> Iterator[None]:
+    """The host runs steps of other jobs with the ids that these tests use, as a compute node can."""
+    with ExitStack() as stack:
+        for job in (1, 7, 8, 71):
+            stack.enter_context(foreign_step(job))
+        yield
 
 
 class FakeSlurm:
-    """squeue and scontrol that answer from files; every question is counted."""
+    """squeue and scontrol that answer from files, and log each call."""
 
     def __init__(self, site: Site) -> None:
         self.dir = site.dir / "slurm"
         self.dir.mkdir()
         self.asked = self.dir / "asked"
-        self.says()
+        self.answer()
         for name in ("squeue", "scontrol"):
             program = self.dir / name
             program.write_text(
@@ -44,9 +58,10 @@ class FakeSlurm:
             )
             program.chmod(0o755)
 
-    def says(
+    def answer(
         self, *jobs: str, cluster: str = "test", private: str = "none", none: str = "No jobs in the system", **more: str
     ) -> None:
+        """Set the answers. jobs: lines of squeue. none: the answer of `scontrol show jobs`. more: stderr, status of squeue."""
         (self.dir / "config").write_text(f"ClusterName             = {cluster}\nPrivateData             = {private}\n")
         (self.dir / "queue").write_text("".join(f"{job}\n" for job in jobs))
         (self.dir / "none").write_text(none + "\n")
@@ -54,6 +69,7 @@ class FakeSlurm:
         (self.dir / "status").write_text(more.get("status", "0"))
 
     def questions(self) -> list[str]:
+        """Return the command lines of all calls."""
         return self.asked.read_text().splitlines() if self.asked.exists() else []
 
 
@@ -68,7 +84,8 @@ def slurm(site: Site) -> FakeSlurm:
 
 
 def jobcache(site: Site, *argv: str) -> Result:
-    return CliRunner().invoke(main, [*argv, "--hooks", str(site.hooks)], catch_exceptions=False)
+    """Run a command in this process, on a host that has the processes of this test alone."""
+    return CliRunner().invoke(main, [*argv, "--hooks", str(site.hooks)], catch_exceptions=False, obj=HOST)
 
 
 def sweep(site: Site, *options: str) -> Result:
@@ -76,18 +93,18 @@ def sweep(site: Site, *options: str) -> Result:
 
 
 def decisions(site: Site, *options: str) -> dict[str, tuple[str, str]]:
-    """What a dry run says: (action, reason) by the directory's name."""
+    """Return the decisions of a dry run: (action, reason) by the directory's name."""
     result = sweep(site, "--dry-run", "--json", *options)
     rows = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
     return {os.path.basename(row["path"]): (row["action"], row["reason"]) for row in rows}
 
 
-def test_orphans_go_and_the_living_stay(site: Site, slurm: FakeSlurm) -> None:
-    """Alice's 7 is dead and goes, as alice; 8 lives; bob's 7 lives."""
+def test_orphan_is_reaped_and_live_caches_stay(site: Site, slurm: FakeSlurm) -> None:
+    """Alice's job 7 is dead. Her job 8 lives, and so does Bob's job 7."""
     for job, user in ((7, ALICE), (8, ALICE), (7, BOB)):
         site.task_prolog(job, user=user)
         site.fill(site.cache(job, user=user), "json/a.arrow", size=8192)
-    slurm.says("8|8|RUNNING|5", f"7|7|PENDING|{pwd.getpwnam(BOB).pw_uid}")
+    slurm.answer("8|8|RUNNING|5", f"7|7|PENDING|{pwd.getpwnam(BOB).pw_uid}")
     result = sweep(site)
     assert (result.exit_code, result.output) == (0, "")
     assert [site.cache(7).exists(), site.cache(8).exists(), site.cache(7, user=BOB).exists()] == [False, True, True]
@@ -98,8 +115,8 @@ def test_orphans_go_and_the_living_stay(site: Site, slurm: FakeSlurm) -> None:
     assert (finished["found"], finished["reaped"], finished["kept"], finished["troubles"]) == (3, 1, 2, 0)
 
 
-def test_nothing_there_asks_nothing(site: Site, slurm: FakeSlurm) -> None:
-    """No candidates, no question to the controller."""
+def test_slurm_is_not_asked_without_candidates(site: Site, slurm: FakeSlurm) -> None:
+    """An empty scratch costs the controller nothing."""
     assert sweep(site).exit_code == 0
     assert slurm.questions() == []
 
@@ -115,19 +132,19 @@ UNKNOWN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("reason", sorted(UNKNOWN))
-def test_in_doubt_nothing_goes(site: Site, slurm: FakeSlurm, reason: str) -> None:
-    """Each kind of doubt has its own reason, exit status 1, and deletes nothing."""
+def test_unknown_job_list_reaps_nothing(site: Site, slurm: FakeSlurm, reason: str) -> None:
+    """Each kind of failure has a reason of its own, and exit status 1."""
     site.task_prolog(7)
     how = dict(UNKNOWN[reason])
-    slurm.says(*how.pop("jobs", []), **how)
+    slurm.answer(*how.pop("jobs", []), **how)
     result = sweep(site)
     assert result.exit_code == 1 and f"({reason})" in result.output
     assert site.cache(7).exists()
     assert [event["reason"] for event in site.events("sweep.finished")] == [reason]
 
 
-def test_unrecorded_is_reported(site: Site, slurm: FakeSlurm) -> None:
-    """A directory kept by hand stays, unless the site says otherwise."""
+def test_unrecorded_directory_is_reported(site: Site, slurm: FakeSlurm) -> None:
+    """A directory that a user made by hand stays, unless `sweep.unrecorded` is `reap`."""
     site.task_prolog(1)
     own = site.cache(7)
     own.mkdir()
@@ -140,8 +157,8 @@ def test_unrecorded_is_reported(site: Site, slurm: FakeSlurm) -> None:
     assert not own.exists()
 
 
-def test_young_and_kept(site: Site, slurm: FakeSlurm) -> None:
-    """What is younger than grace stays; what the user keeps stays until keep_max."""
+def test_young_and_kept_caches_stay(site: Site, slurm: FakeSlurm) -> None:
+    """A cache younger than `grace` stays. A cache that the user keeps stays until `keep_max`."""
     site.task_prolog(7)
     site.task_prolog(8, JOBCACHE="keep")
     site.epilog(8)
@@ -153,8 +170,8 @@ def test_young_and_kept(site: Site, slurm: FakeSlurm) -> None:
     assert decisions(site)["hf-datasets-8"] == ("reap", "orphan")
 
 
-def test_half_made_and_trash(site: Site, slurm: FakeSlurm) -> None:
-    """What prepare left half made, and trash that an Epilog had no time for, goes."""
+def test_half_made_directory_and_trash_are_reaped(site: Site, slurm: FakeSlurm) -> None:
+    """A killed prepare leaves the one, an Epilog that runs out of time the other."""
     site.task_prolog(7)
     site.fill(site.cache(7), *(f"f{n}" for n in range(500)), size=1)
     site.configure(epilog={"budget": "1ms"})
@@ -169,14 +186,14 @@ def test_half_made_and_trash(site: Site, slurm: FakeSlurm) -> None:
 
 
 def test_trash_of_a_job_that_is_requeued(site: Site, slurm: FakeSlurm) -> None:
-    """One that is preempted again and again leaves trash each time that the budget does not suffice: it does not pile up."""
+    """A job that is preempted again and again can leave trash each time. The trash does not accumulate while the job lives."""
     site.configure(epilog={"budget": "0s"})
     for run in ("0", "1", "2"):
         site.task_prolog(7, SLURM_RESTART_COUNT=run)
         site.fill(site.cache(7, int(run)), "json/a.arrow")
         if run != "2":
             site.epilog(7)
-    slurm.says("7|7|RUNNING|5")
+    slurm.answer("7|7|RUNNING|5")
     assert len(site.debris()) == 2
     assert sweep(site).exit_code == 0
     assert site.debris() == [] and (site.cache(7, 2) / "json/a.arrow").exists()
@@ -184,19 +201,19 @@ def test_trash_of_a_job_that_is_requeued(site: Site, slurm: FakeSlurm) -> None:
 
 @pytest.mark.parametrize("inodes", [True, False], ids=["blocks", "inodes"])
 def test_run_dir_is_full(site: Site, slurm: FakeSlurm, inodes: bool) -> None:
-    """A full /run: where the lock can be had, the sweep does its work; where not, it says so, and what to do."""
+    """With a lock file the sweep does its work. Without one it prints the reason and the remedy."""
     site.task_prolog(7)
     (site.dir / "run").mkdir(exist_ok=True)
     with mount("tmpfs", site.dir / "run", "tmpfs", f"size=4k,nr_inodes={4 if inodes else 1}"):
         if inodes:
             (site.dir / "run/full").write_bytes(b"x" * 4096)
         result = sweep(site)
-        assert inodes or (result.exit_code == 1 and "No space left on device; mend run_dir" in result.output)
+        assert inodes or (result.exit_code == 1 and "No space left on device; fix run_dir" in result.output)
     assert site.cache(7).exists() is not inodes
 
 
-def test_read_only_orphans_go(site: Site, slurm: FakeSlurm) -> None:
-    """What its user guarded with `chmod -R a-w` is dead all the same when its job is."""
+def test_read_only_orphan_is_reaped(site: Site, slurm: FakeSlurm) -> None:
+    """`chmod -R a-w` does not protect the cache of a dead job."""
     site.task_prolog(7)
     site.fill(site.cache(7), "json/a.arrow")
     subprocess.run(["chmod", "-R", "a-w", str(site.cache(7))], check=True)
@@ -204,8 +221,8 @@ def test_read_only_orphans_go(site: Site, slurm: FakeSlurm) -> None:
     assert not site.cache(7).exists() and site.debris() == []
 
 
-def test_what_had_no_record_is_known_as_trash(site: Site, slurm: FakeSlurm) -> None:
-    """A cache that its job's script removed and remade, larger than the Epilog's budget: the sweep finishes it."""
+def test_trash_of_unrecorded_cache_is_reaped(site: Site, slurm: FakeSlurm) -> None:
+    """The job's script removed and remade its cache, and the Epilog had no time to delete it."""
     site.task_prolog(7)
     shutil.rmtree(site.cache(7))
     site.cache(7).mkdir()
@@ -218,16 +235,16 @@ def test_what_had_no_record_is_known_as_trash(site: Site, slurm: FakeSlurm) -> N
     assert site.debris() == []
 
 
-def test_another_clusters_stay(site: Site, slurm: FakeSlurm) -> None:
-    """Another cluster's cache on the same scratch is that cluster's."""
+def test_cache_of_another_cluster_stays(site: Site, slurm: FakeSlurm) -> None:
+    """Two clusters can share a scratch."""
     site.task_prolog(7)
     (site.cache(7) / ".jobcache/id").write_text("della 7 0 5\n")
     assert decisions(site) == {"hf-datasets-7": ("keep", "other_cluster")}
     assert slurm.questions() == []
 
 
-def test_open_files_keep(site: Site, slurm: FakeSlurm) -> None:
-    """A cache that a process of its owner has open stays, and the event names the process."""
+def test_open_file_keeps_cache(site: Site, slurm: FakeSlurm) -> None:
+    """The event names the process of the owner that has the file open."""
     site.task_prolog(7)
     site.fill(site.cache(7), "open.arrow")
     with (site.cache(7) / "open.arrow").open() as file, subprocess.Popen(["sleep", "60"], stdin=file, user=UID) as holder:
@@ -240,19 +257,19 @@ def test_open_files_keep(site: Site, slurm: FakeSlurm) -> None:
     assert not site.cache(7).exists()
 
 
-def test_alive_again_in_the_second_listing(site: Site, slurm: FakeSlurm) -> None:
-    """Two listings have to agree that a job is dead."""
+def test_job_in_second_listing_alone_is_alive(site: Site, slurm: FakeSlurm) -> None:
+    """Two listings must agree that a job is dead."""
     site.task_prolog(7)
-    slurm.says("1|1|RUNNING|9")
+    slurm.answer("1|1|RUNNING|9")
     (slurm.dir / "queue.2").write_text("7|7|RUNNING|5\n")
     sweep(site)
     assert site.cache(7).exists()
 
 
-def test_only_ones_own(site: Site, slurm: FakeSlurm) -> None:
-    """Without root, a user sweeps their own and cannot ask for another's."""
+def test_ordinary_user_sweeps_own_caches_only(site: Site, slurm: FakeSlurm) -> None:
+    """--user with another name is wrong use."""
     for user in (ALICE, BOB):
-        site.task_prolog(7, user=user)
+        site.task_prolog(NOBODYS_JOB, user=user)
     site.dir.joinpath("slurm").chmod(0o777)
     slurm.asked.touch()
     slurm.asked.chmod(0o666)
@@ -266,25 +283,26 @@ def test_only_ones_own(site: Site, slurm: FakeSlurm) -> None:
         command, user=UID, group=60, extra_groups=[], env=env, cwd="/", capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [site.cache(7).exists(), site.cache(7, user=BOB).exists()] == [False, True]
+    assert [site.cache(NOBODYS_JOB).exists(), site.cache(NOBODYS_JOB, user=BOB).exists()] == [False, True]
     done = subprocess.run(
         [*command, "--user", BOB], user=UID, group=60, extra_groups=[], env=env, cwd="/", capture_output=True, check=False
     )
     assert done.returncode == 2
 
 
-def test_one_at_a_time(site: Site, slurm: FakeSlurm) -> None:
-    """A second sweep says who holds the first, and does nothing."""
+def test_second_sweep_ends_at_once(site: Site, slurm: FakeSlurm) -> None:
+    """It prints the process that holds the lock, and does nothing."""
     with lock.Lock(f"{site.dir}/run/sweep-shared-1-of-1.lock"):
         result = sweep(site)
     assert result.exit_code == 1 and f"pid {os.getpid()}" in result.output
 
 
-def test_off(site: Site, slurm: FakeSlurm) -> None:
-    """The file `off` stops the sweep too."""
+def test_off_file_stops_sweep(site: Site, slurm: FakeSlurm) -> None:
+    """The sweep prints the name of the file, and the remedy."""
     site.task_prolog(7)
     (site.hooks / "off").touch()
-    assert sweep(site).exit_code == 0
+    result = sweep(site)
+    assert result.exit_code == 0 and f"{site.hooks}/off exists; remove it" in result.output
     assert site.cache(7).exists()
 
 
@@ -296,8 +314,8 @@ def test_shards_are_a_partition(site: Site, slurm: FakeSlurm) -> None:
     assert sum(seen) == 2
 
 
-def test_removed_users(site: Site, slurm: FakeSlurm) -> None:
-    """A user who is no longer known is a number, and their orphans go all the same."""
+def test_orphan_of_removed_user_is_reaped(site: Site, slurm: FakeSlurm) -> None:
+    """A user without an account is a number."""
     site.task_prolog(7)
     home = site.scratch / ALICE
     for path in (home, *home.rglob("*")):
@@ -307,8 +325,8 @@ def test_removed_users(site: Site, slurm: FakeSlurm) -> None:
     assert not site.cache(7).exists()
 
 
-def test_node_local(site: Site, slurm: FakeSlurm) -> None:
-    """Node-local scratch is swept by --node-local, and only by that."""
+def test_node_local_scratch_needs_option(site: Site, slurm: FakeSlurm) -> None:
+    """Only --node-local sweeps it."""
     local = site.dir / "local"
     local.mkdir(mode=0o1777)
     local.chmod(0o1777)
@@ -319,13 +337,13 @@ def test_node_local(site: Site, slurm: FakeSlurm) -> None:
     assert decisions(site, "--node-local", "--node", "n1") != {}
 
 
-def test_list(site: Site, slurm: FakeSlurm) -> None:
-    """Every directory with its state, sizes and leases; as JSON and as a table."""
+def test_list_shows_state_size_and_leases(site: Site, slurm: FakeSlurm) -> None:
+    """As JSON and as a table, which can be filtered."""
     site.task_prolog(7)
     site.task_prolog(7, node="n2", step="0")
     site.fill(site.cache(7), "a", "b", size=4096)
     site.task_prolog(8)
-    slurm.says("7|7|RUNNING|5")
+    slurm.answer("7|7|RUNNING|5")
     rows = json.loads(jobcache(site, "list", "--json").output)
     assert [(row["job_id"], row["state"], row["nodes"], row["bytes"], row["files"]) for row in rows] == [
         (7, "live", ["n1", "n2"], 8192, 2),
@@ -335,24 +353,24 @@ def test_list(site: Site, slurm: FakeSlurm) -> None:
     assert "n1,n2" in table and "8.2 kB" in table and "hf-datasets-8" not in table
 
 
-# ------------------------------------------------------------------------------------------------------ what hangs
+# ---------------------------------------------------------------------------------------------------- hung directories
 
 
 def hang(monkeypatch: pytest.MonkeyPatch, *users: str) -> None:
-    """The directories of these users do not answer; half a second is patience enough."""
-    real = directories.caches
+    """Let the directories of these users hang, and half a second count as hung."""
+    real = directories.list_directories
 
-    def caches(home: directories.Home, *rest: Any) -> Any:
-        if home.user in users:
+    def list_directories(place: user_directories.UserDirectory, *rest: Any) -> Any:
+        if place.user in users:
             time.sleep(60)
-        return real(home, *rest)
+        return real(place, *rest)
 
-    monkeypatch.setattr(directories, "caches", caches)
+    monkeypatch.setattr(directories, "list_directories", list_directories)
     monkeypatch.setattr(gathering, "PATIENCE", 0.5)
 
 
-def test_hung_homes_are_said(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's directory that does not answer costs its own caches' sweep, and nobody else's."""
+def test_hung_user_directory_is_reported(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caches of other users are swept."""
     for user in (ALICE, BOB):
         site.task_prolog(7, user=user)
     hang(monkeypatch, ALICE)
@@ -362,7 +380,7 @@ def test_hung_homes_are_said(site: Site, slurm: FakeSlurm, monkeypatch: pytest.M
 
 
 def survey(items: list[int], hung: set[int], memory: gathering.Hung) -> tuple[list[int], dict[int, str]]:
-    """Survey numbers, at some of which a child hangs; return those that answered, and why others are lost."""
+    """Survey numbers. A child hangs at those in `hung`. Return the numbers with facts, and the reason for each lost one."""
     lost: dict[int, str] = {}
 
     def facts(item: int) -> Any:
@@ -371,12 +389,12 @@ def survey(items: list[int], hung: set[int], memory: gathering.Hung) -> tuple[li
         yield {}
         yield {"item": item}
 
-    found = gathering.survey(items, facts, lambda gone, why: lost.update(dict.fromkeys(gone, why)), memory, str)
+    found = gathering.survey(items, facts, lambda items, why: lost.update(dict.fromkeys(items, why)), memory, str)
     return sorted(fact["item"] for fact in found), lost
 
 
-def test_any_number_may_hang_while_others_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each that hangs is lost, and only those."""
+def test_survey_loses_only_hung_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children finish their other items."""
     monkeypatch.setattr(gathering, "PATIENCE", 0.2)
     hung = set(range(3, 100, 10))
     answered, lost = survey(list(range(100)), hung, gathering.Hung(str(tmp_path)))
@@ -384,8 +402,8 @@ def test_any_number_may_hang_while_others_answer(tmp_path: Path, monkeypatch: py
     assert set(lost) == hung
 
 
-def test_a_filesystem_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing answers at all, it ends after a few, and says so of all."""
+def test_survey_ends_after_few_hung_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing answers, the whole filesystem hangs. Every item is reported as lost."""
     monkeypatch.setattr(gathering, "PATIENCE", 0.2)
     monkeypatch.setattr(gathering, "_BATCH", 10)
     began = time.monotonic()
@@ -394,8 +412,8 @@ def test_a_filesystem_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest
     assert time.monotonic() - began < 20
 
 
-def test_where_a_process_is_stuck_none_is_added(tmp_path: Path) -> None:
-    """As long as it lives; and a process that has its number later is another."""
+def test_survey_avoids_place_of_stuck_process(tmp_path: Path) -> None:
+    """Until that process has ended. A later process with the same id is another one."""
     memory = gathering.Hung(str(tmp_path / "run"))
     with subprocess.Popen(["sleep", "60"]) as stuck:
         memory.note("5", stuck.pid)
@@ -408,8 +426,8 @@ def test_where_a_process_is_stuck_none_is_added(tmp_path: Path) -> None:
 
 
 def test_one_user_cannot_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one user's directories, so many are looked at, and it is said that there are more."""
-    monkeypatch.setattr(scanning, "_MOST_EACH", 3)
+    """A sweep takes a bounded number of directories of one user, and reports that there are more."""
+    monkeypatch.setattr(scanning, "MOST_DIRECTORIES", 3)
     for job in range(1, 6):
         site.task_prolog(job)
     site.task_prolog(7, user=BOB)
@@ -424,13 +442,13 @@ def test_one_user_cannot_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch:
 
 
 def holding(site: Site, job: int, environment_of: int | None) -> subprocess.Popen[bytes]:
-    """A process of alice's that has the job's cache as its directory, started with a job's environment, or none's."""
+    """Start a process of Alice in the job's cache, with the environment of a job, or of none."""
     env = {"SLURM_JOB_ID": str(environment_of)} if environment_of else {}
     return subprocess.Popen(["/bin/sleep", "60"], cwd=site.cache(job), env=env, user=UID, group=60, extra_groups=[])
 
 
-def test_strays_are_ended_where_the_site_says_so(site: Site, slurm: FakeSlurm) -> None:
-    """Those of this very job; what another job or a login left open keeps the cache, and lives."""
+def test_stray_processes_are_terminated_on_request(site: Site, slurm: FakeSlurm) -> None:
+    """Only processes of the same job are. Those of another job or a login live, and keep the cache."""
     site.configure(sweep={**site.keys["sweep"], "stray_processes": "terminate"})
     for job in (7, 8):
         site.task_prolog(job)
@@ -449,37 +467,46 @@ def test_strays_are_ended_where_the_site_says_so(site: Site, slurm: FakeSlurm) -
                 process.kill()
 
 
-def test_strays_are_only_reported_unless_the_site_says_so(site: Site, slurm: FakeSlurm) -> None:
-    """And never ended by a dry run."""
+def test_stray_processes_are_reported_by_default(site: Site, slurm: FakeSlurm) -> None:
+    """A dry run never terminates any."""
     site.task_prolog(7)
     with holding(site, 7, 7) as stray:
         sweep(site)
         site.configure(sweep={**site.keys["sweep"], "stray_processes": "terminate"})
-        said = sweep(site, "--dry-run").output
+        output = sweep(site, "--dry-run").output
         assert stray.poll() is None
-        assert f"would terminate {stray.pid} in {site.cache(7)}\n" in said
+        assert f"would terminate {stray.pid} in {site.cache(7)}\n" in output
         stray.kill()
 
 
-@pytest.mark.parametrize("whose", ["root", ALICE])
-def test_a_step_on_this_host_says_that_its_job_lives(site: Site, slurm: FakeSlurm, whose: str) -> None:
-    """Then nobody has to be asked. A title that a user gave a process of their own says nothing."""
+@pytest.mark.parametrize("owner", ["root", ALICE])
+def test_step_on_this_host_proves_job_alive(site: Site, slurm: FakeSlurm, owner: str) -> None:
+    """Slurm is not asked then. A process of a user with the title of a step proves nothing."""
     site.task_prolog(7)
     title = ["bash", "-c", "exec -a 'slurmstepd: [7.batch]' sleep 60"]
-    with subprocess.Popen(title, user=pwd.getpwnam(whose).pw_uid) as step:
+    with subprocess.Popen(title, user=pwd.getpwnam(owner).pw_uid) as step:
         while b"slurmstepd" not in Path(f"/proc/{step.pid}/cmdline").read_bytes().partition(b"\0")[0]:
             time.sleep(0.01)
         sweep(site)
         step.kill()
-    assert site.cache(7).exists() == (whose == "root")
-    assert bool(slurm.questions()) == (whose != "root")
+    assert site.cache(7).exists() == (owner == "root")
+    assert bool(slurm.questions()) == (owner != "root")
 
 
-# -------------------------------------------------------------------------------------------------- reported, and kept
+def test_steps_outside_of_given_host_do_not_count(site: Site, slurm: FakeSlurm) -> None:
+    """A sweep takes the processes from its host. Steps of job 1 run on this machine while these tests run."""
+    site.task_prolog(1)
+    foreign = processes.jobs_with_steps(Host().pids())
+    assert os.geteuid() != 0 or {1, 7, 8, 71} <= foreign
+    assert processes.jobs_with_steps(HOST.pids()) == set()
+    assert decisions(site) == {"hf-datasets-1": ("reap", "orphan")}
 
 
-def test_what_is_only_reported(site: Site, slurm: FakeSlurm) -> None:
-    """What its owner closed, and what was put aside: they stay, the event counts them, `list` shows them."""
+# ------------------------------------------------------------------------------------------------------- reported, kept
+
+
+def test_unreadable_and_set_aside_directories_are_reported(site: Site, slurm: FakeSlurm) -> None:
+    """They stay, the event counts them, and `list` shows them."""
     site.task_prolog(7)
     site.task_prolog(8)
     site.cache(8).chmod(0)
@@ -496,8 +523,8 @@ def test_what_is_only_reported(site: Site, slurm: FakeSlurm) -> None:
     assert {row["state"] for row in rows} == {"unknown", "aside"}
 
 
-def test_a_deep_tree_is_listed(site: Site, slurm: FakeSlurm) -> None:
-    """However deep: what lies too deep for a dataset is not measured."""
+def test_deep_tree_is_listed_and_reaped(site: Site, slurm: FakeSlurm) -> None:
+    """Levels too deep for a dataset are not measured."""
     site.task_prolog(7)
     deep = os.open(site.cache(7), os.O_RDONLY)
     for _ in range(3000):
@@ -512,11 +539,11 @@ def test_a_deep_tree_is_listed(site: Site, slurm: FakeSlurm) -> None:
     assert not site.cache(7).exists()
 
 
-def test_cron_cannot_name_another_slurm(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURM_CONF counts when `apply` runs, and never for a sweep."""
-    told = slurm.dir / "conf"
+def test_sweep_ignores_slurm_conf_of_environment(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM_CONF is read when `apply` runs, and never by a sweep."""
+    confs = slurm.dir / "conf"
     squeue = slurm.dir / "squeue"
-    squeue.write_text(squeue.read_text().replace("#!/bin/sh\n", f'#!/bin/sh\necho "${{SLURM_CONF-none}}" >>{told}\n'))
+    squeue.write_text(squeue.read_text().replace("#!/bin/sh\n", f'#!/bin/sh\necho "${{SLURM_CONF-none}}" >>{confs}\n'))
     site.task_prolog(7)
     monkeypatch.setenv("SLURM_CONF", "/etc/of-cron")
     sweep(site)
@@ -524,23 +551,21 @@ def test_cron_cannot_name_another_slurm(site: Site, slurm: FakeSlurm, monkeypatc
     site.task_prolog(7)
     monkeypatch.delenv("SLURM_CONF")
     sweep(site)
-    assert told.read_text().split() == ["none", "none", "/etc/of-cron", "/etc/of-cron"]
+    assert confs.read_text().split() == ["none", "none", "/etc/of-cron", "/etc/of-cron"]
 
 
-# ------------------------------------------------------------------------------ what anybody can put beside the others
+# ------------------------------------------------------------------------------------ directories that users can plant
 
 
 def owned_by(user: str, path: Path) -> Path:
-    """Make a directory that is this user's."""
+    """Make a directory with this owner."""
     path.mkdir(parents=True, exist_ok=True)
     os.chown(path, pwd.getpwnam(user).pw_uid, -1)
     return path
 
 
-def test_a_users_directory_that_hangs_costs_that_user_alone(
-    site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Even to ask whose it is can hang."""
+def test_hung_owner_lookup_skips_one_user(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even reading the owner of a directory can hang."""
     monkeypatch.setattr(gathering, "PATIENCE", 3.0)
     site.task_prolog(7, user=BOB)
     with hung(owned_by(ALICE, site.scratch / ALICE)) as server:
@@ -550,8 +575,8 @@ def test_a_users_directory_that_hangs_costs_that_user_alone(
     assert not site.cache(7, user=BOB).exists()
 
 
-def test_what_is_no_nodes_directory_costs_nobody(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file, a link to nowhere, and a directory that hangs, beside the nodes' own."""
+def test_obstacles_beside_node_directories_are_skipped(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files, dangling links, and a directory that hangs. Only the last one is reported."""
     monkeypatch.setattr(gathering, "PATIENCE", 3.0)
     site.configure(path=f"{site.scratch}/{{node}}/{{user}}/hf-{{job_id}}")
     caches = [Path(site.task_prolog(7, node=f"n{at}").cache or "") for at in range(5)]
@@ -561,15 +586,15 @@ def test_what_is_no_nodes_directory_costs_nobody(site: Site, slurm: FakeSlurm, m
         os.lchown(site.scratch / f"link-{at}", UID, -1)
     with hung(owned_by(BOB, site.scratch / "hung")):
         result = sweep(site)
-    said = result.output.splitlines()
-    assert said[0] == f"{site.scratch}/hung: late: it does not answer"
-    assert {line.partition(": ")[0] for line in said} == {f"{site.scratch}/hung"}
+    lines = result.output.splitlines()
+    assert lines[0] == f"{site.scratch}/hung: late: it does not answer"
+    assert {line.partition(": ")[0] for line in lines} == {f"{site.scratch}/hung"}
     assert not any(cache.exists() for cache in caches)
 
 
-def test_many_directories_of_one_user_do_not_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by directories that look like other users', nor by some in each of them."""
-    monkeypatch.setattr(scanning, "_MOST_EACH", 5)
+def test_many_planted_directories_do_not_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both the directories with names of users and the directories in them are bounded."""
+    monkeypatch.setattr(scanning, "MOST_DIRECTORIES", 5)
     for at in range(20):
         for job in (1, 2, 3):
             owned_by(ALICE, site.scratch / f"user-{at}")
@@ -577,13 +602,13 @@ def test_many_directories_of_one_user_do_not_fill_a_sweep(site: Site, slurm: Fak
             owned_by(ALICE, site.scratch / f"user-{at}/.cache/hf-datasets-{job}")
     site.task_prolog(7, user=BOB)
     result = sweep(site)
-    assert "more than 8 such directories" in result.output and "more than 5 directories" in result.output
+    assert "more than 8 directories here" in result.output and "more than 5 directories" in result.output
     assert site.events("sweep.finished")[0]["found"] == 6
     assert not site.cache(7, user=BOB).exists()
 
 
-def test_uid_above_and_user_below(site: Site, slurm: FakeSlurm) -> None:
-    """The user's name is the account's where the directory above does not tell it."""
+def test_template_with_uid_above_user(site: Site, slurm: FakeSlurm) -> None:
+    """If the path has the uid alone, the account provides the name."""
     site.configure(path=f"{site.scratch}/{{uid}}/hf-{{user}}-{{job_id}}")
     made = Path(site.task_prolog(7).cache or "")
     assert made.name == f"hf-{ALICE}-7"
@@ -592,8 +617,8 @@ def test_uid_above_and_user_below(site: Site, slurm: FakeSlurm) -> None:
 
 
 @pytest.mark.parametrize("name", ["hf-datasets-7", ".jobcache-trash-7-abcd", ".jobcache-new-7-abcd"])
-def test_what_is_mounted_is_left_alone(site: Site, slurm: FakeSlurm, name: str) -> None:
-    """Under any name of ours, with a record of ours: seized or emptied, it would be lost where it comes from."""
+def test_mount_point_is_left_alone(site: Site, slurm: FakeSlurm, name: str) -> None:
+    """Under each kind of name, with a record of jobcache. Deleting it would destroy the data at its source."""
     site.task_prolog(7)
     precious = site.dir / "precious"
     shutil.copytree(site.cache(7), precious)
@@ -606,11 +631,9 @@ def test_what_is_mounted_is_left_alone(site: Site, slurm: FakeSlurm, name: str) 
     assert (precious / "thesis").exists() and (precious / ".jobcache/nodes/n1").exists()
 
 
-def test_processes_that_open_everything_do_not_fill_a_sweep(
-    site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of those that use a cache, some are named; all of them keep it."""
-    monkeypatch.setattr(processes, "_MOST_USING", 2)
+def test_many_processes_do_not_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them keeps the cache. The event names some of them."""
+    monkeypatch.setattr(processes, "MOST_NAMED", 2)
     site.task_prolog(7)
     users = [holding(site, 7, None) for _ in range(5)]
     try:
@@ -623,8 +646,8 @@ def test_processes_that_open_everything_do_not_fill_a_sweep(
             user.wait()
 
 
-def test_another_clusters_job_of_this_id_is_not_ended(site: Site, slurm: FakeSlurm) -> None:
-    """On a host that serves two clusters, it may use a directory of the same name."""
+def test_process_of_another_clusters_job_is_not_terminated(site: Site, slurm: FakeSlurm) -> None:
+    """On a host that serves two clusters, a job with the same id can use a directory with the same name."""
     site.configure(sweep={**site.keys["sweep"], "stray_processes": "terminate"})
     site.task_prolog(7)
     env = {"SLURM_JOB_ID": "7", "SLURM_CLUSTER_NAME": "della"}
@@ -636,33 +659,33 @@ def test_another_clusters_job_of_this_id_is_not_ended(site: Site, slurm: FakeSlu
         assert other.wait() == -9
 
 
-def test_one_users_orphans_have_their_time_and_no_more(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each sweep reaps one of them at least; what it leaves, it says."""
-    monkeypatch.setattr(reaping, "_LONGEST", 0.0)
+def test_time_for_one_owner_is_bounded(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sweep reaps at least one directory of each owner, and reports the rest."""
+    monkeypatch.setattr(reaping, "OWNER_BUDGET", 0.0)
     for job in (71, 72, 73):
         site.task_prolog(job)
     result = sweep(site)
-    assert result.exit_code == 1 and f"2 of uid {UID}'s are left for the next sweep" in result.output
+    assert result.exit_code == 1 and f"the time for uid {UID} is used up; 2 directories are left" in result.output
     assert len(site.events("cache.orphan_reaped")) == 1
 
 
-def test_a_cache_made_after_slurm_was_asked_is_young(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job id that comes again: the new job's cache stands where the dead one's was found. Without any grace, even."""
+def test_cache_that_replaces_orphan_is_young(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new job with the same id makes its cache after the two listings. Even `grace: 0` does not make it an orphan."""
     site.task_prolog(71)
-    real = scanning.look_again
+    real = scanning.inspect_all
 
     def later(*args: Any, **more: Any) -> Any:
         site.task_prolog(71)
         return real(*args, **more)
 
-    monkeypatch.setattr(scanning, "look_again", later)
+    monkeypatch.setattr(scanning, "inspect_all", later)
     sweep(site)
     assert site.cache(71).exists()
     assert site.events("sweep.finished")[0]["reasons"] == {"young": 1}
 
 
-def test_what_else_a_user_has_beside_their_nodes_directories(site: Site, slurm: FakeSlurm) -> None:
-    """A file and a directory that they closed: the caches are found all the same, and the closed one is said."""
+def test_closed_directory_beside_node_directories_is_reported(site: Site, slurm: FakeSlurm) -> None:
+    """The caches in the node directories are reaped."""
     site.configure(path=f"{site.scratch}/{{user}}/{{node}}/of/{{node}}/hf-{{job_id}}")
     made = [Path(site.task_prolog(71, node=f"n{at}").cache or "") for at in range(4)]
     for at in range(4):
@@ -673,10 +696,8 @@ def test_what_else_a_user_has_beside_their_nodes_directories(site: Site, slurm: 
     assert not any(cache.exists() for cache in made)
 
 
-def test_a_project_that_only_another_group_of_the_user_enters(
-    site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The TaskProlog has all groups of its user, and so has who looks for what it has made."""
+def test_sweep_uses_all_groups_of_user(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project directory can be open to another group of the user alone, which the TaskProlog has as well."""
     project = site.scratch / "project"
     site.configure(path=f"{project}/{{user}}/hf-{{job_id}}")
     owned_by(ALICE, project / ALICE)
@@ -689,11 +710,11 @@ def test_a_project_that_only_another_group_of_the_user_enters(
     assert (result.exit_code, result.output, made.exists()) == (0, "", False)
 
 
-def test_what_others_say_stays_one_plain_line(site: Site, slurm: FakeSlurm) -> None:
-    """A directory that is named like a smiley, and an error of Slurm's with what moves a terminal's cursor."""
+def test_foreign_text_is_printed_as_one_plain_line(site: Site, slurm: FakeSlurm) -> None:
+    """The name of a directory with an emoji code, and an error of Slurm with a terminal escape."""
     home = owned_by(ALICE, site.scratch / ":skull:")
     owned_by(ALICE, home / ".cache")
     owned_by(ALICE, home / ".cache/hf-datasets-71")
     assert ":skull:" in jobcache(site, "list").output
-    slurm.says(status="1", stderr="squeue: error: \x1b[2J\x1b[31mall is well\n")
+    slurm.answer(status="1", stderr="squeue: error: \x1b[2J\x1b[31mall is well\n")
     assert "\\x1b[2J" in sweep(site).output

@@ -1,6 +1,6 @@
-"""A scratch that misbehaves: a FUSE filesystem that passes everything through to a directory, but for the faults it is told.
+"""A FUSE filesystem with faults: it passes each operation through to a directory, and adds the faults of the test.
 
-Its server is a process of its own, so that whoever looks at the mount from the test waits for nobody but the server.
+Its server is a process of its own, so that a test that accesses the mount waits for the server alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
-from support.mounts import mount  # noqa: E402
+from support.mounts import mount
 
 OPS = {
     1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod", 9: "mkdir", 10: "unlink",
@@ -27,24 +27,29 @@ OPS = {
     25: "flush", 26: "init", 27: "opendir", 28: "readdir", 29: "releasedir", 30: "fsyncdir", 31: "getlk", 32: "setlk",
     33: "setlkw", 35: "create", 36: "interrupt", 38: "destroy", 42: "batch_forget",
 }  # fmt: skip
-CHANGES = ("mkdir", "create", "write", "rename", "unlink", "rmdir", "setattr")  # what changes something on scratch
+CHANGES = ("mkdir", "create", "write", "rename", "unlink", "rmdir", "setattr")  # operations that change a scratch
 _SILENT = ("forget", "batch_forget", "interrupt")
 _IN = struct.Struct("=IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, padding
 _OUT = struct.Struct("=IiQ")
 _GREETING = struct.Struct("=IIIIHHIIHHI28x")
 _ATTR = struct.Struct("=6Q10I")
-_FLOCK = 1 << 10  # FUSE_FLOCK_LOCKS: the server is asked for each flock(2)
-_DIRECT = 1  # FOPEN_DIRECT_IO: no page cache, so that each error is its caller's
+_FLOCK = 1 << 10  # FUSE_FLOCK_LOCKS: the kernel passes each flock(2) to the server
+_DIRECT = 1  # FOPEN_DIRECT_IO: no page cache, so that each caller gets its own error
 _MNT_FORCE = 1
 _NOBODY = 65534
 
 
 @dataclass
 class Faults:
-    """errors: errno by operation, "*" for all. delay: seconds that each operation takes. after: so many operations that
-    the armed filesystem does well before it begins to fail. dies: it then is gone for good, as a server that crashes.
+    """The faults of a filesystem.
 
-    squash: root is nobody here, as on NFS. folds: names that differ in case alone are one. no_types: readdir tells none.
+    errors: errno by operation, "*" for all.
+    delay: seconds that each operation takes.
+    after: operations that succeed on the armed filesystem before the first fault.
+    dies: the server ends at the first fault, like one that crashes.
+    squash: root is nobody, as on NFS.
+    folds: names that differ in case alone are the same.
+    no_types: readdir returns no types.
     """
 
     errors: Mapping[str, int] = field(default_factory=dict)
@@ -57,7 +62,7 @@ class Faults:
 
 
 class FaultFS:
-    """A mounted one. It does no wrong (but for `squash`, `folds`, `no_types`) until it is armed."""
+    """A mounted filesystem. Until it is armed, its only faults are `squash`, `folds` and `no_types`."""
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, 16)
@@ -70,15 +75,16 @@ class FaultFS:
 
     @property
     def served(self) -> int:
-        """Operations that the armed filesystem was asked for."""
+        """Return the number of operations that the armed filesystem has received."""
         return int.from_bytes(self._shared[8:16], "little")
 
 
 @contextmanager
 def faulty(backing: Path, point: Path, faults: Faults, *, only: tuple[int, int] | None = None) -> Iterator[FaultFS]:
-    """Show the directory `backing` at the existing directory `point`, for the length of the block.
+    """Mount the directory `backing` at the existing directory `point` for the length of the block.
 
-    only: (uid, gid) of the one user who may enter: everybody else, root too, gets EACCES. Needs root and /dev/fuse.
+    only: (uid, gid) of the one user who may enter. Everybody else, root included, gets EACCES.
+    Needs root and /dev/fuse.
     """
     fs = FaultFS()
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -115,7 +121,7 @@ class _Server:
         root = os.open(backing, os.O_PATH | os.O_DIRECTORY)
         self.fds = {1: root}  # by node, O_PATH
         self.nodes = {self._key(root): 1}
-        self.looked = {1: 1}
+        self.lookups = {1: 1}
         self.next = 2
 
     @staticmethod
@@ -151,7 +157,7 @@ class _Server:
             try:
                 os.write(self.device, _OUT.pack(_OUT.size + len(data), -number, unique) + data)
             except OSError:
-                continue  # who asked has gone
+                continue  # the caller has ended
 
     def _misbehave(self, name: str) -> None:
         if not self.shared[0]:
@@ -170,17 +176,17 @@ class _Server:
     # ------------------------------------------------------------------------------------------------------- helpers
 
     def _forget(self, node: int, count: int) -> None:
-        self.looked[node] = self.looked.get(node, 0) - count
-        if node != 1 and self.looked[node] <= 0 and node in self.fds:
+        self.lookups[node] = self.lookups.get(node, 0) - count
+        if node != 1 and self.lookups[node] <= 0 and node in self.fds:
             fd = self.fds.pop(node)
-            del self.nodes[self._key(fd)], self.looked[node]
+            del self.nodes[self._key(fd)], self.lookups[node]
             os.close(fd)
 
     def _real(self, node: int) -> str:
         return f"/proc/self/fd/{self.fds[node]}"
 
     def _may(self, node: int, uid: int, bits: int) -> None:
-        """As an NFS server does that squashes root: nobody's rights are the others'."""
+        """Refuse root what `others` may not do, like an NFS server with root squash."""
         if self.faults.squash and uid == 0 and os.fstat(self.fds[node]).st_mode & bits != bits:
             raise OSError(errno.EACCES, "")
 
@@ -200,7 +206,7 @@ class _Server:
             self.nodes[key], self.fds[node] = node, fd
         else:
             os.close(fd)
-        self.looked[node] = self.looked.get(node, 0) + 1
+        self.lookups[node] = self.lookups.get(node, 0) + 1
         return struct.pack("=4Q2I", node, 0, 0, 0, 0, 0) + self._attributes(node)
 
     def _attributes(self, node: int) -> bytes:
@@ -230,7 +236,7 @@ class _Server:
         return struct.pack("=QII", 0, 0, 0) + self._attributes(node)
 
     def do_setattr(self, node: int, body: bytes, uid: int, gid: int) -> bytes:
-        self._may(node, uid, 0o10000000)  # a right that nobody has
+        self._may(node, uid, 0o10000000)  # a permission that no mode grants
         valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, to_uid, to_gid, _ = struct.unpack(
             "=IIQQQQQQIIIIIIII", body[:88]
         )

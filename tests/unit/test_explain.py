@@ -16,7 +16,7 @@ from jobcache.cli import explain as cli_explain
 from jobcache.cli.main import main
 from jobcache.diagnostics import explain
 from jobcache.diagnostics.explain import Remains, Site, Slurms, tell
-from jobcache.sweep.plan import Found
+from jobcache.sweep.plan import Directory
 
 SITE = Site("abc", first="2026-11-01T00:00:00Z", sources=("/var/log/jobcache/events.jsonl",))
 PATH = "/s/alice/hf-datasets-42"
@@ -29,7 +29,7 @@ def event(name: str, minute: int, **fields: Any) -> dict[str, Any]:
 
 
 def remains(**fields: Any) -> Remains:
-    return Remains(Found(kind="cache", path=PATH, job_id=42, run=0, uid=5, identity=("c", 42, 0, 5), nodes=("n1",), **fields))
+    return Remains(Directory(kind="cache", path=PATH, job_id=42, run=0, uid=5, identity=("c", 42, 0, 5), nodes=("n1",), **fields))
 
 
 MADE = event("cache.created", 1, outcome="made", source="syslog")
@@ -50,8 +50,8 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[Remains], Slurms, str]] = {
     "kept, and no event": ([], [remains(keep_until=1795440127.0, now=1795353809.0)], OVER, "kept until 2026-11-23T13:22:07Z"),
     "kept for long enough": ([], [remains(keep_until=1795353808.0, now=1795353809.0)], OVER, "an orphan"),
     "slurm forgot": ([MADE], [remains()], Slurms(unknown="Invalid job id"), "Invalid job id"),
-    "trash": ([], [Remains(Found(kind="trash", path=PATH, job_id=42, run=None, uid=5))], OVER, "no cache any more"),
-    "by hand": ([], [Remains(Found(kind="cache", path=PATH, job_id=42, run=0, uid=5))], OVER, "no record of ours"),
+    "trash": ([], [Remains(Directory(kind="trash", path=PATH, job_id=42, run=None, uid=5))], OVER, "no cache any more"),
+    "by hand": ([], [Remains(Directory(kind="cache", path=PATH, job_id=42, run=0, uid=5))], OVER, "no record of ours"),
     "vanished": ([MADE], [], OVER, "No event says what became of it"),
     "before the log": ([], [], Slurms("COMPLETED", end="2026-10-01T00:00:00Z"), "begin at 2026-11-01"),
     "not begun": ([], [], Slurms("PENDING"), "has not begun"),

@@ -1,11 +1,11 @@
-"""What the commands share: settings, users, progress, tables."""
+"""The parts that all commands share: settings, users, progress, tables, and text without terminal escapes."""
 
 import os
 import pwd
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import click
 
@@ -14,12 +14,17 @@ from jobcache.config import compilation, errors, settings
 from jobcache.runner import run
 from jobcache.sweep import scanning
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 
 def load(config_file: str, hooks: Optional[str], path: Optional[str] = None) -> tuple[settings.Settings, str]:
-    """Return the compiled settings, of `hooks` or of the installed package, and the directory they are in.
+    """Return the compiled settings, of `hooks` or of the installed package, and their directory.
 
-    Where nothing is compiled yet, or another file is named than the one that was, the configuration file itself will do;
-    where there is none either, as for `path`, a user has what `jobcache run` goes by.
+    The configuration file itself is used before anything is compiled, and if --config names another file than the
+    compiled one. Without any configuration, and with `path`, a user gets the settings of `jobcache run`.
+    Raise click.ClickException for settings that cannot be used.
     """
     lib = os.path.abspath(hooks) if hooks else settings.LIB
     try:
@@ -41,23 +46,26 @@ def load(config_file: str, hooks: Optional[str], path: Optional[str] = None) -> 
 
 
 def wanted_user(name: Optional[str]) -> Optional[int]:
-    """Return the uid to look at, None for all; without root, always one's own."""
+    """Return the uid that --user selects, None for all users. An ordinary user always gets their own uid.
+
+    Raise click.BadParameter for an unknown user, and for another user if the caller is not root.
+    """
     if name is None:
         return None if os.geteuid() == 0 else os.geteuid()
     try:
         uid = int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
     except KeyError:
-        raise click.BadParameter(f"there is no user {name}", param_hint="--user") from None
+        raise click.BadParameter(f"user {name} does not exist", param_hint="--user") from None
     if os.geteuid() not in (0, uid):
-        raise click.BadParameter("only root can look at another user's", param_hint="--user")
+        raise click.BadParameter("only root can select another user", param_hint="--user")
     return uid
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[scanning.Say]:
-    """A progress bar on a terminal; silence elsewhere."""
+def progress(quiet: bool) -> Iterator[scanning.Progress]:
+    """Show a progress bar if stderr is a terminal. The block gets the function that moves it."""
     if quiet or not sys.stderr.isatty():
-        yield scanning.silent
+        yield scanning.no_progress
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -67,16 +75,35 @@ def progress(quiet: bool) -> Iterator[scanning.Say]:
     ) as bar:
         task = bar.add_task("", total=None)
 
-        def say(what: str, done: int, of: int) -> None:
-            bar.update(task, description=what, completed=done, total=of or None)
+        def move(activity: str, done: int, of: int) -> None:
+            bar.update(task, description=activity, completed=done, total=of or None)
 
-        yield say
+        yield move
+
+
+def console(piped: int, narrowest: int = 0) -> "Console":
+    """Return a console on stdout that prints text as it is, without markup.
+
+    piped: width in columns if stdout is no terminal.
+    narrowest: least width; on a narrower terminal lines wrap, and no number is cut short.
+    """
+    from rich.console import Console
+
+    made = Console(width=None if sys.stdout.isatty() else piped, markup=False, highlight=False, emoji=False)
+    made.width = max(made.width, narrowest)
+    return made
+
+
+def table() -> "Table":
+    """Return an empty table in the style of all commands."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def plain(text: str) -> str:
-    """A path as one line of a terminal, whatever its user put into it."""
-    return (
-        os.fsencode(text).decode("utf-8", "backslashreplace").encode("unicode_escape").decode("ascii")
-        if not text.isprintable()
-        else text
-    )
+    """Return text that a user could choose, such as a path, as one line without control characters."""
+    if text.isprintable():
+        return text
+    return os.fsencode(text).decode("utf-8", "backslashreplace").encode("unicode_escape").decode("ascii")

@@ -235,7 +235,8 @@ def hooks_path() -> None:
 @click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
 @click.option("--shard", metavar="I/N", default="1/1", help="Only the I-th of N parts of the users.")
 @click.option("--json", "as_json", is_flag=True, help="Print each decision as a line of JSON.")
-def sweep(**options: "Any") -> None:
+@click.pass_obj
+def sweep(host: "Any", /, **options: "Any") -> None:
     """Reap what crashes left behind: caches of jobs that are no more.
 
     Asks Slurm twice, `sweep.confirm` apart, which jobs are alive; where that is not known for certain, nothing of any
@@ -248,7 +249,7 @@ def sweep(**options: "Any") -> None:
     """
     from jobcache.cli import store, sweep
 
-    status = sweep.sweep_command(**options)
+    status = sweep.sweep_command(**options, host=host)
     whole = not any(options[name] for name in ("dry_run", "user", "node_local", "path")) and options["shard"].startswith("1/")
     if whole and os.geteuid() == 0:
         status = max(status, store.prune_daily(options["config_file"], options["hooks"]))
@@ -269,16 +270,17 @@ def sweep(**options: "Any") -> None:
 @click.option("--node-local", is_flag=True, help="This node's own scratch, in place of the shared one.")
 @click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_caches(**options: "Any") -> None:
+@click.pass_obj
+def list_caches(host: "Any", /, **options: "Any") -> None:
     """List the caches there are, and what they hold.
 
     \b
     Example:
       jobcache list --state orphan --sort bytes
     """
-    from jobcache.cli import sweep
+    from jobcache.cli import list_caches
 
-    sys.exit(sweep.list_command(**options))
+    sys.exit(list_caches.list_command(**options, host=host))
 
 
 @main.command()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from dataclasses import asdict
 from typing import Any, Optional
@@ -10,6 +9,7 @@ from typing import Any, Optional
 import click
 
 from jobcache.cache import timestamps
+from jobcache.cli import common
 from jobcache.cli.common import load, plain
 from jobcache.cli.explain import closed, sources
 from jobcache.config.notation import parse_duration
@@ -99,14 +99,9 @@ def _write(path: str, text: str) -> None:
 
 
 def _print(told: report.Report, by: str, top: int) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False)
-    console.width = max(console.width, _NARROWEST)
+    console = common.console(piped=160, narrowest=_NARROWEST)
     console.print(f"{told.since[:16]} to {told.until[:16]} UTC, {told.events} events")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = common.table()
     table.add_column(by)
     for name in ("caches", "bytes", "largest", "at once", "files", "life", "orphans", "seeded", "saved"):
         table.add_column(name, justify="right")

@@ -9,7 +9,7 @@ from jobcache.cache import dirfd, job_record, timestamps
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.diagnostics.explain import Remains, Slurms
 from jobcache.sweep import directories, scanning
-from jobcache.sweep.plan import Found
+from jobcache.sweep.plan import Directory
 from jobcache.system import as_user
 from jobcache.system.live_jobs import Unknown
 
@@ -45,17 +45,17 @@ def still_there(site: Settings, job_id: int, uid: Optional[int], node: str, trou
     found = []
     for local in (False, True):
         options = scanning.Options(user=uid, local=local, node=node, dry=True)
-        found += [one for one in scanning.look_for(site, options, trouble) if one.job_id == job_id and not one.error]
+        found += [one for one in scanning.list_all(site, options, trouble) if one.job_id == job_id and not one.error]
     return [seen for one in found for seen in _again(one)]
 
 
-def _again(one: Found) -> Iterator[Remains]:
+def _again(one: Directory) -> Iterator[Remains]:
     """Yield the directory with all that can be seen of it, as its owner."""
 
     def work(report: Callable[[dict[str, Any]], None]) -> None:
         parent, _, name = one.path.rpartition("/")
         fd = dirfd.open_directory(parent)
-        report(vars(directories.look(fd, name, one)))
+        report(vars(directories.inspect(fd, name, one)))
         cache_fd = os.open(name, dirfd.DIRECTORY, dir_fd=fd)
         report({"record": {key: job_record.read_record(cache_fd).get(key) for key in _TOLD}})
 
@@ -67,5 +67,5 @@ def _again(one: Found) -> Iterator[Remains]:
     if facts:
         identity = tuple(facts["identity"]) if facts["identity"] else None
         seen = {"identity": identity, "nodes": tuple(facts["nodes"]), "pids": tuple(facts["pids"])}
-        found = Found(**{**facts, **seen, "now": facts["now"] or time.time()})  # no decision hangs on it
+        found = Directory(**{**facts, **seen, "now": facts["now"] or time.time()})  # no decision hangs on it
         yield Remains(found, {key: value for key, value in record.items() if value})

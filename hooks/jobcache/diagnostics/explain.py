@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobcache.cache import timestamps
-from jobcache.sweep.plan import Found
+from jobcache.sweep.plan import Directory
 from jobcache.system.event_log import SYSLOG, Event, epoch, epoch_or_none
 
 # Each reason: what it means, and what to do about it, "" where nothing is to be done.
@@ -99,7 +99,7 @@ class Site:
 class Remains:
     """A directory of the job that still exists. record: what its job.json says, which its user can forge."""
 
-    found: Found
+    found: Directory
     record: dict[str, Any] = field(default_factory=dict)
 
 

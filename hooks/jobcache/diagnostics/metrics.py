@@ -15,7 +15,7 @@ from jobcache.cache import timestamps
 from jobcache.cache.path_template import Template
 from jobcache.config.settings import Settings
 from jobcache.sweep import listing, one_sweep, scanning
-from jobcache.sweep.plan import Decision
+from jobcache.sweep.host import Host
 from jobcache.system import as_user, event_log, files
 
 Labels = tuple[tuple[str, str], ...]
@@ -50,9 +50,7 @@ class Facts:
     users: Optional[dict[str, tuple[int, int]]] = None
 
 
-def record(
-    site: Settings, options: scanning.Options, result: one_sweep.Result, seconds: float, state_of: Callable[[Decision], str]
-) -> None:
+def record(site: Settings, options: scanning.Options, result: one_sweep.Result, seconds: float, host: Host) -> None:
     """Write the metrics of a sweep that took `seconds`, where the site wants them. What is in the way is said on stderr."""
     textfile = site.tree["metrics"]["textfile"]
     if textfile is None or options.user is not None:
@@ -60,7 +58,7 @@ def record(
     try:
         labels = {"scratch": "local" if options.local else "shared", "shard": f"{options.shard[0]}/{options.shard[1]}"}
         path = name_for(textfile, options)
-        write(path, of_sweep(_facts(site, options, result, seconds, state_of), previous(path), labels))
+        write(path, of_sweep(_facts(site, options, result, seconds, host), previous(path), labels))
         if site.log_file is not None:
             path = _beside(textfile, "host")
             before = previous(path)
@@ -257,23 +255,21 @@ def write(path: str, families: Iterable[Family]) -> None:
 # --------------------------------------------------------------------------------------------------------------- facts
 
 
-def _facts(
-    site: Settings, options: scanning.Options, result: one_sweep.Result, seconds: float, state_of: Callable[[Decision], str]
-) -> Facts:
+def _facts(site: Settings, options: scanning.Options, result: one_sweep.Result, seconds: float, host: Host) -> Facts:
     facts = Facts(time.time(), "unknown" if result.unknown else "finished", len(result.trouble), seconds)
-    gone = {one.decision.found.path for one in result.reaped if one.done}
-    left = [decision for decision in result.decisions if decision.found.path not in gone]
+    gone = {one.decision.directory.path for one in result.reaped if one.done}
+    left = [decision for decision in result.decisions if decision.directory.path not in gone]
     sizes: dict[str, tuple[int, int]] = {}
     if site.tree["metrics"].get("sizes"):
-        rows = listing.listed(site, options).rows
+        rows = listing.list_caches(site, options, host=host).rows
         left = [decision for decision, _ in rows]
-        sizes = {decision.found.path: size for decision, size in rows if size}
+        sizes = {decision.directory.path: size for decision, size in rows if size}
         facts.sizes = {}
         for decision, held in rows:
-            before = facts.sizes.get(state_of(decision), (0, 0))
-            facts.sizes[state_of(decision)] = before if held is None else (before[0] + held[0], before[1] + held[1])
+            before = facts.sizes.get(listing.state_of(decision), (0, 0))
+            facts.sizes[listing.state_of(decision)] = before if held is None else (before[0] + held[0], before[1] + held[1])
     for decision in left:
-        state = state_of(decision)
+        state = listing.state_of(decision)
         facts.states[state] = facts.states.get(state, 0) + 1
     for reaped in result.reaped:
         count, size, files = facts.reaped.get(reaped.decision.reason, (0, 0, 0))
@@ -281,9 +277,9 @@ def _facts(
     if site.tree["metrics"].get("by_user"):
         facts.users = {}
         for decision in left:
-            name = as_user.user_name(decision.found.uid)
+            name = as_user.user_name(decision.directory.uid)
             caches, total = facts.users.get(name, (0, 0))
-            facts.users[name] = caches + 1, total + sizes.get(decision.found.path, (0, 0))[0]
+            facts.users[name] = caches + 1, total + sizes.get(decision.directory.path, (0, 0))[0]
     for template in site.templates:
         if site.is_node_local(template) == options.local:
             facts.filesystems.update(_filesystem(template))

@@ -27,7 +27,7 @@ from jobcache.config.settings import FILE, LIB, OFF, POLICY, Settings, SettingsE
 from jobcache.config.settings import load as load_settings
 from jobcache.diagnostics import check
 from jobcache.diagnostics.check import EXCLUDED, OBTAINED, Compiled, Facts, Interpreter, Log, Schedule, Scratch, Script, Wiring
-from jobcache.sweep import scanning
+from jobcache.sweep import user_directories
 from jobcache.system import as_user, event_log, live_jobs, mounts, reaper
 
 _PATIENCE = 10.0  # seconds that scratch has for all of it
@@ -127,8 +127,8 @@ def _ordinary_user(site: Settings, name: Optional[str], trouble: list[str]) -> O
         return pwd.getpwnam(name)
     if os.geteuid() != 0:
         return pwd.getpwuid(os.geteuid())
-
-    for uid in sorted({home.uid for home in scanning.homes(site, site.templates, trouble) if home.uid >= site.min_uid}):
+    places = user_directories.list_user_directories(site, site.templates, trouble)
+    for uid in sorted({place.uid for place in places if place.uid >= site.min_uid}):
         try:
             return pwd.getpwuid(uid)
         except KeyError:

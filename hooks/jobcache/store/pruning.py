@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 from jobcache.cache import cache_names, dirfd, linking, path_template, reasons, store_names
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.store import store
-from jobcache.sweep import directories, scanning
+from jobcache.sweep import user_directories
 from jobcache.system import as_user, children, gathering, reaper
 from jobcache.system.live_jobs import Unknown
 
@@ -53,18 +53,18 @@ def places(site: Settings, only: Optional[int], trouble: list[str]) -> Iterator[
     if not site.store_user:
         return
     template = path_template.Template(f"{site.store_user}/{{job_id}}")
-    homes = scanning.homes(site, [template], trouble) if os.geteuid() == 0 else [own_home(site)]
+    homes = user_directories.list_user_directories(site, [template], trouble) if os.geteuid() == 0 else [own_home(site)]
     for home in homes:
         if only is None or home.uid == only:
             path = "/".join([home.path, *home.rest]) if os.geteuid() == 0 else home.path
             yield Place(path, home.uid, home.gid)
 
 
-def own_home(site: Settings) -> directories.Home:
+def own_home(site: Settings) -> user_directories.UserDirectory:
     """Return where the store is of whoever we are."""
     who = pwd.getpwuid(os.geteuid())
     path = store_names.store_path(str(site.store_user), user=who.pw_name, uid=who.pw_uid, cluster=site.cluster)
-    return directories.Home(str(site.store_user), path, (), who.pw_name, who.pw_uid, who.pw_gid)
+    return user_directories.UserDirectory(str(site.store_user), path, (), who.pw_name, who.pw_uid, who.pw_gid)
 
 
 def sites_place(site: Settings) -> Place:
@@ -150,7 +150,7 @@ def run(site: Settings, stores: Iterable[Place], dry: bool) -> Result:
     """Prune `stores` once."""
     result = Result()
     stores = list(stores)
-    turns = Turns(scanning.hung_of(site))
+    turns = Turns(user_directories.hung_places(site))
     slurm = slurm_client(site.tree)
     own = all(place.owner == os.geteuid() and not place.sites for place in stores)
     try:

@@ -1,34 +1,58 @@
-"""What `jobcache list` shows."""
+"""All caches with their state and size: the content of `jobcache list`."""
 
 from dataclasses import dataclass, replace
 from typing import Optional
 
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import one_sweep, scanning
-from jobcache.sweep.plan import Decision, is_candidate, plan
+from jobcache.sweep.host import THIS_HOST, Host
+from jobcache.sweep.plan import ASIDE, NEW, REAP, REPORT, TRASH, Decision, depends_on_jobs, plan
+from jobcache.sweep.user_directories import hung_places
 from jobcache.system.live_jobs import Listing, Unknown
+
+_STATES = {NEW: "half-made", TRASH: "trash", ASIDE: "aside"}  # by kind
 
 
 @dataclass
-class Listed:
-    """What `jobcache list` shows: each directory with what a sweep would think of it, and its (bytes, files)."""
+class Caches:
+    """rows: each directory with the decision that a sweep would make, and its (bytes, files). trouble: messages."""
 
     rows: list[tuple[Decision, Optional[tuple[int, int]]]]
     trouble: list[str]
 
 
-def listed(site: Settings, options: scanning.Options, say: scanning.Say = scanning.silent) -> Listed:
-    """Look at all there is, once; nothing is asked twice, waited for or changed."""
+def list_caches(
+    site: Settings,
+    options: scanning.Options,
+    progress: scanning.Progress = scanning.no_progress,
+    host: Host = THIS_HOST,
+) -> Caches:
+    """Return all directories on scratch. Slurm is asked once, and nothing is changed."""
     trouble: list[str] = []
     rules = replace(one_sweep.rules_of(site, options.node), confirm=0.0)
     sizes: dict[str, tuple[int, int]] = {}
-    found = list(scanning.look_again(scanning.scan(site, options, trouble, say), scanning.hung_of(site), trouble, say, sizes))
+    found = scanning.scan(site, options, trouble, progress, host)
+    found = list(scanning.inspect_all(found, hung_places(site), trouble, progress, host, sizes))
     listings: list[Listing] = []
     try:
-        one_sweep.without_live_job(
-            site, options, slurm_client(site.tree), [one for one in found if is_candidate(one, rules)], listings
-        )
+        candidates = [one for one in found if depends_on_jobs(one, rules)]
+        one_sweep.without_live_job(site, options, slurm_client(site.tree), candidates, listings)
     except Unknown as unknown:
-        trouble.append(f"which jobs are alive is not known: {unknown}")
+        trouble.append(f"the list of live jobs is unknown: {unknown}")
     decisions = plan(found, listings * 2, rules)
-    return Listed([(decision, sizes.get(decision.found.path)) for decision in decisions], trouble)
+    return Caches([(decision, sizes.get(decision.directory.path)) for decision in decisions], trouble)
+
+
+def state_of(decision: Decision) -> str:
+    """Return the state of a directory: live, orphan, kept, trash, half-made, aside, unrecorded or unknown."""
+    if decision.reason == "alive":
+        return "live"
+    if decision.reason in ("user_keep", "job_failed"):
+        return "kept"
+    if decision.directory.kind in _STATES:
+        return _STATES[decision.directory.kind]
+    if decision.directory.error:
+        return "unknown"
+    if decision.directory.identity is None:
+        return "unrecorded"
+    return "orphan" if decision.action in (REAP, REPORT) or decision.reason in ("young", "in_use") else "unknown"

@@ -1,28 +1,29 @@
-"""One sweep: find what is on scratch, ask Slurm twice, decide, and reap orphans as their owners.
+"""One sweep: list the directories on scratch, ask Slurm twice for the live jobs, decide, and reap orphans as their owners.
 
-Directories first, Slurm second: the other order would call a job that starts in between an orphan. Nothing is deleted
-by this module; each owner's child looks again and hands what is still the same to the reaper.
+The directories come first. A job that starts between the two steps would otherwise look like an orphan. This module
+deletes nothing: the child of each owner inspects a directory again, and passes it to the reaper if nothing has changed.
 """
 
 import os
-import time
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import processes, reaping, scanning
-from jobcache.sweep.plan import REAP, TRASH, Decision, Found, Rules, has_no_job, is_candidate, plan
+from jobcache.sweep.host import THIS_HOST, Host
+from jobcache.sweep.plan import REAP, TRASH, Decision, Directory, Rules, depends_on_jobs, has_no_job, plan
+from jobcache.sweep.user_directories import hung_places
 from jobcache.system.live_jobs import Listing, Unknown
 from jobcache.system.slurm import Slurm
 
 
 @dataclass
 class Result:
-    """What came of a sweep.
+    """The outcome of a sweep.
 
-    unknown: why the live jobs are not known, so that nothing was reaped. trouble: what could not be looked at or reaped,
-    in words. terminated: the processes that a dead job had left behind in its cache, pids by path; of a dry run, those that
-    would be ended.
+    unknown: why the live jobs are unknown; then no directory of a job was reaped.
+    trouble: messages about directories that could not be read or reaped.
+    terminated: the processes that dead jobs left behind in their caches, ids by path; in a dry run, those it would end.
     """
 
     decisions: list[Decision] = field(default_factory=list)
@@ -35,44 +36,84 @@ class Result:
 def run(
     site: Settings,
     options: scanning.Options,
-    say: scanning.Say = scanning.silent,
+    progress: scanning.Progress = scanning.no_progress,
     on_reaped: Callable[[reaping.Reaped], None] = lambda _: None,
     slurm: Optional[Slurm] = None,
+    host: Host = THIS_HOST,
 ) -> Result:
-    """Sweep once. `on_reaped` is called for each directory as it is reaped. slurm: default, as the settings say."""
-    result = Result()
-    slurm = slurm or slurm_client(site.tree)
-    rules = rules_of(site, options.node)
-    found = scanning.scan(site, options, result.trouble, say)
-    candidates = [one for one in found if is_candidate(one, rules)]
-    listings: list[Listing] = []
-    try:
-        dead = without_live_job(site, options, slurm, candidates, listings)
-        if dead:
-            _wait(rules.confirm, say)
-            dead = without_live_job(site, options, slurm, dead, listings)
-            dead = list(scanning.look_again(dead, scanning.hung_of(site), result.trouble, say))
-            dead = scanning.with_pids(plan(dead, listings, rules), scanning.hung_of(site))
-    except Unknown as unknown:
-        result.unknown = unknown
-        listings, dead = [], []
-    runs = list(scanning.look_again([one for one in found if has_no_job(one)], scanning.hung_of(site), result.trouble, say))
-    fresh = {one.path: one for one in [*dead, *scanning.with_pids(plan(runs, [], rules), scanning.hung_of(site))]}
-    result.decisions = plan((fresh.get(one.path, one) for one in found), listings, rules)
+    """Sweep once.
+
+    on_reaped: called with each directory when it is reaped.
+    slurm: None for the client that the settings define.
+    """
+    sweep = _Sweep(site, options, progress, slurm or slurm_client(site.tree), host)
+    result = sweep.decide()
     if not options.dry:
-        todo = [decision for decision in result.decisions if decision.action == REAP]
-        for done in reaping.act(site, todo, result.trouble, say):
-            result.reaped.append(done)
-            on_reaped(done)
+        to_reap = [decision for decision in result.decisions if decision.action == REAP]
+        for reaped in reaping.reap_all(site, to_reap, result.trouble, progress, host):
+            result.reaped.append(reaped)
+            on_reaped(reaped)
     if site.tree["sweep"]["stray_processes"] == "terminate":
         for decision in result.decisions:
             if decision.reason == "in_use":
-                result.terminated[decision.found.path] = processes.terminate(decision.found, options.dry)
+                result.terminated[decision.directory.path] = processes.terminate(decision.directory, options.dry)
     return result
 
 
+class _Sweep:
+    """The way from the directories on scratch to a decision about each."""
+
+    def __init__(self, site: Settings, options: scanning.Options, progress: scanning.Progress, slurm: Slurm, host: Host) -> None:
+        self.site = site
+        self.options = options
+        self.progress = progress
+        self.slurm = slurm
+        self.host = host
+        self.rules = rules_of(site, options.node)
+        self.result = Result()
+
+    def decide(self) -> Result:
+        """Return the result with a decision about each directory, and nothing reaped yet."""
+        found = scanning.scan(self.site, self.options, self.result.trouble, self.progress, self.host)
+        listings: list[Listing] = []
+        try:
+            current = self._without_job_twice([one for one in found if depends_on_jobs(one, self.rules)], listings)
+        except Unknown as unknown:
+            self.result.unknown = unknown
+            listings, current = [], []
+        current += self._inspected([one for one in found if has_no_job(one)], [])
+        by_path = {one.path: one for one in current}
+        self.result.decisions = plan((by_path.get(one.path, one) for one in found), listings, self.rules)
+        return self.result
+
+    def _without_job_twice(self, candidates: list[Directory], listings: list[Listing]) -> list[Directory]:
+        """Return the candidates without a live job in two listings, with current facts. Raise Unknown.
+
+        listings: takes the listings.
+        """
+        dead = without_live_job(self.site, self.options, self.slurm, candidates, listings)
+        if not dead:
+            return []
+        self._wait(self.rules.confirm)
+        dead = without_live_job(self.site, self.options, self.slurm, dead, listings)
+        return self._inspected(dead, listings)
+
+    def _inspected(self, directories: list[Directory], listings: list[Listing]) -> list[Directory]:
+        """Return the directories with current facts, those to reap with the processes that use them."""
+        hung = hung_places(self.site)
+        current = list(scanning.inspect_all(directories, hung, self.result.trouble, self.progress, self.host))
+        return scanning.add_processes(plan(current, listings, self.rules), hung, self.host)
+
+    def _wait(self, seconds: float) -> None:
+        until = self.host.monotonic() + seconds + 0.001
+        while self.host.monotonic() < until:
+            left = until - self.host.monotonic()
+            self.progress("waiting to ask Slurm again", int(seconds - left), int(seconds))
+            self.host.sleep(min(1.0, max(0.0, left)))
+
+
 def rules_of(site: Settings, node: str) -> Rules:
-    """Return what the site says of sweeping."""
+    """Return the site's rules for decisions on this node."""
     sweep = site.tree["sweep"]
     return Rules(
         cluster=site.cluster,
@@ -86,18 +127,14 @@ def rules_of(site: Settings, node: str) -> Rules:
 
 
 def without_live_job(
-    site: Settings, options: scanning.Options, slurm: Slurm, found: list[Found], listings: list[Listing]
-) -> list[Found]:
-    """Ask Slurm, once for all; return those whose job is not alive, and trash. No candidates, no question. Raise Unknown."""
-    if not found:
+    site: Settings, options: scanning.Options, slurm: Slurm, candidates: list[Directory], listings: list[Listing]
+) -> list[Directory]:
+    """Return the candidates whose job does not live, and trash. Slurm is asked once, and not at all without candidates.
+
+    listings: takes the answer. Raise Unknown.
+    """
+    if not candidates:
         return []
     listing = slurm.listing(site.cluster, only_own=options.user == os.geteuid())
     listings.append(listing)
-    return [one for one in found if one.kind == TRASH or not listing.alive(one.job_id, one.uid)]
-
-
-def _wait(seconds: float, say: scanning.Say) -> None:
-    until = time.monotonic() + seconds + 0.001
-    while time.monotonic() < until:
-        say("waiting to ask Slurm again", int(seconds - (until - time.monotonic())), int(seconds))
-        time.sleep(min(1.0, max(0.0, until - time.monotonic())))
+    return [one for one in candidates if one.kind == TRASH or not listing.alive(one.job_id, one.uid)]

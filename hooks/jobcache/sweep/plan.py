@@ -1,30 +1,42 @@
-"""What is to become of each directory that a sweep found: a pure function. Doubt means keep, with the reason."""
+"""The decision about each directory that a sweep finds: a pure function. In doubt a directory is kept, with the reason."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 from jobcache.cache import lease_lock
 from jobcache.system.live_jobs import Listing
 
-CACHE, NEW, TRASH, ASIDE = "cache", "new", "trash", "aside"  # kinds: at a cache's path; half made; renamed away; never to go
-RUN = "run"  # a kind: at the path of a cache that `jobcache run` makes where there is no job
-REAP, KEEP, REPORT = "reap", "keep", "report"
+# Kinds of directories. cache: at the path of a job's cache. run: at the path of a cache of `jobcache run` outside of jobs.
+# new: creation is under way or was interrupted. trash: renamed for deletion. aside: renamed, and never deleted.
+CACHE, RUN, NEW, TRASH, ASIDE = "cache", "run", "new", "trash", "aside"
+REAP, KEEP, REPORT = "reap", "keep", "report"  # actions
 
 Identity = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A directory of ours by its name, as its owner saw it. Times are seconds since the epoch by the filesystem's own clock.
+class Directory:
+    """A directory with a name that jobcache uses, with the facts that its owner can read.
 
-    run: None for what is not at a cache's path. gid: the group by which its owner looks. identity: (cluster, job_id, run,
-    uid) as its id says, None where it has none, with an empty cluster where it cannot be read. sign: the last sign of life,
-    the newest change of the directory, its id, its record and its leases. now: the filesystem's clock, None where it has
-    not been read. keep_until: from the record. kept: the user said JOBCACHE=keep. joinable: its nodes/ is there. nodes:
-    some that hold leases. bare: nothing is in it but what is ours. local: on a filesystem that is each node's own.
-    running: its job has a step on this host. error: why it could not be looked at. pids: processes of this host that
-    have it open. holder: of a cache without a job, what is known of its command, one of holder's words.
+    Times are seconds since the epoch by the clock of the filesystem.
+
+    kind: one of the kinds above.
+    run: restart count of the job, None for a directory that is not at the path of a cache.
+    gid: primary group of the owner.
+    identity: (cluster, job_id, run, uid) from the id; None without an id, an empty cluster for an id that cannot be parsed.
+    sign: the last sign of life, the newest change of the directory, its id, its record and its leases.
+    now: the current time, None while it is unknown.
+    keep_until: from the record, which the user can forge.
+    kept: the user requested JOBCACHE=keep.
+    joinable: nodes/ exists.
+    bare: the directory holds nothing but files of jobcache.
+    nodes: some of the nodes that hold leases.
+    local: on a filesystem that each node has for itself.
+    running: the job has a step on this host.
+    error: why the directory cannot be read.
+    pids: processes of this host that have the directory or a file in it open.
+    holder: state of the command of a cache without a job, one of the states of lease_lock.
     """
 
     kind: str
@@ -52,7 +64,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the site says. grace, confirm, keep_max: seconds. node: the one this is, for scratch that is its own."""
+    """The site's settings for decisions.
+
+    grace, confirm, keep_max: seconds.
+    node: name of this node, for scratch that each node has for itself.
+    """
 
     cluster: str
     grace: float
@@ -65,66 +81,45 @@ class Rules:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do with one directory, and the closed-set reason."""
+    """The action for one directory, and its reason from the closed set of events."""
 
-    found: Found
+    directory: Directory
     action: str
-    reason: str = field(default="")
+    reason: str
 
 
-def plan(found: Iterable[Found], listings: Sequence[Listing], rules: Rules) -> list[Decision]:
+def plan(directories: Iterable[Directory], listings: Sequence[Listing], rules: Rules) -> list[Decision]:
     """Return one decision for each directory, in their order.
 
-    listings: whole listings of the live jobs, asked after the directories were found. Without two of them that are
-    `confirm` apart, nothing is reaped.
+    listings: complete lists of the live jobs, requested after the directories were listed.
+    Without two listings that are `confirm` seconds apart, no directory of a job is reaped.
     """
     confirmed = len(listings) >= 2 and listings[-1].at - listings[0].at >= rules.confirm
-    return [_decide(one, listings, rules, confirmed) for one in found]
+    return [_decide(one, listings, rules, confirmed) for one in directories]
 
 
-def is_candidate(one: Found, rules: Rules) -> bool:
-    """Whether it depends on the live jobs what becomes of it: where nothing does, Slurm need not be asked."""
-    return not has_no_job(one) and (one.kind == TRASH or not one.running) and _settled(one, rules) is None
+def depends_on_jobs(one: Directory, rules: Rules) -> bool:
+    """Return whether the decision depends on the job list. If no decision does, Slurm need not be asked."""
+    return not has_no_job(one) and (one.kind == TRASH or not one.running) and _decide_by_identity(one, rules) is None
 
 
-def is_retired(one: Found) -> bool:
-    """Whether this was renamed away by who had taken its nodes/, and so is no job's cache any more, a live job's neither.
+def is_retired(one: Directory) -> bool:
+    """Return whether this is trash of a process that had removed nodes/: the cache of no job, not even of a live one.
 
-    A job that is requeued again and again, or of scrontab's, has one id for as long as it is wanted.
+    A job that is requeued again and again, or a scrontab job, keeps its id while its old caches become trash.
     """
     return one.kind == TRASH and one.now is not None and not one.joinable
 
 
-def has_no_job(one: Found) -> bool:
-    """Whether this is of `jobcache run` where there was no job: Slurm cannot tell whether it is alive."""
+def has_no_job(one: Directory) -> bool:
+    """Return whether `jobcache run` made this outside of jobs. Slurm does not know whether such a command lives."""
     return one.kind == RUN or (one.kind != CACHE and one.identity is not None and one.identity[0].startswith("@"))
 
 
-def _decide_without_job(one: Found, rules: Rules) -> Decision:
-    """The same for what no job has: its holder tells. What is half made or renamed away needs none, but its time."""
-    untouchable = _untouchable(one, rules)
-    if untouchable:
-        return untouchable
-    if one.identity is None:
-        return Decision(one, REPORT, "unrecorded")
-    if one.identity[1] != one.job_id or one.identity[3] != one.uid or not one.identity[0].startswith("@"):
-        return Decision(one, KEEP, "foreign")
-    if one.kind == RUN and one.holder not in (lease_lock.GONE, lease_lock.RELEASED, lease_lock.SILENT):
-        return Decision(one, KEEP, {lease_lock.ALIVE: "alive", lease_lock.ELSEWHERE: "other_host"}.get(one.holder, "unconfirmed"))
-    least = max(rules.grace, lease_lock.SILENCE) if one.holder == lease_lock.SILENT or one.kind == NEW else rules.grace
-    if one.now is not None and one.now < _keep_until(one, rules):
-        return Decision(one, KEEP, "user_keep" if one.kept else "job_failed")
-    if one.now is None or one.now - one.sign < least:
-        return Decision(one, KEEP, "young")
-    if one.pids:
-        return Decision(one, KEEP, "in_use")
-    return Decision(one, REAP, {NEW: "half_made", TRASH: "trash"}.get(one.kind, "orphan"))
-
-
-def _decide(one: Found, listings: Sequence[Listing], rules: Rules, confirmed: bool) -> Decision:
+def _decide(one: Directory, listings: Sequence[Listing], rules: Rules, confirmed: bool) -> Decision:
     if has_no_job(one):
         return _decide_without_job(one, rules)
-    settled = _settled(one, rules)
+    settled = _decide_by_identity(one, rules)
     if settled:
         return settled
     alive = one.running or any(listing.alive(one.job_id, one.uid) for listing in listings)
@@ -132,25 +127,41 @@ def _decide(one: Found, listings: Sequence[Listing], rules: Rules, confirmed: bo
         return Decision(one, KEEP, "alive")
     if not confirmed:
         return Decision(one, KEEP, "unconfirmed")
-    if one.now is not None and one.now < _keep_until(one, rules):
-        return Decision(one, KEEP, "user_keep" if one.kept else "job_failed")
-    if one.now is None or one.now - one.sign < rules.grace:
-        return Decision(one, KEEP, "young")
-    if one.pids:
-        return Decision(one, KEEP, "in_use")
+    protected = _decide_by_use(one, rules, rules.grace)
+    if protected:
+        return protected
     if one.local and any(node != rules.node for node in one.nodes):
-        return Decision(one, REPORT, "other_node")  # said to be this node's own, and is not
+        return Decision(one, REPORT, "other_node")  # the configuration calls this scratch node-local, and it is shared
     if one.kind != CACHE:
         if one.identity is None and not one.bare:
-            return Decision(one, REPORT, "unrecorded")  # of such a name, but nothing says that we have made it
+            return Decision(one, REPORT, "unrecorded")  # the name is of jobcache, and nothing else proves who made it
         return Decision(one, REAP, "half_made" if one.kind == NEW else "trash")
     if one.identity is None and not rules.reap_unrecorded:
         return Decision(one, REPORT, "unrecorded")
     return Decision(one, REAP, "unrecorded" if one.identity is None else "orphan")
 
 
-def _untouchable(one: Found, rules: Rules) -> Optional[Decision]:
-    """What becomes of that which nobody reaps, whatever it is; None for all else."""
+def _decide_without_job(one: Directory, rules: Rules) -> Decision:
+    """Return the decision about a directory of a command outside of jobs: its lease shows whether the command lives.
+
+    New directories and trash have no lease: their age decides.
+    """
+    settled = _decide_by_owner(one, rules)
+    if settled:
+        return settled
+    if one.identity is None:
+        return Decision(one, REPORT, "unrecorded")
+    if one.identity[1] != one.job_id or one.identity[3] != one.uid or not one.identity[0].startswith("@"):
+        return Decision(one, KEEP, "foreign")
+    if one.kind == RUN and one.holder not in (lease_lock.GONE, lease_lock.RELEASED, lease_lock.SILENT):
+        return Decision(one, KEEP, {lease_lock.ALIVE: "alive", lease_lock.ELSEWHERE: "other_host"}.get(one.holder, "unconfirmed"))
+    silent = one.holder == lease_lock.SILENT or one.kind == NEW
+    protected = _decide_by_use(one, rules, max(rules.grace, lease_lock.SILENCE) if silent else rules.grace)
+    return protected or Decision(one, REAP, {NEW: "half_made", TRASH: "trash"}.get(one.kind, "orphan"))
+
+
+def _decide_by_owner(one: Directory, rules: Rules) -> Optional[Decision]:
+    """Return the decision about a directory that no sweep reaps, None for any other."""
     if one.error:
         return Decision(one, REPORT, "unreadable")
     if one.kind == ASIDE:
@@ -158,22 +169,31 @@ def _untouchable(one: Found, rules: Rules) -> Optional[Decision]:
     return Decision(one, KEEP, "min_uid") if one.uid == 0 or one.uid < rules.min_uid else None
 
 
-def _settled(one: Found, rules: Rules) -> Optional[Decision]:
-    """What becomes of that which is not ours to reap, whatever jobs there are; None for what may be."""
-    untouchable = _untouchable(one, rules)
-    if untouchable or one.identity is None:
-        return untouchable
+def _decide_by_identity(one: Directory, rules: Rules) -> Optional[Decision]:
+    """Return the decision about a directory that this cluster never reaps, whatever jobs live; None for any other."""
+    settled = _decide_by_owner(one, rules)
+    if settled or one.identity is None:
+        return settled
     cluster, job_id, run, uid = one.identity
     if not cluster:
-        return Decision(one, REPORT, "unreadable")  # a crash tore its id, or it is forged: nobody will ever reap it
+        return Decision(one, REPORT, "unreadable")  # a crash tore the id, or the id is forged: no sweep will ever reap this
     if cluster != rules.cluster:
         return Decision(one, KEEP, "other_cluster")
     same = (job_id, uid) == (one.job_id, one.uid) and (one.run is None or run == one.run)
     return None if same else Decision(one, KEEP, "foreign")
 
 
-def _keep_until(one: Found, rules: Rules) -> float:
-    """Until when it is kept. The record is the user's to forge: never longer than keep_max after its last sign of life."""
+def _decide_by_use(one: Directory, rules: Rules, least: float) -> Optional[Decision]:
+    """Return the decision to keep a directory that is kept by request, younger than `least` seconds, or in use; else None."""
+    if one.now is not None and one.now < _keep_until(one, rules):
+        return Decision(one, KEEP, "user_keep" if one.kept else "job_failed")
+    if one.now is None or one.now - one.sign < least:
+        return Decision(one, KEEP, "young")
+    return Decision(one, KEEP, "in_use") if one.pids else None
+
+
+def _keep_until(one: Directory, rules: Rules) -> float:
+    """Return until when the directory is kept. A user can forge the record: at most keep_max after the last sign of life."""
     longest = one.sign + rules.keep_max
     if one.keep_until is not None:
         return min(one.keep_until, longest)

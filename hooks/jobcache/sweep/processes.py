@@ -1,4 +1,4 @@
-"""Which processes of this host use a cache, and which jobs have a step here; told by /proc alone."""
+"""The processes of this host: which jobs have a step here, and which processes use a cache. The only source is /proc."""
 
 import os
 import re
@@ -7,91 +7,98 @@ from typing import Any, Callable
 
 import psutil
 
-from jobcache.sweep.plan import Found
+from jobcache.sweep.plan import Directory
 from jobcache.system import children
 from jobcache.system.gathering import Hung, starter, survey
 
-_MOST_USING = 64  # processes that are named of one cache; a user can open all of their caches in all of their processes
+MOST_NAMED = 64  # processes named for one cache; a user can open all caches in all processes
+
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
-_STEP = re.compile(rb"(?:slurmstepd: )?\[([1-9][0-9]{0,9})\.[^\]]*\]")  # as slurmstepd calls itself
+_STEP = re.compile(rb"(?:slurmstepd: )?\[([1-9][0-9]{0,9})\.[^\]]*\]")  # the title that slurmstepd sets
 
 
-def steps() -> "set[int]":
-    """Return the ids of the jobs that have a step on this host: root's slurmstepd says so in its title.
+def jobs_with_steps(pids: Iterable[int]) -> set[int]:
+    """Return the ids of the jobs of which a slurmstepd is among `pids`: its title names the job, and its owner is root.
 
-    That one is there says that its job lives. That none is says nothing.
+    A job in this set lives. A job that is missing from it can live as well.
     """
-    found = set()
-    for pid, _ in _of({0}):
+    jobs = set()
+    for pid, _ in _owned_by({0}, pids):
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 title = _STEP.match(file.read(64))
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
         if title:
-            found.add(int(title[1]))
-    return found
+            jobs.add(int(title[1]))
+    return jobs
 
 
-def users_of(suspects: Sequence[Found], hung: Hung) -> "dict[str, tuple[int, ...]]":
-    """Return which of their owners' processes use these directories, pids by path. One that cannot be looked at may use all.
+def users_of(suspects: Sequence[Directory], hung: Hung, pids: Iterable[int]) -> dict[str, tuple[int, ...]]:
+    """Return the processes that use these directories, out of `pids` and of the owner: process ids by path.
 
-    Not all pids where there are many: one is enough to keep a directory.
-
-    A directory is known by its name, which has a job id in it: the path to it is another one in a container, or behind
-    a symlink of root's.
+    At most MOST_NAMED for each path; one process is enough to keep a directory. A process that cannot be read counts as a
+    user of all directories of its owner. A directory is recognized by its name, which contains the job id: its path
+    differs in a container and behind a symlink of root.
     """
     using: dict[str, list[int]] = {}
-    unknown: list[tuple[int, int]] = []
-    named: dict[tuple[int, str], list[str]] = {}
+    unknown: dict[int, list[int]] = {}  # by uid
+    for fact in _uses(suspects, hung, pids, unknown):
+        named = using.setdefault(fact["path"], [])
+        if len(named) < MOST_NAMED:
+            named.append(fact["pid"])
     for one in suspects:
-        named.setdefault((one.uid, os.path.basename(one.path)), []).append(one.path)
+        if one.uid in unknown:
+            using[one.path] = (using.get(one.path, []) + unknown[one.uid][:MOST_NAMED])[:MOST_NAMED]
+    return {path: tuple(named) for path, named in using.items()}
+
+
+def _uses(
+    suspects: Sequence[Directory], hung: Hung, pids: Iterable[int], unknown: dict[int, list[int]]
+) -> Iterator[dict[str, Any]]:
+    """Yield {pid, path} for each use of a directory. unknown: takes the processes that cannot be read, by uid."""
+    by_name: dict[tuple[int, str], list[str]] = {}
+    for one in suspects:
+        by_name.setdefault((one.uid, os.path.basename(one.path)), []).append(one.path)
+    counts: dict[str, int] = {}  # by path; each child counts for itself
 
     def facts(process: tuple[int, int]) -> Iterator[dict[str, Any]]:
         pid, uid = process
         try:
-            parts = {part for file in _opened(pid) for part in file.split("/")}
-            for path in (path for part in parts for path in named.get((uid, part), ())):
-                told[path] = told.get(path, 0) + 1
-                if told[path] <= _MOST_USING:
+            parts = {part for file in _open_paths(pid) for part in file.split("/")}
+            for path in (path for part in parts for path in by_name.get((uid, part), ())):
+                counts[path] = counts.get(path, 0) + 1
+                if counts[path] <= MOST_NAMED:
                     yield {"pid": pid, "path": path}
         except PermissionError:
-            if os.geteuid() == 0:  # others cannot look at some processes of their own, as sshd's
+            if os.geteuid() == 0:  # an ordinary user cannot read some of their own processes, such as sshd
                 yield {"pid": pid, "uid": uid}
 
     def lost(processes: Sequence[tuple[int, int]], _why: str) -> None:
-        unknown.extend(processes)
+        for pid, uid in processes:
+            unknown.setdefault(uid, []).append(pid)
 
-    told: dict[str, int] = {}  # by path; each child has its own, begun anew
-    owned = list(_of({one.uid for one in suspects}))
+    owned = list(_owned_by({one.uid for one in suspects}, pids))
     for fact in survey(owned, facts, lost, hung, lambda process: f"pid {process[0]}"):
         if "path" in fact:
-            pids = using.setdefault(fact["path"], [])
-            if len(pids) < _MOST_USING:
-                pids.append(fact["pid"])
+            yield fact
         else:
-            unknown.append((fact["pid"], fact["uid"]))
-    of_owner: dict[int, list[int]] = {}
-    for pid, uid in unknown:
-        of_owner.setdefault(uid, []).append(pid)
-    for one in suspects:
-        if one.uid in of_owner:
-            using[one.path] = (using.get(one.path, []) + of_owner[one.uid][:_MOST_USING])[:_MOST_USING]
-    return {path: tuple(pids) for path, pids in using.items()}
+            unknown.setdefault(fact["uid"], []).append(fact["pid"])
 
 
-def terminate(found: Found, dry: bool) -> "tuple[int, ...]":
-    """End the processes that use a dead job's cache and that this very job left behind; return their pids. dry: only that.
+def terminate(directory: Directory, dry: bool) -> tuple[int, ...]:
+    """End the processes that this job left behind in its cache, as their owner; return their ids.
 
-    As their owner, in a child. A process of another job, or of none, may use the cache as well: it is left alone. What
-    tells is the job id in the environment with which it was started, and that no other cluster's name is there: a login
-    node may serve several. A cache that does not say whose it is has no job to be left behind by.
+    dry: return them only.
+    A process of another job, or outside of jobs, can use the cache as well and is left alone. The environment with which
+    a process was started decides: it names the job id, and no other cluster, since a login node can serve several. A cache
+    without an identity has no job whose processes could be ended.
     """
-    if found.identity is None:
+    if directory.identity is None:
         return ()
 
-    def work(report: "Callable[[dict[str, Any]], None]") -> None:
-        strays = list(_strays(found))
+    def work(report: Callable[[dict[str, Any]], None]) -> None:
+        strays = list(_strays(directory))
         for process in [] if dry else strays:
             process.terminate()
         _, alive = psutil.wait_procs([] if dry else strays, timeout=_GRACE)
@@ -100,41 +107,41 @@ def terminate(found: Found, dry: bool) -> "tuple[int, ...]":
         report({"pids": [process.pid for process in strays]})
 
     ended: tuple[int, ...] = ()
-    for _, _, fact in children.each([(found.path, starter(work, found.uid, found.gid))], 1, 2 * _GRACE):
+    for _, _, fact in children.each([(directory.path, starter(work, directory.uid, directory.gid))], 1, 2 * _GRACE):
         if fact is not None:
             ended = tuple(fact["pids"])
     return ended
 
 
-def _strays(found: Found) -> "Iterator[psutil.Process]":
-    cluster = found.identity[0] if found.identity else ""
-    for pid in found.pids:
+def _strays(directory: Directory) -> Iterator[psutil.Process]:
+    cluster = directory.identity[0] if directory.identity else ""
+    for pid in directory.pids:
         try:
             process = psutil.Process(pid)
             environ = process.environ()
-            ours = environ.get("SLURM_JOB_ID") == str(found.job_id) and environ.get("SLURM_CLUSTER_NAME", cluster) == cluster
-            if ours and process.uids().real == found.uid:
+            same_cluster = environ.get("SLURM_CLUSTER_NAME", cluster) == cluster
+            if same_cluster and environ.get("SLURM_JOB_ID") == str(directory.job_id) and process.uids().real == directory.uid:
                 yield process
         except psutil.Error:
-            continue  # it has ended, or does not let itself be looked at
+            continue  # the process has ended, or cannot be read
 
 
-def _of(uids: "set[int]") -> "Iterator[tuple[int, int]]":
-    """Yield (pid, uid) of the processes of this host whose real user is one of `uids`."""
-    for name in filter(str.isdigit, os.listdir("/proc")):
+def _owned_by(uids: set[int], pids: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield (pid, uid) of those of `pids` whose real user is one of `uids`."""
+    for pid in pids:
         try:
-            with open(f"/proc/{name}/status", encoding="ascii", errors="replace") as status:
+            with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
                 uid = next(int(line.split()[1]) for line in status if line.startswith("Uid:"))
         except (OSError, StopIteration):
-            continue  # it has ended
+            continue  # the process has ended
         if uid in uids:
-            yield int(name), uid
+            yield pid, uid
 
 
-def _opened(pid: int) -> "Iterable[str]":
-    """Yield the paths that a process has open, mapped, or as its directory, as /proc tells: no filesystem is asked.
+def _open_paths(pid: int) -> Iterator[str]:
+    """Yield the paths that a process has open, mapped, or as its working directory. No filesystem but /proc is read.
 
-    A process that hangs can hang us at its maps. Raise PermissionError where it may not be looked at.
+    Raise PermissionError if the process cannot be read. The maps of a process that hangs can hang the reader.
     """
     here = f"/proc/{pid}"
     try:
@@ -146,4 +153,4 @@ def _opened(pid: int) -> "Iterable[str]":
         with open(f"{here}/maps", encoding="utf-8", errors="surrogateescape") as maps:
             yield from (line.rstrip("\n").partition("/")[2] for line in maps if "/" in line)
     except (FileNotFoundError, ProcessLookupError):
-        return  # it has ended
+        return  # the process has ended

@@ -1,4 +1,4 @@
-"""Reaping what was decided, each owner's in a child that is that owner."""
+"""The reaping of the directories that were decided upon, in a child per owner that has become that owner."""
 
 import os
 import time
@@ -8,19 +8,26 @@ from typing import Any, Callable, Optional
 
 from jobcache.cache import dirfd, node_leases
 from jobcache.config.settings import Settings
-from jobcache.sweep import directories, scanning
-from jobcache.sweep.plan import CACHE, RUN, Decision, Found
+from jobcache.sweep.host import THIS_HOST, Host
+from jobcache.sweep.plan import CACHE, RUN, Decision, Directory
+from jobcache.sweep.scanning import Progress, no_progress
 from jobcache.system import children, event_fields, reaper
 from jobcache.system.gathering import AT_ONCE, PATIENCE, starter
 
-_LONGEST = 600.0  # seconds for one owner's orphans in one sweep, so that nobody keeps it from the others
-_STRIDE = 5.0  # seconds of deletion between two words
-_MOST_LATE = 4  # owners in a row at whose directories nothing goes on, before the others are left for another time
+OWNER_BUDGET = 600.0  # seconds for the directories of one owner in one sweep, so that one owner does not delay the others
+
+_STRIDE = 5.0  # seconds of deletion between two heartbeats
+_MOST_LATE = 4  # owners in a row whose children hang, before the other owners are skipped
 
 
 @dataclass(frozen=True)
 class Reaped:
-    """One directory that is reaped: bytes and files that went, whether all of it did, the filesystem's figures now."""
+    """A directory that was reaped.
+
+    bytes, files: that were freed.
+    done: nothing is left of it.
+    usage: figures of its filesystem afterwards.
+    """
 
     decision: Decision
     bytes: int
@@ -29,70 +36,78 @@ class Reaped:
     usage: dict[str, float]
 
 
-# ------------------------------------------------------------------------------------------------------------- acting
+def reap_all(
+    site: Settings, decisions: list[Decision], trouble: list[str], progress: Progress = no_progress, host: Host = THIS_HOST
+) -> Iterator[Reaped]:
+    """Reap the directories of `decisions`; yield each when it is reaped.
 
-
-def act(site: Settings, todo: list[Decision], trouble: list[str], say: scanning.Say = scanning.silent) -> Iterator[Reaped]:
-    """Reap what was decided, each owner's in a child that is that owner; yield what is reaped as it is."""
+    trouble: takes a message for each directory that is left, or left in part.
+    """
     rate = site.tree["sweep"]["max_deletes_per_second"]
-    by_path = {decision.found.path: decision for decision in todo}
-    done = late = 0
+    by_path = {decision.directory.path: decision for decision in decisions}
+    count = late = 0
 
     def starts() -> Iterator[tuple[int, Callable[[], children.Child]]]:
-        for uid, ones in _by_owner(decision.found for decision in todo).items():
+        for uid, group in _by_owner(decision.directory for decision in decisions).items():
             if late < _MOST_LATE:
-                work = _Reaping(ones, rate / AT_ONCE if rate else None)
-                yield uid, starter(work, uid, ones[0].gid, "")
+                yield uid, starter(OwnerReaping(group, rate / AT_ONCE if rate else None, host), uid, group[0].gid, "")
             else:
-                trouble.append(f"uid {uid}: left for another time, since others do not answer")
+                trouble.append(f"uid {uid}: skipped in this sweep, because the directories of other users do not answer")
 
     for uid, child, fact in children.each(starts(), AT_ONCE, PATIENCE):
         if fact is None:
             late = late + 1 if child.status == "late" else 0
             if child.status != "done":
-                trouble.append(f"uid {uid}: {child.status}: {child.error or 'it does not answer'}")
+                trouble.append(f"uid {uid}: {child.status}: {child.error or f'no answer for {PATIENCE:.0f} s'}")
         elif "error" in fact:
             trouble.append(f"{fact['path']}: {fact['error']}")
         elif "bytes" in fact:
-            done += 1
-            say("reaping", done, len(todo))
+            count += 1
+            progress("reaping", count, len(decisions))
             if not fact["done"]:
-                trouble.append(f"{fact['path']}: not all of it could be deleted: {fact['why'] or 'it grows as it is deleted'}")
+                why = fact["why"] or "files are still being added"
+                trouble.append(f"{fact['path']}: deleted in part: {why}; the next sweep continues")
             yield Reaped(by_path[fact["path"]], fact["bytes"], fact["files"], fact["done"], fact["usage"])
 
 
-class _Reaping:
-    """The work of a child that is an owner: what still is as it was decided upon is retired and deleted."""
+class OwnerReaping:
+    """The work of a child that is an owner: retire and delete those of `directories` that are as they were decided upon.
 
-    def __init__(self, found: list[Found], rate: Optional[float]) -> None:
-        self.found = found
+    rate: deletions per second, None without a limit.
+    """
+
+    def __init__(self, directories: list[Directory], rate: Optional[float], host: Host = THIS_HOST) -> None:
+        self.directories = directories
         self.rate = rate
+        self.host = host
 
     def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
-        self.until = time.monotonic() + _LONGEST
-        for at, one in enumerate(self.found):
+        self.until = time.monotonic() + OWNER_BUDGET
+        for at, one in enumerate(self.directories):
             if time.monotonic() >= self.until and at:
-                report({"path": one.path, "error": f"{len(self.found) - at} of uid {one.uid}'s are left for the next sweep"})
+                left = len(self.directories) - at
+                error = f"the time for uid {one.uid} is used up; {left} directories are left for the next sweep"
+                report({"path": one.path, "error": error})
                 return
             try:
                 report({"path": one.path, **self._reap(one, report)})
             except FileNotFoundError:
-                continue  # its owner, or an Epilog, was faster
+                continue  # the owner or an Epilog was faster
             except (OSError, reaper.Kept) as error:
                 report({"path": one.path, "error": str(error)})
 
-    def _reap(self, one: Found, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def _reap(self, one: Directory, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         parent, _, name = one.path.rpartition("/")
         parent_fd = dirfd.open_directory(parent)
         try:
             fd = os.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
             try:
-                if replace(directories.look(parent_fd, name, one), now=one.now, pids=one.pids) != one:
-                    raise reaper.Kept("changed", "it has changed since it was decided upon")
+                if replace(self.host.inspect(parent_fd, name, one), now=one.now, pids=one.pids) != one:
+                    raise reaper.Kept("changed", "it has changed since the decision; the next sweep decides again")
                 reaper.refuse_mount(parent_fd, fd)
                 if one.kind in (CACHE, RUN):
                     if one.joinable and not node_leases.seize(fd):
-                        raise reaper.Kept("changed", "somebody else is reaping it")
+                        raise reaper.Kept("changed", "another process is reaping it")
                     name = reaper.retire(parent_fd, name, fd, one.uid, one.job_id)
                 return self._delete(parent_fd, name, fd, report)
             finally:
@@ -101,7 +116,7 @@ class _Reaping:
             os.close(parent_fd)
 
     def _delete(self, parent_fd: int, name: str, fd: int, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Delete to the end, with a word now and then, as long as it gets on."""
+        """Delete the directory until it is gone, until nothing more can be deleted, or until the time is used up."""
         freed = files = 0
         while True:
             tally = reaper.delete(parent_fd, name, fd, time.monotonic() + _STRIDE, rate=self.rate)
@@ -112,8 +127,8 @@ class _Reaping:
             report({"going": files})
 
 
-def _by_owner(found: Iterable[Found]) -> dict[int, list[Found]]:
-    owners: dict[int, list[Found]] = {}
-    for one in found:
+def _by_owner(directories: Iterable[Directory]) -> dict[int, list[Directory]]:
+    owners: dict[int, list[Directory]] = {}
+    for one in directories:
         owners.setdefault(one.uid, []).append(one)
     return owners

@@ -1,0 +1,209 @@
+"""The users' directories on scratch, from the site's templates: each level of a path is listed in a child, since it can hang."""
+
+import errno
+import os
+import pwd
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+from jobcache.cache import dirfd, path_template
+from jobcache.config.settings import Settings
+from jobcache.system.gathering import Hung, survey
+
+MOST_SIDE_BY_SIDE = 8  # directories of one user in one place; an account that was renamed has some
+
+_NOGROUP = 65534  # for owners without an account; the group of root would give rights
+_NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_USER = {(True, "user"), (True, "uid")}
+_USER_OR_NODE = _USER | {(True, "node")}
+
+
+@dataclass(frozen=True)
+class UserDirectory:
+    """A user's directory on scratch: from here on, a path of the template lies in the user's hands.
+
+    template: text of the template.
+    path: of the directory.
+    rest: components from there to the parent of caches; a component with {node} is a pattern.
+    user: name of the user, "" if unknown.
+    uid, gid: of the user.
+    """
+
+    template: str
+    path: str
+    rest: tuple[str, ...]
+    user: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A directory above the users' directories: the first `depth` components of `template`, 0 at the start."""
+
+    template: str
+    path: str = ""
+    depth: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A directory that has the name of a user's directory; its owner is not known yet.
+
+    values: of the placeholders in its name.
+    """
+
+    template: str
+    path: str
+    values: dict[str, str]
+
+
+def hung_places(site: Settings) -> Hung:
+    """Return the list of places where processes of this host hang; it outlives a sweep."""
+    return Hung(site.run_dir)
+
+
+def list_user_directories(site: Settings, templates: Sequence[path_template.Template], trouble: list[str]) -> list[UserDirectory]:
+    """Return the users' directories of these templates, in random order.
+
+    trouble: takes a message for each directory that cannot be read.
+    """
+    prefixes = [Prefix(template.text) for template in templates]
+    candidates: list[Candidate] = []
+
+    def below(prefix: Prefix) -> Iterator[dict[str, Any]]:
+        try:
+            yield from map(vars, list_below(prefix, site.cluster))
+        except OSError as error:
+            yield {"trouble": f"{prefix.path or prefix.template}: {error.strerror or error}"}
+
+    def lost(prefixes: Sequence[Prefix], why: str) -> None:
+        trouble.extend(f"{prefix.path or prefix.template}: {why}" for prefix in prefixes)
+
+    while prefixes:
+        facts = survey(prefixes, below, lost, hung_places(site), lambda prefix: prefix.path or prefix.template)
+        prefixes = []
+        for fact in facts:
+            if "trouble" in fact:
+                trouble.append(fact["trouble"])
+            elif "values" in fact:
+                candidates.append(Candidate(**fact))
+            else:
+                prefixes.append(Prefix(**fact))
+    random.shuffle(candidates)  # directories that hang can be neighbors, and must not look like a filesystem that hangs
+    return list(_owned(site, candidates, trouble))
+
+
+def _owned(site: Settings, candidates: list[Candidate], trouble: list[str]) -> Iterator[UserDirectory]:
+    """Yield the candidates that belong to a user, of each user a bounded number: in a sticky directory a user can make many."""
+    counts: dict[tuple[int, str], int] = {}
+
+    def facts(candidate: Candidate) -> Iterator[dict[str, Any]]:
+        try:
+            directory = read_owner(candidate, site.cluster)
+        except OSError as error:
+            yield {"trouble": f"{candidate.path}: {error.strerror or error}"}
+            return
+        if directory:
+            yield vars(directory)
+
+    def lost(candidates: Sequence[Candidate], why: str) -> None:
+        trouble.append(f"{and_more([candidate.path for candidate in candidates])}: {why}")
+
+    for fact in survey(candidates, facts, lost, hung_places(site), lambda candidate: candidate.path):
+        if "trouble" in fact:
+            trouble.append(fact["trouble"])
+            continue
+        directory = UserDirectory(**{**fact, "rest": tuple(fact["rest"])})
+        where = directory.uid, f"{os.path.dirname(directory.path)} {directory.template}"
+        counts[where] = counts.get(where, 0) + 1
+        if counts[where] <= MOST_SIDE_BY_SIDE:
+            yield directory
+        elif counts[where] == MOST_SIDE_BY_SIDE + 1:
+            message = f"uid {directory.uid} has more than {MOST_SIDE_BY_SIDE} directories here; the rest is skipped"
+            trouble.append(f"{directory.path}: {message}")
+
+
+def list_below(prefix: Prefix, cluster: str) -> Iterator[Union[Prefix, Candidate]]:
+    """Yield the directories for the next placeholder of the template below `prefix`. Raise OSError if they cannot be listed.
+
+    One level, because each directory can hang, can be closed by its owner, and can be planted by a user.
+    """
+    components = path_template.components(path_template.Template(prefix.template).parent)
+    path, depth = prefix.path, prefix.depth
+    while not _USER_OR_NODE.intersection(components[depth]):
+        path, depth = f"{path}/{path_template.joined(components[depth], {'cluster': cluster})}", depth + 1
+    matches = path_template.matcher(components[depth], {"cluster": cluster})
+    try:
+        directory = dirfd.open_directory(path)
+    except OSError as error:
+        if error.errno == errno.ENOENT or (prefix.depth and error.errno in _NO_DIRECTORY):
+            return
+        raise
+    try:
+        for name in list_names(directory):
+            values = matches(name)
+            if values is None:
+                continue
+            if _USER.intersection(components[depth]):
+                yield Candidate(prefix.template, f"{path}/{name}", values)
+            else:
+                yield Prefix(prefix.template, f"{path}/{name}", depth + 1)
+    finally:
+        os.close(directory)
+
+
+def list_names(directory_fd: int) -> Iterator[str]:
+    """Yield the names in a directory that was opened for search alone. Raise OSError."""
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                yield entry.name
+    finally:
+        os.close(fd)
+
+
+def read_owner(candidate: Candidate, cluster: str) -> Optional[UserDirectory]:
+    """Return the candidate as a user's directory, None if it belongs to no user. Raise OSError if it cannot be read.
+
+    The group is that of the account. The group of the directory can be one that its owner is not in.
+    """
+    try:
+        fd = dirfd.open_directory(candidate.path)
+        try:
+            owner = os.fstat(fd).st_uid
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in _NO_DIRECTORY:
+            return None
+        if error.errno != errno.EACCES:
+            raise
+        owner = 0  # closed to root: the name decides, and the child that becomes this user will find out
+    account = _account(owner, candidate.values)
+    uid = account.pw_uid if account else owner
+    if uid == 0:
+        return None
+    values = {**({"user": account.pw_name} if account else {}), **candidate.values, "cluster": cluster, "uid": str(uid)}
+    components = path_template.components(path_template.Template(candidate.template).parent)[candidate.path.count("/") :]
+    rest = tuple(path_template.joined(parts, values) for parts in components)
+    gid = account.pw_gid if account else _NOGROUP
+    return UserDirectory(candidate.template, candidate.path, rest, values.get("user", ""), uid, gid)
+
+
+def _account(owner: int, values: dict[str, str]) -> Optional[pwd.struct_passwd]:
+    """Return the account of a directory's owner. A directory that root owns can give rights to the user in its name."""
+    try:
+        if owner:
+            return pwd.getpwuid(owner)
+        return pwd.getpwuid(int(values["uid"])) if "uid" in values else pwd.getpwnam(values["user"])
+    except (KeyError, ValueError):
+        return None
+
+
+def and_more(paths: Sequence[str]) -> str:
+    """Return the first of these paths, and how many more follow."""
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
