@@ -20,7 +20,7 @@ DECLINE = 3  # it definitely is not: no exports. Any other status: this program 
 
 
 def main(argv: "list[str]") -> int:
-    """Do what `argv`, KEY=VALUE words, says; return the exit status. The words are those of task-prolog's jc_python."""
+    """Do what `argv`, KEY=VALUE words, says; return the exit status. The words are those of task-prolog's jc_prepare."""
     os.umask(0o077)
     began = time.monotonic()
     words = dict(word.split("=", 1) for word in argv)

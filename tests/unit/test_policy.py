@@ -149,7 +149,7 @@ def test_rendered_twice_is_the_same() -> None:
 
 def test_whole_comes_last() -> None:
     """What tells a whole file from a torn one is its last line."""
-    assert policy.render(compiled()).splitlines()[-1] == "jc_whole='0123456789ab'"
+    assert policy.render(compiled()).splitlines()[-1] == "jc_policy_end='0123456789ab'"
 
 
 @pytest.mark.parametrize(("seconds", "compiled_to"), [(0.001, "1"), (1.9, "1"), (5.0, "5"), (90.5, "90")])
@@ -205,12 +205,12 @@ def values(text: str) -> st.SearchStrategy[str]:
 
 
 def in_cache_of(shell: str, made: Settings, texts: list[str]) -> list[str]:
-    """What jc_in_cache finds for each: the job, "" for none."""
+    """What jc_is_in_cache finds for each: the job, "" for none."""
     hook = HOOK.read_text()
     is_number = hook[hook.index("jc_is_number() {") :].partition("\n}\n")[0] + "\n}\n"
-    names = {"user": USER, "uid": str(UID), "cluster": CLUSTER, "node": "n1", "job": "1"}
+    names = {"user": USER, "uid": str(UID), "cluster": CLUSTER, "node": "n1", "run_name": "1"}
     lines = [f"jc_{name}={policy.quote(value)}" for name, value in names.items()]
-    lines += [f"if jc_in_cache {policy.quote(text)}; then printf '%s,' \"$jc_found\"; else printf ,; fi" for text in texts]
+    lines += [f"if jc_is_in_cache {policy.quote(text)}; then printf '%s,' \"$jc_cache_job\"; else printf ,; fi" for text in texts]
     return said(shell, policy.render(made) + is_number + "\n".join(lines)).split(",")[:-1]
 
 

@@ -20,6 +20,7 @@ from jobcache.system import files as system_files
 from jobcache.system import slurm
 
 HOOKS = ("epilog", "task-prolog")
+MAKE_CACHE = "make-cache.sh"  # task-prolog reads it where Python is missing or broken
 _DIST = "slurm-jobcache"
 _INSTALLED = "/usr/libexec/jobcache"
 _PATIENCE = 5.0  # seconds that a filesystem has to tell whether a former template has caches
@@ -87,7 +88,8 @@ def wanted(compiled: settings.Settings, lib: str, with_hooks: bool) -> "dict[str
 
     The settings come first: they know more templates than the old policy uses, never fewer.
     """
-    files = {settings.FILE: (compiled.dump(), 0o644), settings.POLICY: (policy.render(compiled), 0o644)}
+    files = {settings.FILE: (compiled.dump(), 0o644), MAKE_CACHE: (_shipped_text(MAKE_CACHE), 0o644)}
+    files[settings.POLICY] = (policy.render(compiled), 0o644)
     if with_hooks:
         files.update((name, (hook_text(name, lib), 0o755)) for name in HOOKS)
     return files
@@ -136,18 +138,23 @@ def hooks_path() -> str:
             candidates += [os.path.dirname(file) for file in files if os.path.basename(file) == "task-prolog"]
     candidates.append(_INSTALLED)
     for directory in candidates:
-        if all(os.path.isfile(f"{directory}/{name}") for name in HOOKS):
+        if all(os.path.isfile(f"{directory}/{name}") for name in (*HOOKS, MAKE_CACHE)):
             return directory
     raise ApplyError([f"the hooks are in none of {', '.join(candidates)}; install {_DIST} again"])
 
 
 def hook_text(name: str, lib: str) -> str:
-    """Return the text of a hook that reads its policy from `lib`."""
-    with open(f"{hooks_path()}/{name}", encoding="utf-8") as file:
-        text = file.read()
+    """Return the text of a hook that reads its policy from `lib`. Raise ApplyError if it is not the hook as shipped."""
+    text = _shipped_text(name)
     if _LIB_LINE not in text:
-        raise ApplyError([f"{file.name}: not a hook as shipped: it has no line {_LIB_LINE.strip()!r}"])
+        raise ApplyError([f"{hooks_path()}/{name}: not a hook as shipped: it has no line {_LIB_LINE.strip()!r}"])
     return text.replace(_LIB_LINE, f"jc_lib={shlex.quote(lib)}\n")
+
+
+def _shipped_text(name: str) -> str:
+    """Return the text of a file beside the hooks that belong to this package. Raise ApplyError if they are missing."""
+    with open(f"{hooks_path()}/{name}", encoding="utf-8") as file:
+        return file.read()
 
 
 def _before(lib: str) -> "settings.Settings | None":
