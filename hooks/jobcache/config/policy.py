@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     Parts = list[tuple[bool, str]]  # of a path template: (is_placeholder, text)
 
 _HEAD = """\
-# Compiled from {config} by `jobcache apply`, which replaces it: edit that file instead. The
-# section REFERENCE of task-prolog explains each name.
+# Compiled from {config} by `jobcache apply`: edit that file. REFERENCE in task-prolog explains the names.
 # shellcheck shell=sh disable=SC1003,SC2016,SC2026,SC2034,SC2154,SC2221,SC2222
 """
 
@@ -30,7 +29,6 @@ def render(settings: Settings) -> str:
         lines += _rule_matches(number, rule["match"])
     lines += _for_each_export(settings)
     lines += _is_in_cache(settings)
-    lines.append("# The last line: a file without it is cut short, and the hooks do not use it.")
     lines.append(f"jc_policy_end={quote(settings.hash)}")
     return "\n".join(lines) + "\n"
 
@@ -160,9 +158,10 @@ def _is_in_cache(settings: Settings) -> "list[str]":
     return [*lines, *_IS_BELOW_JOBCACHE_DIR, "jc_is_in_cache() {", f'    {tests} || jc_is_below_jobcache_dir "$1"', "}"]
 
 
+# The policy of another node can be newer, with templates that this one does not know. JOBCACHE_DIR names the cache as well, so
+# it distinguishes an inherited value from the user's own. jc_cache_job is this job's id or, for any other job, 0.
 _IS_BELOW_JOBCACHE_DIR = """\
-# The policy of another node can be newer, with templates that this one does not know. Then JOBCACHE_DIR, which names the cache
-# as well, tells an inherited value from the user's own. jc_cache_job is this job's id or, for any other job, 0.
+# JOBCACHE_DIR can name a cache by a template that only the policy of another node has.
 jc_is_below_jobcache_dir() {
     case ${JOBCACHE_DIR-} in /*) jc_cache_job=${JOBCACHE_DIR##*/} ;; *) return 1 ;; esac
     case $1/ in "$JOBCACHE_DIR"/*) ;; *) return 1 ;; esac
