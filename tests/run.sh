@@ -47,7 +47,7 @@ rm -rf build
 
 say shellcheck
 # shellcheck disable=SC2038  # names of ours
-find hooks packaging tests .ci -type f -exec awk 'FNR == 1 && /^#!\/bin\/sh/ { print FILENAME } { nextfile }' {} + |
+find hooks packaging tests .ci -type f -exec awk 'FNR == 1 && /^#(!\/bin\/sh| shellcheck shell=sh)/ { print FILENAME } { nextfile }' {} + |
     xargs shellcheck
 say ruff
 "$venv/bin/ruff" check --no-cache .

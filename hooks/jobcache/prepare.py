@@ -22,7 +22,7 @@ DECLINE = 3  # there will be no cache: print no exports
 
 
 def main(argv: "list[str]") -> int:
-    """Make or join the cache, or log why the job gets none; return the exit status. argv: the words of jc_python."""
+    """Make or join the cache, or log why the job gets none; return the exit status. argv: the words of jc_prepare."""
     os.umask(0o077)
     began = time.monotonic()
     words = dict(word.split("=", 1) for word in argv)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Record the environments that a real Slurm gives to TaskProlog and Epilog, as environments/VERSION/NAME.env.
+"""Record the environments that a real Slurm passes to TaskProlog and Epilog, as environments/VERSION/NAME.env.
 
     tests/contract/record.py [PATH]
 
-PATH is where Slurm's programs are looked up. Each file opens, as a comment, with the title of the process that ran the
-hook; the names of hosts, paths and the cluster in it are made up.
+PATH is the search path for Slurm's programs. Each file begins with a comment, the title of the process that ran the hook.
+Names of hosts, paths and the cluster are replaced by invented ones.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ file=DIR/KIND.$SLURM_JOB_ID.$SLURMD_NODENAME.$$
 { /usr/bin/tr '\\0' ' ' </proc/$PPID/cmdline; printf '\\0'; /usr/bin/env -0; } >$file.part
 /bin/mv $file.part $file
 """
-# What belongs to the machine or the shell that recorded.
+# Variables of the machine or the shell that records.
 DROPPED = ("_", "OLDPWD", "LS_COLORS", "LANG", "TMPDIR", "SHLVL")
 
 
 class Recorder:
-    """A cluster whose hooks write down what they are given."""
+    """A cluster whose hooks record their environment."""
 
     def __init__(self, path: str | None) -> None:
         self.dir = Path(tempfile.mkdtemp())
@@ -60,7 +60,7 @@ class Recorder:
         shutil.rmtree(self.dir)
 
     def save(self, name: str, kind: str, job: int, title: str = "", node: str = "*", at: int = 0) -> None:
-        """Wait for a hook of `job` whose parent's title has `title` in it, the `at`th, and write it down as `name`."""
+        """Wait for the hooks of `job` whose parent's title contains `title`, and save number `at` as `name`."""
         until = time.monotonic() + 20
         while True:
             files = sorted(self.dir.glob(f"{kind}.{job}.{node}.*[0-9]"), key=lambda file: file.stat().st_mtime_ns)
@@ -124,8 +124,9 @@ def salloc(record: Recorder) -> None:
     record.save("interactive-step", "task-prolog", job, ".0]")
 
 
-def _granted(said: str) -> int:
-    return int(said.partition("Granted job allocation ")[2].split()[0])
+def _granted(output: str) -> int:
+    """Return the job id that salloc printed."""
+    return int(output.partition("Granted job allocation ")[2].split()[0])
 
 
 def requeued(record: Recorder) -> None:

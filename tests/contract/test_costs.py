@@ -1,4 +1,4 @@
-"""What the hooks may cost, in what can be counted: processes, programs, system calls, modules. docs/benchmarks.md has times."""
+"""Upper limits of countable costs of the hooks: processes, programs, system calls, modules. docs/benchmarks.md has times."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ assert reaper.delete(parent, os.path.basename({top!r}), fd, time.monotonic() + 6
 
 
 class Traced:
-    """Runs a site's hooks under strace; each run returns how often each system call was made, by all processes."""
+    """Runs a site's hooks under strace. Each run returns the number of calls of each system call, by all processes."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -57,7 +57,7 @@ class Traced:
         return self.calls()
 
     def calls(self) -> Counter[str]:
-        """How often each call was made; "program NAME" for each that was executed."""
+        """Return the number of calls of each system call, and of executions as "program NAME"."""
         counts: Counter[str] = Counter()
         for line in self.trace.read_text().splitlines():
             if found := re.match(r'\d+ +(\w+)\((?:"([^"]*)")?', line):
@@ -76,37 +76,39 @@ def processes(calls: Counter[str]) -> int:
     return sum(calls[name] for name in PROCESSES)
 
 
-def test_nearly_all_tasks_need_no_program(site: Site) -> None:
-    """A task that finds the lease: one child that looks, three at most that end at once, no timer, no other program.
+def test_further_task_starts_no_program(site: Site) -> None:
+    """A task that finds its node's lease needs one child that looks, and at most three short ones; no timer and no other program.
 
-    Traced, a look mostly takes longer than that; the best of many runs shows what a task costs.
-    """
+    Under strace a child mostly takes longer than these, so the best of many runs counts."""
     site.task_prolog()
     traced = Traced(site)
     inherited = {"JOBCACHE_DIR": str(site.cache()), "HF_DATASETS_CACHE": str(site.cache())}
     runs = (traced.task("0", **inherited) for _ in range(150))
     best = next((calls for calls in runs if programs(calls) == ["sh"] and processes(calls) <= 4), None)
-    assert best is not None, "no run of a shell, a look and three children"
+    assert best is not None, "no run had only a shell, a child that joins and three children"
     assert sum(best[name] for name in best if " " not in name) < 320
 
 
-def test_nearly_all_tasks_read_one_block_of_the_hook(site: Site) -> None:
-    """What they need stands above the place at which they end, and the shell gets that far with its first read."""
+def test_further_task_reads_one_block_of_task_prolog(site: Site) -> None:
+    """The hot path ends within the block that the shell reads first, and calls no function that stands below."""
     text = (site.hooks / "task-prolog").read_bytes()
-    above, below = text.split(b'[ -n "$jc_next" ] || jc_finish\n')
-    assert len(above) < BLOCK
+    end = b'[ -n "$jc_slow_path" ] || jc_finish\n'
+    above, below = text.split(end)
+    assert len(above + end) <= BLOCK
     for name in re.findall(rb"^(jc_\w+)\(\)", below, re.MULTILINE):
-        assert not re.search(rb"(?<![=_\w])" + name + rb"\b", above), f"{name.decode()} is needed above, and stands below"
+        assert not re.search(rb"(?<![=_\w])" + name + rb"\b", above), (
+            f"{name.decode()} is called on the hot path, and stands below it"
+        )
 
 
-def test_the_first_task_starts_one_python(site: Site) -> None:
-    """Python, the timer and its sleep; and of the tasks that find the cache made, none starts Python."""
+def test_first_task_starts_one_python(site: Site) -> None:
+    """It starts Python, the timer and its sleep."""
     calls = Traced(site).task("")
     assert programs(calls) == sorted(["sh", "sleep", os.path.basename(sys.executable)]) and processes(calls) <= 4
 
 
-def test_an_epilog_starts_four_programs(site: Site) -> None:
-    """The shim, a look at who may write the policy, Python, and the timer's sleep, whether there is a cache or not."""
+def test_epilog_starts_four_programs(site: Site) -> None:
+    """With or without a cache: the shim, ls for the mode of the policy, Python, and the timer's sleep."""
     site.task_prolog()
     traced = Traced(site)
     for job in (1, 4242):
@@ -133,8 +135,8 @@ def test_epilog_imports_no_installed_module(site: Site, cached: bool) -> None:
     assert not loaded & {"site", "structlog", "rich", "psutil", "yaml", "jsonschema", "click", "typing", "dataclasses", "logging"}
 
 
-def test_deletion_asks_once_about_each_file_and_removes_it(site: Site) -> None:
-    """One stat and one unlink a file; of a directory an open, a look at its mount, two listings and a removal."""
+def test_deletion_needs_one_stat_and_one_unlink_per_file(site: Site) -> None:
+    """Each directory needs an open, a look at its mount, two listings and a removal."""
     directories, files = 4, 50
     uid = pwd.getpwnam(ALICE).pw_uid
     top = site.scratch / "top"

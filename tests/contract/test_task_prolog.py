@@ -1,4 +1,4 @@
-"""The TaskProlog as Slurm runs it: a subprocess, as the user, in each shell that /bin/sh may be."""
+"""Run the TaskProlog as Slurm does: a subprocess, as the user, in each shell that /bin/sh can be."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from typing import Any
 
 import pytest
 
-from support.hungfs import hung  # noqa: E402
-from support.mounts import mount  # noqa: E402
-from support.site_dir import ALICE, BOB, SHELLS, Prologue, Site
+from support import task_prolog
+from support.hungfs import hung
+from support.mounts import mount
+from support.site_dir import ALICE, BOB, SHELLS, Site
+from support.task_prolog import Prologue
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 RECORDED = Path(__file__).parent / "environments"
@@ -31,72 +33,41 @@ EXPORTED = {"HF_DATASETS_CACHE", "JOBCACHE_DIR"}
 each_shell = pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell.split()[0].rpartition("/")[2])
 
 
-class Told(Prologue):
-    """As Prologue, with what went to stderr, and how long it took."""
-
-    def __init__(self, status: int, output: bytes, stderr: bytes, seconds: float) -> None:
-        super().__init__(status, output)
-        self.stderr = stderr
-        self.seconds = seconds
+def run(site: Site, env: dict[str, str], *, shell: str = "/bin/sh", title: str = "") -> Prologue:
+    """Run the TaskProlog as ALICE in exactly this environment. title: the title of its parent process."""
+    return task_prolog.run(site.hooks, ALICE, env, shell=shell, title=title, timeout=20)
 
 
-def run(site: Site, env: dict[str, str], *, shell: str = "/bin/sh", title: str = "", timeout: float = 20) -> Told:
-    """Run the TaskProlog in exactly this environment. title: of the process that runs it, as slurmstepd has one."""
-    command = [*shell.split(), str(site.hooks / "task-prolog")]
-    executable = None
-    if title:
-        command = [title, "-c", '"$@"; exit $?', "sh", *command]
-        executable = "/bin/dash"
-    began = time.monotonic()
-    done = subprocess.run(
-        command, executable=executable, env=env, user=UID, group=UID, extra_groups=[], cwd="/", stdin=subprocess.DEVNULL,
-        capture_output=True, check=False, timeout=timeout,
-    )  # fmt: skip
-    return Told(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
-
-
-def task(site: Site, *, step: str = "", job: int = 4242, shell: str = "/bin/sh", title: str = "", **env: str) -> Told:
-    """Run the TaskProlog of a task on n1; step "" is the batch script's. env: further variables."""
-    return run(site, {**slurm(job, step), **env}, shell=shell, title=title)
-
-
-def slurm(job: int = 4242, step: str = "") -> dict[str, str]:
-    """The least that Slurm sets."""
-    told = {"SLURM_JOB_ID": str(job), "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
-    return {
-        **told,
-        "SLURM_PROCID": "0",
-        "SLURM_LOCALID": "0",
-        "PATH": "/usr/bin:/bin",
-        **({"SLURM_STEP_ID": step} if step else {}),
-    }
+def task(site: Site, *, step: str = "", job: int = 4242, shell: str = "/bin/sh", title: str = "", **env: str) -> Prologue:
+    """Run the TaskProlog of a task on n1. step: "" for the batch step. env: further variables."""
+    return run(site, {**task_prolog.environment(ALICE, job, step=step), **env}, shell=shell, title=title)
 
 
 def listing(site: Site) -> set[str]:
-    """Everything that is in the site's directory but in the scratch."""
+    """Return all paths in the site's directory, without the content of scratch."""
     return {str(path) for path in site.dir.rglob("*") if site.scratch not in path.parents}
 
 
 def skipped(site: Site) -> list[tuple[str, str]]:
-    """(outcome, reason) of each cache.skipped so far."""
+    """Return (outcome, reason) of each cache.skipped event so far."""
     return [(event["outcome"], event["reason"]) for event in site.syslog.events("cache.skipped")]
 
 
-def quiet(site: Site) -> None:
-    """Have no event said: it takes a Python each."""
+def disable_events(site: Site) -> None:
+    """Send no events, since each one starts a Python."""
     site.configure(log={"file": str(site.log), "syslog": False})
 
 
-def own(path: Path, user: str = ALICE) -> Path:
-    """Give everything there and below to `user`."""
-    who = pwd.getpwnam(user)
+def give(path: Path, user: str = ALICE) -> Path:
+    """Give `path` and all below it to `user`. Return `path`."""
+    account = pwd.getpwnam(user)
     for each in (path, *path.rglob("*")):
-        os.lchown(each, who.pw_uid, who.pw_gid)
+        os.lchown(each, account.pw_uid, account.pw_gid)
     return path
 
 
-def marked(mark: str) -> list[str]:
-    """The command lines of processes whose environment holds `mark`."""
+def processes_with(mark: str) -> list[str]:
+    """Return the command lines of processes whose environment holds `mark`."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -107,11 +78,12 @@ def marked(mark: str) -> list[str]:
     return found
 
 
-def wait_for_none(mark: str, seconds: float = 1.0) -> list[str]:
+def processes_left(mark: str, seconds: float = 1.0) -> list[str]:
+    """Return those of processes_with(mark) that still run after at most `seconds`."""
     until = time.monotonic() + seconds
-    while marked(mark) and time.monotonic() < until:
+    while processes_with(mark) and time.monotonic() < until:
         time.sleep(0.02)
-    return marked(mark)
+    return processes_with(mark)
 
 
 # --------------------------------------------------------------------------------------------- recorded environments
@@ -120,14 +92,14 @@ FIRST = {"batch", "array", "het", "interactive", "requeued", "batch-in-requeued"
 
 
 def recorded(file: Path) -> tuple[str, dict[str, str]]:
-    """The title and the environment in the file."""
+    """Return the title of the parent process, and the environment, that the file holds."""
     head, *lines = file.read_text().splitlines()
     return head[2:], dict(line.split("=", 1) for line in lines)
 
 
 @pytest.mark.parametrize("version", sorted(os.listdir(RECORDED)))
-def test_recorded_environments(site: Site, version: str) -> None:
-    """Job, run and node are read right, and the first task of a run is known as such: it joins no earlier life's cache."""
+def test_recorded_environments_of_slurm_are_understood(site: Site, version: str) -> None:
+    """Find job, run and node, and recognise the first task of a run: it discards a stale cache instead of joining it."""
     files = [file for file in sorted((RECORDED / version).glob("*.env")) if "epilog" not in file.name]
     assert len(files) >= 12
     for at, file in enumerate(files):
@@ -136,29 +108,30 @@ def test_recorded_environments(site: Site, version: str) -> None:
         cache = site.cache(job, run_count)
         shutil.rmtree(cache.parent, ignore_errors=True)
         site.task_prolog(job, SLURM_RESTART_COUNT=str(run_count), node="n9")
-        told = run(site, env, shell=SHELLS[at % 3], title=title)
-        assert (told.status, told.cache) == (0, str(cache)), file
+        result = run(site, env, shell=SHELLS[at % 3], title=title)
+        assert (result.status, result.cache) == (0, str(cache)), file
         assert (cache / ".jobcache/nodes" / env["SLURMD_NODENAME"]).exists(), file
         assert len(site.debris()) == (file.stem in FIRST), file
 
 
 @pytest.mark.parametrize("version", ["22.05", "26.05"])
 @pytest.mark.parametrize("name", ["batch", "step", "interactive", "salloc-step", "het-step"])
-def test_recorded_without_a_title(site: Site, version: str, name: str) -> None:
-    """In a container the title may not be seen: SLURM_STEP_ID tells as much, but in a job that was submitted from a step."""
+def test_step_id_decides_where_title_is_hidden(site: Site, version: str, name: str) -> None:
+    """In a container the title of slurmstepd can be hidden. The step id then names the first task, except in a job that a step
+    submitted."""
     _, env = recorded(RECORDED / version / f"{name}.env")
     site.task_prolog(int(env["SLURM_JOB_ID"]), node="n9")
-    told = run(site, env)
-    assert told.exports.keys() == EXPORTED
+    result = run(site, env)
+    assert result.exports.keys() == EXPORTED
     assert len(site.debris()) == (name in FIRST)
 
 
-# ----------------------------------------------------------------------------------------------------- each variable
+# ------------------------------------------------------------------------------------------------------------ variables
 
 
 @each_shell
-def test_what_is_handed_on_is_replaced(site: Site, shell: str) -> None:
-    """A value in a cache of this user's, of any job, run, template and depth, was another job's export."""
+def test_inherited_value_is_replaced(site: Site, shell: str) -> None:
+    """A value in a cache of this user, of any job, run, template and depth, comes from another job's exports."""
     former = f"{site.scratch}/{{uid}}/old/{{node}}-{{job_id}}"
     site.configure(path=former)
     site.task_prolog(1, node="n7")
@@ -172,14 +145,14 @@ def test_what_is_handed_on_is_replaced(site: Site, shell: str) -> None:
         f"{site.scratch}/{ALICE}/test/5.far-away.d",
     ]  # fmt: skip
     for value in inherited:
-        told = task(site, step="0", shell=shell, HF_DATASETS_CACHE=value, JOBCACHE_DIR=value)
-        assert told.exports == {"HF_DATASETS_CACHE": str(site.cache()), "JOBCACHE_DIR": str(site.cache())}, value
-        assert told.unsets == []
+        result = task(site, step="0", shell=shell, HF_DATASETS_CACHE=value, JOBCACHE_DIR=value)
+        assert result.exports == {"HF_DATASETS_CACHE": str(site.cache()), "JOBCACHE_DIR": str(site.cache())}, value
+        assert result.unsets == []
 
 
 @each_shell
-def test_the_users_own_value_is_left_alone(site: Site, shell: str) -> None:
-    """Whatever else the user has set, look-alikes included: nothing is exported, nothing made, and one event says so."""
+def test_users_own_value_is_kept(site: Site, shell: str) -> None:
+    """Any other value, similar ones included, is the user's: export nothing, make nothing, report it in one event."""
     near = site.cache().parent
     others = [
         "/home/games/hf", "relative", "~", " ", "$(id)", "`id`", "*", "'\"\\", "\udcff\udcfe", "two\nlines", "é",
@@ -188,10 +161,10 @@ def test_the_users_own_value_is_left_alone(site: Site, shell: str) -> None:
         f"{site.scratch}//{ALICE}/.cache/hf-datasets-4242", f"{near}/my-hf-datasets-4242",
     ]  # fmt: skip
     no_jobs = ["2024-corpus", "12abc", "", "0", "007", "4242-r0", "4242-r", "4242-r01", "99999999999"]
-    quiet(site)
+    disable_events(site)
     for value in [*others, *(f"{near}/hf-datasets-{name}" for name in no_jobs)]:
-        told = task(site, shell=shell, HF_DATASETS_CACHE=value)
-        assert (told.status, told.output) == (0, b""), value
+        result = task(site, shell=shell, HF_DATASETS_CACHE=value)
+        assert (result.status, result.output) == (0, b""), value
     assert not site.scratch.joinpath(ALICE).exists()
     site.configure(log={"file": str(site.log), "syslog": str(site.syslog.path)})
     task(site, shell=shell, HF_DATASETS_CACHE="/mine")
@@ -199,18 +172,18 @@ def test_the_users_own_value_is_left_alone(site: Site, shell: str) -> None:
 
 
 @each_shell
-def test_an_empty_value_is_none(site: Site, shell: str) -> None:
-    """A variable that is set to nothing is as one that is not set."""
+def test_empty_value_counts_as_unset(site: Site, shell: str) -> None:
+    """Export a variable that the user has set to the empty string."""
     assert task(site, shell=shell, HF_DATASETS_CACHE="").cache == str(site.cache())
 
 
 @each_shell
-def test_each_export_is_decided_by_itself(site: Site, shell: str) -> None:
-    """One variable that the user has set does not keep another from being exported."""
+def test_users_own_value_does_not_stop_other_exports(site: Site, shell: str) -> None:
+    """Decide about each variable separately."""
     exports = {"HF_DATASETS_CACHE": "{cache}", "HF_MODULES_CACHE": "{cache}/modules", "HF_METRICS_CACHE": "{cache}/it's $x"}
     site.configure(exports=exports)
-    told = task(site, shell=shell, HF_DATASETS_CACHE="/mine", HF_MODULES_CACHE=f"{site.cache(1)}/modules")
-    assert told.exports == {
+    result = task(site, shell=shell, HF_DATASETS_CACHE="/mine", HF_MODULES_CACHE=f"{site.cache(1)}/modules")
+    assert result.exports == {
         "HF_MODULES_CACHE": f"{site.cache()}/modules",
         "HF_METRICS_CACHE": f"{site.cache()}/it's $x",
         "JOBCACHE_DIR": str(site.cache()),
@@ -218,24 +191,24 @@ def test_each_export_is_decided_by_itself(site: Site, shell: str) -> None:
 
 
 @each_shell
-def test_another_jobs_value_goes_where_there_is_no_cache(site: Site, shell: str) -> None:
-    """It goes with that job: where this one gets none of its own, it is unset. Its own job's, and the user's, are not."""
+def test_another_jobs_value_is_unset_without_cache(site: Site, shell: str) -> None:
+    """A job without a cache must not keep the path of another job's cache. It keeps its own path and the user's value."""
     inherited = {"HF_DATASETS_CACHE": str(site.cache(1)), "JOBCACHE_DIR": str(site.cache(1))}
-    told = task(site, shell=shell, JOBCACHE="off", **inherited)
-    assert (told.exports, told.unsets) == ({}, ["HF_DATASETS_CACHE", "JOBCACHE_DIR"])
+    result = task(site, shell=shell, JOBCACHE="off", **inherited)
+    assert (result.exports, result.unsets) == ({}, ["HF_DATASETS_CACHE", "JOBCACHE_DIR"])
     own = {"HF_DATASETS_CACHE": str(site.cache()), "JOBCACHE_DIR": str(site.cache())}
-    told = task(site, shell=shell, JOBCACHE="off", **own)
-    assert (told.exports, told.unsets) == (own, [])
-    told = task(site, shell=shell, JOBCACHE="off", HF_DATASETS_CACHE="/mine", JOBCACHE_DIR=str(site.cache(1)))
-    assert (told.exports, told.unsets) == ({}, ["JOBCACHE_DIR"])
+    result = task(site, shell=shell, JOBCACHE="off", **own)
+    assert (result.exports, result.unsets) == (own, [])
+    result = task(site, shell=shell, JOBCACHE="off", HF_DATASETS_CACHE="/mine", JOBCACHE_DIR=str(site.cache(1)))
+    assert (result.exports, result.unsets) == ({}, ["JOBCACHE_DIR"])
 
 
-# ------------------------------------------------------------------------------------------------------- the user's say
+# ----------------------------------------------------------------------------------------------- what the user asks for
 
 
 @each_shell
 def test_jobcache_off_and_keep(site: Site, shell: str) -> None:
-    """`off`: nothing but an event. `keep`: a word in the cache. Anything else: as if it were not set."""
+    """JOBCACHE=off: no cache, one event. JOBCACHE=keep: a file in the cache. Any other value has no effect."""
     assert task(site, shell=shell, JOBCACHE="off").output == b""
     assert not site.cache().exists() and skipped(site) == [("skipped", "user_off")]
     task(site)
@@ -249,8 +222,8 @@ def test_jobcache_off_and_keep(site: Site, shell: str) -> None:
 
 
 @each_shell
-def test_scopes(site: Site, shell: str) -> None:
-    """The whole job's, each node's or each task's directory, all of them in the one cache; the user's word counts."""
+def test_scope_selects_exported_directory(site: Site, shell: str) -> None:
+    """Export the directory of the job, the node or the task, all of them in one cache. The user's JOBCACHE_SCOPE counts first."""
     cache = str(site.cache())
     expected = {
         ("", "job"): cache,
@@ -264,8 +237,8 @@ def test_scopes(site: Site, shell: str) -> None:
         ("0", ""): cache,
     }
     for (step, scope), value in expected.items():
-        told = task(site, step=step, shell=shell, JOBCACHE_SCOPE=scope, SLURM_PROCID="7" if step else "0")
-        assert told.exports == {"HF_DATASETS_CACHE": value, "JOBCACHE_DIR": cache}
+        result = task(site, step=step, shell=shell, JOBCACHE_SCOPE=scope, SLURM_PROCID="7" if step else "0")
+        assert result.exports == {"HF_DATASETS_CACHE": value, "JOBCACHE_DIR": cache}
     site.configure(scope="task")
     assert task(site, step="3", shell=shell).cache == f"{cache}/step-3-task-0"
     assert task(site, step="3", shell=shell, JOBCACHE_SCOPE="job").cache == cache
@@ -278,11 +251,11 @@ def test_scopes(site: Site, shell: str) -> None:
 
 
 @each_shell
-def test_offline_jobs(site: Site, shell: str) -> None:
-    """Jobs that say they are offline live from what is in their own cache, unless the site says `isolate`."""
+def test_offline_job_gets_no_cache_unless_isolated(site: Site, shell: str) -> None:
+    """An offline job needs the cache that the user has filled. With `offline: isolate` it gets a private cache."""
     assert task(site, shell=shell, HF_HUB_OFFLINE="1").output == b""
     assert not site.cache().exists() and skipped(site) == [("skipped", "offline")]
-    quiet(site)
+    disable_events(site)
     task(site)
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         for value in ("1", "true", "TRUE", "True", "yes", "YES", "on", "ON", "oN"):
@@ -293,12 +266,12 @@ def test_offline_jobs(site: Site, shell: str) -> None:
     assert task(site, step="0", shell=shell, HF_HUB_OFFLINE="1").cache
 
 
-# ------------------------------------------------------------------------------------------------------- the site's say
+# ------------------------------------------------------------------------------------------ rules and modes of the site
 
 
 @each_shell
-def test_rules(site: Site, shell: str) -> None:
-    """The first rule of which every key matches overrides the rest; a job that says nothing of itself matches no name."""
+def test_first_matching_rule_overrides_settings(site: Site, shell: str) -> None:
+    """A rule matches if each of its keys matches. A job without an account, partition or QOS matches no name."""
     own_path = f"{site.scratch}/astro/{{user}}/{{job_id}}"
     site.configure(
         rules=[
@@ -328,16 +301,16 @@ def test_rules(site: Site, shell: str) -> None:
         ({"partition": "debug\n"}, default, ""),
         ({"partition": "*"}, default, ""),
     ]
-    for told, exports, reason in cases:
+    for job, exports, reason in cases:
         before = len(skipped(site))
-        env = {names.get(key, key): value for key, value in told.items()}
-        assert task(site, shell=shell, **env).exports == exports, told
-        assert [why for _, why in skipped(site)[before:]] == ([reason] if reason else []), told
+        env = {names.get(key, key): value for key, value in job.items()}
+        assert task(site, shell=shell, **env).exports == exports, job
+        assert [why for _, why in skipped(site)[before:]] == ([reason] if reason else []), job
 
 
 @each_shell
-def test_observe_and_off(site: Site, shell: str) -> None:
-    """`observe` changes no job's environment, `off` does not even say so, and the file `off` stops all."""
+def test_observe_and_off_change_no_job(site: Site, shell: str) -> None:
+    """`observe` sends an event alone, `off` nothing at all, and a file `off` stops everything."""
     inherited = {"HF_DATASETS_CACHE": str(site.cache(1)), "JOBCACHE_DIR": str(site.cache(1))}
     site.configure(mode="observe")
     assert task(site, shell=shell).output == b""
@@ -357,12 +330,12 @@ NO_CACHE: list[dict[str, Any]] = [{"mode": "observe"}, {"mode": "off"}, {"rules"
 
 @each_shell
 @pytest.mark.parametrize("keys", NO_CACHE, ids=["observe", "off", "rule"])
-def test_none_here_and_one_of_another_job(site: Site, shell: str, keys: dict[str, Any]) -> None:
-    """What a job with a cache handed on to one that gets none is taken away: it goes when that other job ends."""
+def test_inherited_value_is_unset_where_policy_gives_no_cache(site: Site, shell: str, keys: dict[str, Any]) -> None:
+    """A job without a cache loses the path that it inherited from another job, whose cache goes away with that job."""
     site.configure(**keys)
     another = str(site.cache(1))
-    told = task(site, shell=shell, HF_DATASETS_CACHE=f"{another}/x", JOBCACHE_DIR=another)
-    assert told.output == b"unset HF_DATASETS_CACHE\nunset JOBCACHE_DIR\n"
+    result = task(site, shell=shell, HF_DATASETS_CACHE=f"{another}/x", JOBCACHE_DIR=another)
+    assert result.output == b"unset HF_DATASETS_CACHE\nunset JOBCACHE_DIR\n"
     own = {"HF_DATASETS_CACHE": "/home/alice/hf", "JOBCACHE_DIR": ""}
     assert task(site, shell=shell, **own).output == b""
     assert not site.cache().exists()
@@ -370,8 +343,8 @@ def test_none_here_and_one_of_another_job(site: Site, shell: str, keys: dict[str
 
 @each_shell
 @pytest.mark.parametrize("keys", NO_CACHE, ids=["observe", "off", "rule"])
-def test_none_here_but_one_from_another_node(site: Site, shell: str, keys: dict[str, Any]) -> None:
-    """While a policy is rolled out, a job that has its cache from a node where it gets one joins it where it would not."""
+def test_job_joins_its_cache_where_policy_gives_none(site: Site, shell: str, keys: dict[str, Any]) -> None:
+    """While a policy is rolled out, a job with a cache from one node joins it on nodes whose policy gives none."""
     assert task(site, shell=shell).cache
     site.configure(**keys)
     handed = {"HF_DATASETS_CACHE": str(site.cache()), "JOBCACHE_DIR": str(site.cache())}
@@ -380,13 +353,13 @@ def test_none_here_but_one_from_another_node(site: Site, shell: str, keys: dict[
 
 
 @each_shell
-@pytest.mark.parametrize("said", [{"HF_HUB_OFFLINE": "1"}, {"JOBCACHE": "off"}], ids=["offline", "off"])
-def test_a_step_that_asks_for_none(site: Site, shell: str, said: dict[str, str]) -> None:
-    """A script that has filled its cache goes offline for its steps: they work in that cache, so their nodes hold it. A
-    step that works elsewhere takes no part in it."""
+@pytest.mark.parametrize("asked", [{"HF_HUB_OFFLINE": "1"}, {"JOBCACHE": "off"}], ids=["offline", "off"])
+def test_step_that_asks_for_no_cache_joins_the_one_it_uses(site: Site, shell: str, asked: dict[str, str]) -> None:
+    """A script fills its cache and starts offline steps. They work in that cache, so that their nodes need a lease. A step that
+    works elsewhere takes no lease."""
     cache = str(site.cache())
     assert task(site, shell=shell).cache
-    handed = {"HF_DATASETS_CACHE": cache, "JOBCACHE_DIR": cache, "SLURMD_NODENAME": "n2", **said}
+    handed = {"HF_DATASETS_CACHE": cache, "JOBCACHE_DIR": cache, "SLURMD_NODENAME": "n2", **asked}
     for elsewhere in ("", "/home/alice/hf", f"{cache}0"):
         assert task(site, step="0", shell=shell, **{**handed, "HF_DATASETS_CACHE": elsewhere}).exports == {}, elsewhere
     assert os.listdir(site.cache() / ".jobcache/nodes") == ["n1"]
@@ -396,24 +369,24 @@ def test_a_step_that_asks_for_none(site: Site, shell: str, said: dict[str, str])
 
 @each_shell
 @pytest.mark.parametrize("scope", ["node", "task"])
-def test_a_step_that_goes_offline_keeps_what_the_script_filled(site: Site, shell: str, scope: str) -> None:
-    """Another node's or task's directory of the one cache would be empty, and nothing could fill it."""
+def test_offline_step_keeps_directory_that_script_filled(site: Site, shell: str, scope: str) -> None:
+    """The own directory of another node or task would be empty, and an offline step could not fill it."""
     site.configure(scope=scope)
     filled = task(site, shell=shell).exports
     assert filled["HF_DATASETS_CACHE"] == f"{site.cache()}/{'node-n1' if scope == 'node' else 'batch'}"
-    told = task(site, step="0", shell=shell, SLURMD_NODENAME="n2", HF_HUB_OFFLINE="1", **filled)
-    assert told.exports == filled
+    result = task(site, step="0", shell=shell, SLURMD_NODENAME="n2", HF_HUB_OFFLINE="1", **filled)
+    assert result.exports == filled
     assert sorted(os.listdir(site.cache() / ".jobcache/nodes")) == ["n1", "n2"]
 
 
 @each_shell
-def test_handed_on_by_a_newer_policy(site: Site, shell: str) -> None:
-    """A path that is not known here is no value of the user's where JOBCACHE_DIR says so: this job's gives way to the one
-    that this node gives it, and stays where it gives none; another job's goes in any case."""
+def test_jobcache_dir_identifies_inherited_values_of_newer_policy(site: Site, shell: str) -> None:
+    """The policy of this node may not know the template of another node's. JOBCACHE_DIR then identifies the value as inherited:
+    this job's is replaced if the node gives it a path, and kept otherwise; another job's is always unset."""
     mine, another = f"/new/{ALICE}/hf-datasets-4242", f"/new/{ALICE}/hf-datasets-42424"
     for path in (mine, f"{mine}-r2", another, "/new/1/4241"):
-        told = task(site, step="0", shell=shell, HF_DATASETS_CACHE=f"{path}/x", JOBCACHE_DIR=path)
-        assert told.cache == str(site.cache()), path
+        result = task(site, step="0", shell=shell, HF_DATASETS_CACHE=f"{path}/x", JOBCACHE_DIR=path)
+        assert result.cache == str(site.cache()), path
     for path in (f"/new/{ALICE}", "new/4242", f"{another}/", mine + "2"):  # of no job, or not where the value is
         own = task(site, step="0", shell=shell, HF_DATASETS_CACHE=f"{mine}/x", JOBCACHE_DIR=path)
         assert "HF_DATASETS_CACHE" not in own.exports, path
@@ -425,8 +398,8 @@ def test_handed_on_by_a_newer_policy(site: Site, shell: str) -> None:
 
 
 @each_shell
-def test_min_uid(site: Site, shell: str) -> None:
-    """Users below it get nothing, and nothing is said."""
+def test_users_below_min_uid_get_nothing(site: Site, shell: str) -> None:
+    """They get no cache and no event."""
     for least, given in ((UID + 1, False), (UID, True)):
         site.configure(min_uid=least)
         assert bool(task(site, shell=shell).cache) == given
@@ -434,8 +407,8 @@ def test_min_uid(site: Site, shell: str) -> None:
 
 
 @each_shell
-def test_said_once_a_job(site: Site, shell: str) -> None:
-    """Why there is none is said by the batch script's task; without a batch script, by rank 0 of the first step."""
+def test_skip_is_reported_once_per_job(site: Site, shell: str) -> None:
+    """The batch step sends the event, or rank 0 of the first step if the job has no batch script."""
     off = {"JOBCACHE": "off", "shell": shell}
     task(site, ENVIRONMENT="BATCH", **off)
     task(site, step="0", ENVIRONMENT="BATCH", **off)
@@ -447,12 +420,12 @@ def test_said_once_a_job(site: Site, shell: str) -> None:
     assert len(skipped(site)) == 2
 
 
-# --------------------------------------------------------------------------------------------------- runs and lives
+# ----------------------------------------------------------------------------------------- runs, and caches at the path
 
 
 @each_shell
-def test_each_run_has_a_cache_of_its_own(site: Site, shell: str) -> None:
-    """A requeued job's restart is part of the name, canonical or 0."""
+def test_each_run_has_its_own_cache(site: Site, shell: str) -> None:
+    """The restart count is part of the name. A count that is not canonical counts as 0."""
     counts = {
         "": 0,
         "0": 0,
@@ -468,14 +441,14 @@ def test_each_run_has_a_cache_of_its_own(site: Site, shell: str) -> None:
         "4294967295": 4294967295,
     }
     for count, which in counts.items():
-        told = task(site, shell=shell, SLURM_RESTART_COUNT=count)
-        assert told.exports["JOBCACHE_DIR"] == str(site.cache(run=which)), count
+        result = task(site, shell=shell, SLURM_RESTART_COUNT=count)
+        assert result.exports["JOBCACHE_DIR"] == str(site.cache(run=which)), count
 
 
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
-def test_the_first_task_joins_no_earlier_life(site: Site, shell: str, python: bool) -> None:
-    """The batch script's task trashes a cache of this job id that it finds; a step's joins it."""
+def test_first_task_discards_stale_cache(site: Site, shell: str, python: bool) -> None:
+    """The batch step moves a cache with its own job id to trash, since an earlier job left it. Ordinary steps join."""
     site.task_prolog(node="n7")
     site.fill(site.cache(), "old")
     if not python:
@@ -491,29 +464,29 @@ def test_the_first_task_joins_no_earlier_life(site: Site, shell: str, python: bo
 
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
-def test_a_job_that_has_the_path_already_is_past_its_first_task(site: Site, shell: str, python: bool) -> None:
-    """An interactive step that comes second, however it looks, does not take the cache for an earlier life's."""
+def test_interactive_step_with_known_path_discards_no_cache(site: Site, shell: str, python: bool) -> None:
+    """An interactive step that inherits the job's path is not its first task, whatever its title."""
     if not python:
         site.policy(python="/nonexistent")
-    told = task(site, shell=shell)
+    result = task(site, shell=shell)
     site.fill(site.cache(), "live")
-    task(site, shell=shell, title="slurmstepd: [4242.interactive]", **told.exports)
+    task(site, shell=shell, title="slurmstepd: [4242.interactive]", **result.exports)
     assert (site.cache() / "live").exists() and not site.debris()
 
 
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
-def test_what_the_script_remade_is_mended(site: Site, shell: str, python: bool) -> None:
-    """Where the job has the path from us, a directory that its script made there gets its record back."""
+def test_remade_directory_gets_its_record_again(site: Site, shell: str, python: bool) -> None:
+    """A script may delete its cache and make the directory again. With the exported JOBCACHE_DIR, a step restores the record."""
     if not python:
         site.policy(python="/nonexistent")
-    told = task(site, shell=shell)
+    result = task(site, shell=shell)
     shutil.rmtree(site.cache())
     site.cache().mkdir()
-    own(site.cache())
+    give(site.cache())
     site.fill(site.cache(), "built")
     assert task(site, step="0", shell=shell).output == b"", "without JOBCACHE_DIR it is somebody's"
-    assert task(site, step="0", shell=shell, **told.exports).exports == told.exports
+    assert task(site, step="0", shell=shell, **result.exports).exports == result.exports
     assert (site.cache() / ".jobcache/id").exists() and (site.cache() / "built").exists() and not site.debris()
     site.configure()  # the Epilog has its Python
     site.epilog()
@@ -521,8 +494,8 @@ def test_what_the_script_remade_is_mended(site: Site, shell: str, python: bool) 
 
 
 STANDS: dict[str, Any] = {
-    "another user's": lambda cache: own(directory(cache), BOB),
-    "another user's, recorded": lambda cache: own(directory(cache, f"test 4242 0 {UID}\n"), BOB),
+    "another user's": lambda cache: give(directory(cache), BOB),
+    "another user's, recorded": lambda cache: give(directory(cache, f"test 4242 0 {UID}\n"), BOB),
     "another cluster's": lambda cache: directory(cache, f"other 4242 0 {UID}\n"),
     "another job's": lambda cache: directory(cache, f"test 4243 0 {UID}\n"),
     "an id cut short": lambda cache: directory(cache, "test 42"),
@@ -535,7 +508,7 @@ STANDS: dict[str, Any] = {
 
 
 def directory(path: Path, line: str | None = None) -> Path:
-    """A directory, with an id that holds `line`, where one is given."""
+    """Make a directory, with a record whose id holds `line` if that is given. Return its path."""
     path.mkdir()
     if line is not None:
         (path / ".jobcache/nodes").mkdir(parents=True)
@@ -545,8 +518,8 @@ def directory(path: Path, line: str | None = None) -> Path:
 
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
-def test_what_is_not_ours_is_left_alone(site: Site, shell: str, python: bool) -> None:
-    """Whatever stands at the path and is not this run's cache: no exports, exit 0, and it is as it was."""
+def test_foreign_file_at_path_is_left_alone(site: Site, shell: str, python: bool) -> None:
+    """Whatever stands at the path and is not this run's cache stays as it is: exit 0 without exports."""
     if not python:
         site.policy(python="/nonexistent")
     home = site.cache().parent
@@ -554,12 +527,12 @@ def test_what_is_not_ours_is_left_alone(site: Site, shell: str, python: bool) ->
     for stands, make in STANDS.items():
         make(site.cache())
         if "another user" not in stands:
-            own(home)
-        own(site.scratch / ALICE) if "another user" not in stands else os.chown(home, UID, UID)
+            give(home)
+        give(site.scratch / ALICE) if "another user" not in stands else os.chown(home, UID, UID)
         before = sorted(str(path) for path in home.rglob("*"))
         for step in ("", "0"):
-            told = task(site, step=step, shell=shell, HF_DATASETS_CACHE=str(site.cache(1)))
-            assert (told.status, told.exports, told.unsets) == (0, {}, ["HF_DATASETS_CACHE"]), stands
+            result = task(site, step=step, shell=shell, HF_DATASETS_CACHE=str(site.cache(1)))
+            assert (result.status, result.exports, result.unsets) == (0, {}, ["HF_DATASETS_CACHE"]), stands
         assert sorted(str(path) for path in home.rglob("*")) == before, stands
         for name in os.listdir(home):
             shutil.rmtree(home / name) if (home / name).is_dir() and not (home / name).is_symlink() else (home / name).unlink()
@@ -569,16 +542,16 @@ def test_what_is_not_ours_is_left_alone(site: Site, shell: str, python: bool) ->
 
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
-def test_what_is_being_reaped_is_not_joined(site: Site, shell: str, python: bool) -> None:
-    """Without nodes/ the cache is on its way out, to whomever comes: nothing is made in it, and no export names it."""
+def test_cache_without_nodes_is_not_joined(site: Site, shell: str, python: bool) -> None:
+    """A cache without nodes/ is being reaped: make nothing in it, and export nothing."""
     site.configure(task_prolog={"deadline": "1s"})
     task(site)
     if not python:
         site.policy(python="/nonexistent")
     shutil.rmtree(site.cache() / ".jobcache/nodes")
     for step in ("0", ""):
-        told = task(site, step=step, shell=shell)
-        assert (told.status, told.output) == (0, b"")
+        result = task(site, step=step, shell=shell)
+        assert (result.status, result.output) == (0, b"")
     assert sorted(os.listdir(site.cache() / ".jobcache")) == ["id", "job.json"] and not site.debris()
     if python:
         assert skipped(site) == [("refused", "busy")] * 2
@@ -586,12 +559,12 @@ def test_what_is_being_reaped_is_not_joined(site: Site, shell: str, python: bool
 
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
-def test_an_empty_unrecorded_directory_is_replaced(site: Site, shell: str, python: bool) -> None:
-    """As scripts make it beforehand, with the very path in them. busybox's mv does not replace it: then there is none."""
+def test_empty_unrecorded_directory_is_replaced(site: Site, shell: str, python: bool) -> None:
+    """Some scripts make the directory of the path beforehand."""
     if not python:
         site.policy(python="/nonexistent")
     site.cache().mkdir(parents=True)
-    own(site.scratch / ALICE)
+    give(site.scratch / ALICE)
     assert task(site, shell=shell).cache
     assert (site.cache() / ".jobcache/id").exists()
 
@@ -599,17 +572,17 @@ def test_an_empty_unrecorded_directory_is_replaced(site: Site, shell: str, pytho
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
 @pytest.mark.parametrize("level", [0, 1])
-def test_symlinked_parents(site: Site, shell: str, python: bool, level: int) -> None:
-    """Root's own symlinks on the way are followed; a user's are not, since the Epilog would not either."""
+def test_only_roots_symlinks_in_path_are_followed(site: Site, shell: str, python: bool, level: int) -> None:
+    """A user's symlink on the way is refused, since the Epilog would not follow it."""
     if not python:
         site.policy(python="/nonexistent")
     link = [site.scratch / ALICE, site.scratch / ALICE / ".cache"][level]
     real = site.scratch / "real"
     real.mkdir()
     if level:
-        own(directory(link.parent))
+        give(directory(link.parent))
     link.symlink_to(real)
-    own(real)
+    give(real)
     assert task(site, shell=shell).cache
     assert len(list(real.rglob("id"))) == 1
     os.lchown(link, UID, UID)
@@ -619,18 +592,18 @@ def test_symlinked_parents(site: Site, shell: str, python: bool, level: int) -> 
         assert skipped(site) == [("failed", "not_directory")]
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------------------- broken scratch
 
 
 @contextmanager
-def closed(site: Site, how: str) -> Iterator[str]:
-    """Make the user's part of scratch refuse; the reason that the event has to give."""
+def broken_scratch(site: Site, how: str) -> Iterator[str]:
+    """Make the user's part of scratch fail. Yield the reason that the event must have."""
     place = directory(site.scratch / ALICE)
     if how == "closed":
         yield "no_access"  # root's, and not writable
         return
     with mount("tmpfs", place, "tmpfs", "size=1m,nr_inodes=40" if how == "full" else ""):
-        own(directory(place / ".cache").parent)
+        give(directory(place / ".cache").parent)
         if how == "read-only":
             subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
             yield "read_only"
@@ -643,7 +616,7 @@ def closed(site: Site, how: str) -> Iterator[str]:
 
 
 def fill(place: Path) -> None:
-    """Leave neither room nor inodes."""
+    """Use up all space and all inodes."""
     for at in range(100):
         try:
             (place / f"filler-{at}").write_bytes(b"x" * 65536)
@@ -655,14 +628,14 @@ def fill(place: Path) -> None:
 @each_shell
 @pytest.mark.parametrize("how", ["closed", "impassable", "read-only", "full"])
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
-def test_where_no_cache_can_be_made(site: Site, shell: str, how: str, python: bool) -> None:
-    """The job runs as if we were not there: no exports, exit 0, what another job handed on taken away, and why is said."""
+def test_failed_creation_leaves_job_unchanged(site: Site, shell: str, how: str, python: bool) -> None:
+    """The job runs as if jobcache were not installed: exit 0, no exports, inherited values unset, an event with the reason."""
     if not python:
         site.policy(python="/nonexistent")
-    with closed(site, how) as reason:
+    with broken_scratch(site, how) as reason:
         before = set(os.listdir(site.scratch / ALICE))
-        told = task(site, shell=shell, HF_DATASETS_CACHE=str(site.cache(1)), JOBCACHE_DIR=str(site.cache(1)))
-        assert (told.status, told.exports, told.unsets) == (0, {}, ["HF_DATASETS_CACHE", "JOBCACHE_DIR"])
+        result = task(site, shell=shell, HF_DATASETS_CACHE=str(site.cache(1)), JOBCACHE_DIR=str(site.cache(1)))
+        assert (result.status, result.exports, result.unsets) == (0, {}, ["HF_DATASETS_CACHE", "JOBCACHE_DIR"])
         assert set(os.listdir(site.scratch / ALICE)) == before
         assert not site.debris()
     if python:
@@ -671,11 +644,11 @@ def test_where_no_cache_can_be_made(site: Site, shell: str, how: str, python: bo
 
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
-def test_joining_on_a_full_disk(site: Site, shell: str, python: bool) -> None:
-    """A lease is a name: where there is room for that and not for what is in it, it holds the cache all the same."""
+def test_lease_without_content_holds_cache(site: Site, shell: str, python: bool) -> None:
+    """On a full disk a lease can be created but not written. Its name alone counts."""
     place = directory(site.scratch / ALICE)
     with mount("tmpfs", place, "tmpfs", "size=1m"):
-        own(place)
+        give(place)
         site.task_prolog(node="n7")
         try:
             (place / "filler").write_bytes(b"x" * (2 << 20))
@@ -687,11 +660,11 @@ def test_joining_on_a_full_disk(site: Site, shell: str, python: bool) -> None:
         assert (site.cache() / ".jobcache/nodes/n1").exists()
 
 
-# ------------------------------------------------------------------------------------------------- Python in trouble
+# -------------------------------------------------------------------------------------------------------- broken Python
 
 
 def script(site: Site, text: str) -> str:
-    """A program in place of Python."""
+    """Write a program to be used as Python. Return its path."""
     path = site.dir / "python"
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -700,14 +673,14 @@ def script(site: Site, text: str) -> str:
 
 @each_shell
 @pytest.mark.parametrize("python", ["/nonexistent", "exit 1", "exit 0", "kill -SEGV $$", "/etc/passwd", "/tmp"])
-def test_without_python_the_shell_makes_the_cache(site: Site, shell: str, python: str) -> None:
-    """It is as complete as Python's: id, record, nodes/, lease; joined, discarded, released and reaped like it."""
+def test_shell_makes_cache_where_python_is_broken(site: Site, shell: str, python: str) -> None:
+    """The cache is as complete as Python's: id, record, nodes/ and lease. It can be joined, discarded, released and reaped."""
     site.task_prolog(1)
     site.policy(python=python if python.startswith("/") else script(site, python))
-    told = task(site, shell=shell)
-    assert told.exports.keys() == EXPORTED
+    result = task(site, shell=shell)
+    assert result.exports.keys() == EXPORTED
     assert compared(site.cache()) == compared(site.cache(1))
-    assert task(site, step="0", shell=shell, SLURMD_NODENAME="n2").exports == told.exports
+    assert task(site, step="0", shell=shell, SLURMD_NODENAME="n2").exports == result.exports
     assert sorted(os.listdir(site.cache() / ".jobcache/nodes")) == ["n1", "n2"]
     site.configure()  # the Epilog has its Python
     site.epilog(nodes=2)
@@ -716,7 +689,7 @@ def test_without_python_the_shell_makes_the_cache(site: Site, shell: str, python
 
 
 def compared(cache: Path) -> object:
-    """What has to be alike in every cache."""
+    """Return the parts of a cache that do not vary from cache to cache."""
     identity = (cache / ".jobcache/id").read_text().split()
     record = json.loads((cache / ".jobcache/job.json").read_text())
     varying = {record.pop("job_id"): record.pop("created_at")}
@@ -726,43 +699,42 @@ def compared(cache: Path) -> object:
     return identity[0], identity[2:], record, boot, modes
 
 
-def at_once(site: Site, **env: str) -> list[Told]:
-    """Run TaskProlog in all shells at once, for the batch script and two steps."""
+def at_once(site: Site, **env: str) -> list[Prologue]:
+    """Run the TaskProlog in all shells at once, for the batch step and two ordinary steps."""
     with ThreadPoolExecutor(9) as pool:
         runs = [pool.submit(task, site, shell=shell, step=step, **env) for shell in SHELLS for step in ("", "0", "1")]
         return [run.result() for run in runs]
 
 
-def test_a_hung_python(site: Site) -> None:
-    """At the deadline it is killed, and the exports are printed all the same, so that all ranks of a job agree."""
+def test_hung_python_is_killed_at_deadline(site: Site) -> None:
+    """The exports are printed all the same, so that all ranks of a job agree."""
     site.configure(task_prolog={"deadline": "1s"})
     site.policy(python=script(site, "/bin/sleep 30"))
     mark = f"mark-{uuid.uuid4()}"
-    for told in at_once(site, JC_TEST=mark):
-        assert (told.status, told.exports.keys()) == (0, EXPORTED)
-        assert 0.9 < told.seconds < 2
-    assert wait_for_none(mark) == []
+    for result in at_once(site, JC_TEST=mark):
+        assert (result.status, result.exports.keys()) == (0, EXPORTED)
+        assert 0.9 < result.seconds < 2
+    assert processes_left(mark) == []
 
 
 @each_shell
-def test_without_a_clock(site: Site, shell: str) -> None:
-    """In a container without /bin/sleep there is nothing to keep the deadline by: no cache, rather than a task that hangs."""
+def test_no_cache_without_sleep_program(site: Site, shell: str) -> None:
+    """Without /bin/sleep, as in some containers, nothing could keep the deadline: the task gets no cache."""
     inside = 'mount --bind /etc/passwd /usr/bin/sleep && exec setpriv --reuid "$1" --regid "$1" --clear-groups -- "${@:2}"'
-    done = subprocess.run(
-        ["unshare", "--mount", "bash", "-c", inside, "bash", str(UID), *shell.split(), str(site.hooks / "task-prolog")],
-        env={**slurm(), "HF_DATASETS_CACHE": str(site.cache(1))}, capture_output=True, check=False, timeout=20,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"unset HF_DATASETS_CACHE\n", b"")
+    env = {**task_prolog.environment(ALICE), "HF_DATASETS_CACHE": str(site.cache(1))}
+    prefix = ["unshare", "--mount", "bash", "-c", inside, "bash", str(UID)]
+    result = task_prolog.run(site.hooks, "root", env, shell=shell, prefix=prefix, timeout=20)
+    assert (result.status, result.output, result.stderr) == (0, b"unset HF_DATASETS_CACHE\n", b"")
 
 
 @each_shell
-def test_no_process_outlives_the_hook(site: Site, shell: str) -> None:
-    """Neither the timer nor its sleep, whether Python ran or not."""
+def test_no_process_outlives_hook(site: Site, shell: str) -> None:
+    """The timer and its sleep end with the hook, whether Python ran or not."""
     mark = f"mark-{uuid.uuid4()}"
     for step in ("", "0", "0"):
         task(site, step=step, shell=shell, JC_TEST=mark)
     task(site, shell=shell, JC_TEST=mark, JOBCACHE="off")
-    assert wait_for_none(mark) == []
+    assert processes_left(mark) == []
 
 
 # ------------------------------------------------------------------------------------------------------- hung scratch
@@ -770,42 +742,42 @@ def test_no_process_outlives_the_hook(site: Site, shell: str) -> None:
 
 @pytest.mark.parametrize("killable", [True, False])
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
-def test_hung_scratch(site: Site, killable: bool, python: bool) -> None:
-    """The exports are printed within the deadline and a second, and no process is left that can be ended."""
+def test_hung_scratch_delays_task_until_deadline(site: Site, killable: bool, python: bool) -> None:
+    """The exports are printed within the deadline and a second. Each process that can be killed ends."""
     site.configure(task_prolog={"deadline": "1s"})
     if not python:
         site.policy(python="/nonexistent")
-    place = own(directory(site.scratch / ALICE))
+    place = give(directory(site.scratch / ALICE))
     mark = f"mark-{uuid.uuid4()}"
     with hung(place, killable=killable):
-        for told in at_once(site, JC_TEST=mark):
-            assert (told.status, told.exports.keys()) == (0, EXPORTED)
-            assert 0.9 < told.seconds < 2
+        for result in at_once(site, JC_TEST=mark):
+            assert (result.status, result.exports.keys()) == (0, EXPORTED)
+            assert 0.9 < result.seconds < 2
         if killable:
-            assert wait_for_none(mark) == []
-    assert wait_for_none(mark) == []
+            assert processes_left(mark) == []
+    assert processes_left(mark) == []
 
 
-def test_a_fifo_for_an_id(site: Site) -> None:
-    """What its own user makes of a cache holds up that user's task for the deadline, and no longer."""
+def test_fifo_as_id_delays_task_until_deadline(site: Site) -> None:
+    """Whatever a user makes of a cache, it delays that user's task no longer than the deadline."""
     site.configure(task_prolog={"deadline": "1s"})
     task(site)
     (site.cache() / ".jobcache/id").unlink()
     os.mkfifo(site.cache() / ".jobcache/id")
-    own(site.cache())
+    give(site.cache())
     mark = f"mark-{uuid.uuid4()}"
     with ThreadPoolExecutor(3) as pool:
-        for told in pool.map(lambda shell: task(site, step="0", shell=shell, JC_TEST=mark), SHELLS):
-            assert told.exports.keys() == EXPORTED and told.seconds < 2
-    assert wait_for_none(mark) == []
+        for result in pool.map(lambda shell: task(site, step="0", shell=shell, JC_TEST=mark), SHELLS):
+            assert result.exports.keys() == EXPORTED and result.seconds < 2
+    assert processes_left(mark) == []
 
 
-# ------------------------------------------------------------------------------------------------------- many at once
+# ----------------------------------------------------------------------------------------------------------- many tasks
 
 
 @each_shell
-def test_many_tasks_at_once(site: Site, shell: str) -> None:
-    """16 tasks on each of two nodes: all are told the same, there is one cache with two leases, and little Python ran."""
+def test_many_tasks_at_once_share_one_cache(site: Site, shell: str) -> None:
+    """16 tasks on each of two nodes print the same exports, there is one cache with two leases, and few of them run Python."""
     ran = site.scratch / "ran"
     ran.touch()
     ran.chmod(0o666)
@@ -814,23 +786,23 @@ def test_many_tasks_at_once(site: Site, shell: str) -> None:
     site.policy(python=script(site, f'echo "$SLURMD_NODENAME" >>{ran}; exec {real} "$@"'))
     start = threading.Barrier(32)
 
-    def one(at: int) -> Told:
+    def one(at: int) -> Prologue:
         start.wait()
         return task(
             site, step="0", shell=shell, SLURMD_NODENAME=f"n{at % 2 + 1}", SLURM_LOCALID=str(at // 2), SLURM_PROCID=str(at)
         )
 
     with ThreadPoolExecutor(32) as pool:
-        told = list(pool.map(one, range(32)))
-    assert {(one.status, one.output) for one in told} == {(0, told[0].output)}
-    assert told[0].exports.keys() == EXPORTED
+        results = list(pool.map(one, range(32)))
+    assert {(one.status, one.output) for one in results} == {(0, results[0].output)}
+    assert results[0].exports.keys() == EXPORTED
     assert sorted(os.listdir(site.cache() / ".jobcache/nodes")) == ["n1", "n2"] and not site.debris()
     assert all(ran.read_text().split().count(node) <= 2 for node in ("n1", "n2"))
     assert len(site.syslog.events("cache.created")) == 1
 
 
-def test_nearly_all_tasks_run_no_python(site: Site) -> None:
-    """Where id and lease are there, the shell alone does it."""
+def test_join_runs_no_python(site: Site) -> None:
+    """If the cache exists, the shell takes the lease by itself."""
     task(site)
     site.policy(python=script(site, f"touch {site.scratch}/ran"))
     assert task(site, step="0").cache and task(site, step="0", SLURMD_NODENAME="n2").cache
@@ -838,22 +810,22 @@ def test_nearly_all_tasks_run_no_python(site: Site) -> None:
 
 
 @each_shell
-def test_descriptors_that_are_closed(site: Site, shell: str) -> None:
-    """Slurm 20.11 runs it with stdin and stderr closed: it has its cache all the same, and so does the chained one."""
+def test_closed_stdin_and_stderr_are_harmless(site: Site, shell: str) -> None:
+    """Slurm 20.11 closes both. The task has its cache, and the chained TaskProlog works."""
     closing = site.dir / "closing"
     closing.write_text('#!/bin/sh\nexec "$@" <&- 2>&-\n')
     closing.chmod(0o755)
     assert task(site, shell=f"{closing} {shell}").exports.keys() == EXPORTED
     chained(site, "#!/bin/sh\necho export SITE=1\necho said >&2\nexit 3\n")
-    told = task(site, shell=f"{closing} {shell}", step="0")
-    assert (told.status, told.exports.keys()) == (3, {*EXPORTED, "SITE"})
+    result = task(site, shell=f"{closing} {shell}", step="0")
+    assert (result.status, result.exports.keys()) == (3, {*EXPORTED, "SITE"})
 
 
 # ------------------------------------------------------------------------------------------------------------ chaining
 
 
 def chained(site: Site, text: str, mode: int = 0o755) -> Path:
-    """Configure a TaskProlog of the site's own."""
+    """Configure a site's own TaskProlog with this text. Return its path."""
     path = site.dir / "site-task-prolog"
     path.write_text(text)
     path.chmod(mode)
@@ -863,12 +835,12 @@ def chained(site: Site, text: str, mode: int = 0o755) -> Path:
 
 @each_shell
 @pytest.mark.parametrize("status", [0, 3])
-def test_a_chained_task_prolog(site: Site, shell: str, status: int) -> None:
-    """The site's own comes after ours, with the task's own environment and stderr; what it says and exits with, counts."""
+def test_chained_task_prolog_runs_last_in_tasks_environment(site: Site, shell: str, status: int) -> None:
+    """It has the task's environment and stderr. Its output and its exit status count."""
     dump = site.scratch / "environment"
     chained(site, f"#!/bin/sh\n/usr/bin/env -0 >{dump}\necho export SITE=1\necho said >&2\nexit {status}\n")
     env = {
-        **slurm(),
+        **task_prolog.environment(ALICE),
         "LD_LIBRARY_PATH": "/x",
         "ODD": "a\nb 'c' \\",
         "IFS": " \t\n",
@@ -878,9 +850,9 @@ def test_a_chained_task_prolog(site: Site, shell: str, status: int) -> None:
         "PWD": "/",
         "_": "x",
     }
-    told = run(site, env, shell=shell)
-    assert (told.status, told.stderr) == (status, b"said\n")
-    assert list(told.exports) == ["HF_DATASETS_CACHE", "JOBCACHE_DIR", "SITE"]
+    result = run(site, env, shell=shell)
+    assert (result.status, result.stderr) == (status, b"said\n")
+    assert list(result.exports) == ["HF_DATASETS_CACHE", "JOBCACHE_DIR", "SITE"]
     found = dict(line.split("=", 1) for line in dump.read_text().split("\0")[:-1])
     varying = {"SHLVL", "OLDPWD", "PWD", "_"}
     assert {key: value for key, value in found.items() if key not in varying} == {
@@ -889,20 +861,20 @@ def test_a_chained_task_prolog(site: Site, shell: str, status: int) -> None:
 
 
 @each_shell
-def test_the_chained_one_runs_whatever_becomes_of_ours(site: Site, shell: str) -> None:
-    """Nothing to do, no job, no scratch, switched off: the site's own is none the worse for it."""
+def test_chained_task_prolog_runs_without_cache(site: Site, shell: str) -> None:
+    """It runs if the job is skipped, if Slurm describes no job, and if the hook is switched off."""
     chained(site, "#!/bin/sh\necho export SITE=1\nexit 3\n")
     for env in ({"JOBCACHE": "off"}, {"SLURM_JOB_ID": ""}, {"SLURM_JOB_UID": "x"}, {"HF_DATASETS_CACHE": "/mine"}):
-        told = task(site, shell=shell, **env)
-        assert (told.status, told.exports) == (3, {"SITE": "1"})
+        result = task(site, shell=shell, **env)
+        assert (result.status, result.exports) == (3, {"SITE": "1"})
     (site.hooks / "off").touch()
     assert task(site, shell=shell).status == 3
 
 
 @each_shell
 @pytest.mark.parametrize("kind", ["missing", "not executable", "directory", "bad interpreter", "garbage"])
-def test_a_chained_one_that_cannot_run(site: Site, shell: str, kind: str) -> None:
-    """It is ignored: no task is cancelled for it."""
+def test_chained_task_prolog_that_cannot_run_is_ignored(site: Site, shell: str, kind: str) -> None:
+    """No task is cancelled because of it."""
     path = chained(
         site, {"bad interpreter": "#!/nonexistent\n", "garbage": "\x7fELF\x00\x01 garbage"}.get(kind, "#!/bin/sh\nexit 3\n")
     )
@@ -912,15 +884,18 @@ def test_a_chained_one_that_cannot_run(site: Site, shell: str, kind: str) -> Non
         path.unlink()
         if kind == "directory":
             path.mkdir()
-    told = task(site, shell=shell)
-    assert told.exports.keys() == EXPORTED
-    assert told.status == 0 or (kind, shell) == ("garbage", "/bin/busybox sh")  # which takes anything for a script
+    result = task(site, shell=shell)
+    assert result.exports.keys() == EXPORTED
+    assert result.status == 0 or (kind, shell) == ("garbage", "/bin/busybox sh")  # which takes anything for a script
 
 
 # ------------------------------------------------------------------------------------------------ hostile environments
 
-FUNCTIONS = "[ printf read kill wait umask shopt set unset trap exec exit return jc_main jc_plan test true".split()
-VARIABLES = "dir hash whole lib chain out exports unsets skip late status line found again first keep nl child clock".split()
+FUNCTIONS = "[ printf read kill wait umask shopt set unset trap exec exit return jc_main jc_build_exports test true".split()
+VARIABLES = (
+    "job_dir export_dir policy_hash policy_end hash whole lib chain output slow_path exports held_exports unsets skip_reason "
+    "status answered deadline_passed id_line cache_job known_path first_task keep newline child timer_process ready".split()
+)
 ODD_SHELL = {
     "IFS": {"IFS": "/-.0 4"},
     "no PATH": {"PATH": ""},
@@ -935,7 +910,7 @@ ODD_SHELL = {
     "loader": {"LD_PRELOAD": "/nonexistent.so", "LD_LIBRARY_PATH": "/nonexistent:.", "GCONV_PATH": "/nonexistent"},
     "Python": dict.fromkeys(["PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONIOENCODING"], "/nonexistent"),
     "locale": {"LC_ALL": "tr_TR.UTF-8", "LANG": "xx_XX", "LANGUAGE": "../../x"},
-    "ours": {f"jc_{name}": "export FORGED=1" for name in VARIABLES},
+    "names of the hook": {f"jc_{name}": "export FORGED=1" for name in VARIABLES},
     "users": {"USER": "root", "LOGNAME": "root", "HOME": "/root", "PWD": "/x", "TMPDIR": "/nonexistent"},
     "numbers": {"UID": "0", "EUID": "0", "PPID": "1", "LINENO": "x", "RANDOM": "x", "SECONDS": "x", "HISTSIZE": "-1"},
     "bytes": {"A": "\udcff\udcfe", "B": "a\nexport FORGED=1\n", "C.D": "x", "1": "x", "@": "x"},
@@ -944,26 +919,26 @@ ODD_SHELL = {
 
 @pytest.mark.parametrize("shell", [*SHELLS, "sh"], ids=["dash", "bash", "busybox", "bash as sh"])
 @pytest.mark.parametrize("odd", ODD_SHELL)
-def test_odd_environments(site: Site, shell: str, odd: str) -> None:
-    """Whatever a user has in the environment that shells, loaders and Python heed: it changes nothing that is printed."""
+def test_environment_of_user_changes_no_output(site: Site, shell: str, odd: str) -> None:
+    """Variables that shells, the loader and Python obey have no effect on the exports."""
     if shell == "sh":
         (site.dir / "sh").symlink_to("/bin/bash")
         shell = str(site.dir / "sh")
     plain = task(site, shell=shell)
     before = listing(site)
     for step in ("", "0"):
-        told = task(site, step=step, shell=shell, **ODD_SHELL[odd])
-        assert (told.status, told.output) == (0, plain.output)
+        result = task(site, step=step, shell=shell, **ODD_SHELL[odd])
+        assert (result.status, result.output) == (0, plain.output)
     assert listing(site) == before
     assert sorted(os.listdir(site.cache() / ".jobcache")) == ["id", "job.json", "nodes"]
 
 
 @each_shell
-def test_an_environment_that_lets_bash_run_nothing(site: Site, shell: str) -> None:
-    """noexec: bash does as it is told, and reads us without running us."""
-    told = task(site, shell=shell, SHELLOPTS="noexec")
-    assert told.status == 0
-    assert told.output == b"" or told.exports.keys() == EXPORTED
+def test_noexec_in_shellopts_is_harmless(site: Site, shell: str) -> None:
+    """With noexec, bash reads the hook and runs nothing: exit 0."""
+    result = task(site, shell=shell, SHELLOPTS="noexec")
+    assert result.status == 0
+    assert result.output == b"" or result.exports.keys() == EXPORTED
 
 
 NAMES = [
@@ -1001,38 +976,38 @@ ABSURD = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_absurd_words_of_slurm(site: Site, name: str) -> None:
-    """Exit 0, whole lines, all values below the user's part of scratch, and nothing made anywhere else."""
+def test_absurd_values_of_slurm_variables_are_harmless(site: Site, name: str) -> None:
+    """Exit 0, whole lines, all paths below the user's part of scratch, and nothing made anywhere else."""
     site.configure(scope="task", path=f"{site.scratch}/{{user}}/{{node}}/hf-{{job_id}}")
     before = listing(site)
     for at, value in enumerate(ABSURD):
-        told = run(site, {**slurm(step="0"), name: value}, shell=SHELLS[(at + len(name)) % 3])
-        assert told.status == 0
-        for exported in told.exports.values():
+        result = run(site, {**task_prolog.environment(ALICE, step="0"), name: value}, shell=SHELLS[(at + len(name)) % 3])
+        assert result.status == 0
+        for exported in result.exports.values():
             assert exported.startswith(f"{site.scratch}/") and exported == os.path.normpath(exported), value
     assert listing(site) == before
     assert {ALICE, *ABSURD} >= set(os.listdir(site.scratch))
 
 
 @each_shell
-def test_nothing_of_slurm(site: Site, shell: str) -> None:
-    """No job, no cache."""
+def test_missing_slurm_variables_mean_no_cache(site: Site, shell: str) -> None:
+    """Print nothing and make nothing if the job cannot be identified."""
     assert run(site, {}, shell=shell).output == b""
     for name in NAMES[:4]:
-        env = slurm()
+        env = task_prolog.environment(ALICE)
         del env[name]
-        told = run(site, env, shell=shell)
-        assert (told.status, told.output) == (0, b"")
+        result = run(site, env, shell=shell)
+        assert (result.status, result.output) == (0, b"")
     assert os.listdir(site.scratch) == []
 
 
 @each_shell
-def test_a_user_whom_others_name(site: Site, shell: str) -> None:
-    """A SLURM_JOB_USER that is another's leads to a place where that user's directory is not ours to write."""
-    own(directory(site.scratch / BOB), BOB)
+def test_forged_user_name_gets_no_cache(site: Site, shell: str) -> None:
+    """A user may set SLURM_JOB_USER to another user's name, but cannot write in that user's directory."""
+    give(directory(site.scratch / BOB), BOB)
     (site.scratch / BOB).chmod(0o755)
-    told = task(site, shell=shell, SLURM_JOB_USER=BOB)
-    assert (told.status, told.output) == (0, b"")
+    result = task(site, shell=shell, SLURM_JOB_USER=BOB)
+    assert (result.status, result.output) == (0, b"")
     assert os.listdir(site.scratch / BOB) == []
 
 
@@ -1040,14 +1015,14 @@ def test_a_user_whom_others_name(site: Site, shell: str) -> None:
 
 
 @each_shell
-def test_a_policy_cut_short(site: Site, shell: str) -> None:
-    """A file that ends early, wherever it does, is no policy."""
+def test_torn_policy_is_ignored(site: Site, shell: str) -> None:
+    """A policy that ends early, at whatever byte, is not used."""
     policy = site.hooks / "policy.sh"
     text = policy.read_bytes()
     for length in range(0, len(text) - 1, 50):
         policy.write_bytes(text[:length])
-        told = task(site, shell=shell, HF_DATASETS_CACHE=str(site.cache(1)))
-        assert (told.status, told.output) == (0, b""), length
+        result = task(site, shell=shell, HF_DATASETS_CACHE=str(site.cache(1)))
+        assert (result.status, result.output) == (0, b""), length
     for length in (len(text) - 2, len(text) - 3):
         policy.write_bytes(text[:length])
         assert task(site, shell=shell).output == b""
@@ -1059,38 +1034,38 @@ BROKEN: dict[str, Any] = {
     "empty": lambda policy: policy.write_text(""),
     "a directory": lambda policy: (policy.unlink(), policy.mkdir()),
     "unreadable": lambda policy: policy.chmod(0),
-    "syntax error": lambda policy: policy.write_text("jc_hash=1\nif then ((\njc_whole=1\n"),
+    "syntax error": lambda policy: policy.write_text("jc_policy_hash=1\nif then ((\njc_policy_end=1\n"),
     "not shell": lambda policy: policy.write_bytes(bytes(range(256)) * 8),
     "exits": lambda policy: policy.write_text("exit 7\n"),
-    "prints": lambda policy: policy.write_text("jc_hash=1\n"),
+    "prints": lambda policy: policy.write_text("jc_policy_hash=1\n"),
     "everybody's": lambda policy: policy.chmod(0o666),
     "a fifo's": lambda policy: policy.chmod(0o602),
-    "another hash": lambda policy: policy.write_text(policy.read_text().replace("jc_whole='", "jc_whole='0")),
+    "another hash": lambda policy: policy.write_text(policy.read_text().replace("jc_policy_end='", "jc_policy_end='0")),
 }
 
 
 @each_shell
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_broken_policy(site: Site, shell: str, broken: str) -> None:
-    """Exit 0 and no exports, whatever lies where the policy should be; one that users can write is not obeyed."""
+def test_broken_policy_is_ignored(site: Site, shell: str, broken: str) -> None:
+    """Exit 0 without exports, whatever is at the path of the policy. A policy that users can write is not used."""
     BROKEN[broken](site.hooks / "policy.sh")
-    told = task(site, shell=shell)
-    assert (told.status, told.output) == (0, b"")
+    result = task(site, shell=shell)
+    assert (result.status, result.output) == (0, b"")
     assert not site.cache().exists()
 
 
-def test_killed_it_holds_nobody_up(site: Site) -> None:
-    """A task that is cancelled while its TaskProlog waits: Slurm's pipe is closed at once, and our timer ends soon after."""
+def test_killed_hook_closes_slurms_pipe(site: Site) -> None:
+    """If Slurm cancels a task whose TaskProlog waits, the pipe closes at once, and the timer ends soon after."""
     site.configure(task_prolog={"deadline": "2s"})
     site.policy(python=script(site, "/bin/sleep 2"))
     mark = f"mark-{uuid.uuid4()}"
     running = []
     for shell in SHELLS:
         command = [*shell.split(), str(site.hooks / "task-prolog")]
-        env = {**slurm(), "JC_TEST": mark}
+        env = {**task_prolog.environment(ALICE), "JC_TEST": mark}
         running.append(subprocess.Popen(command, env=env, user=UID, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     time.sleep(0.5)
     for process in running:
         process.send_signal(signal.SIGKILL)
         assert process.communicate(timeout=1) == (b"", b"")
-    assert wait_for_none(mark, 5) == []
+    assert processes_left(mark, 5) == []

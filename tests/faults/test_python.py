@@ -1,4 +1,4 @@
-"""What the hooks run on is broken: Python, its modules, its filesystem, the limits of the process, the user's loader."""
+"""Hooks whose own foundation is broken: Python, its modules, its filesystem, process limits, the user's loader."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,22 +33,23 @@ BREAKAGES: dict[str, Callable[[Path], object]] = {
     "torn": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] + b"\n("),
     "binary": lambda file: file.write_bytes(b"\0\xff\xfe" * 100),
     "raises": lambda file: file.write_text("raise RuntimeError('no')\n"),
-    "closed": lambda file: file.chmod(0),  # to users: root reads it all the same
+    "closed": lambda file: file.chmod(0),  # to users: root can still read it
 }
 
 
 def broken(program: str, modules: list[str]) -> list[tuple[str, str]]:
-    """Every breakage of the program itself, and of what it imports those that differ."""
+    """Return (module, breakage): all breakages of the program itself, and two of each module that it imports."""
     return [(program, how) for how in BREAKAGES] + [(module, how) for module in modules for how in ("missing", "torn")]
 
 
 @pytest.fixture
-def package(site: Site) -> Iterator[Path]:
-    """A copy of the package, which the hooks use."""
-    yield copied(site)
+def package(site: Site) -> Path:
+    """Return the copy of the package that the hooks use."""
+    return copied(site)
 
 
 def copied(site: Site) -> Path:
+    """Copy the package into the site, and make the hooks use it. Return its directory."""
     target = site.dir / "lib" / "jobcache"
     shutil.copytree(Path(jobcache.__file__).parent, target, ignore=shutil.ignore_patterns("__pycache__"))
     site.policy(package=str(target))
@@ -56,19 +57,19 @@ def copied(site: Site) -> Path:
 
 
 @pytest.mark.parametrize(("module", "how"), broken("prepare", OF_PREPARE))
-def test_a_broken_module_of_the_task_prolog(site: Site, package: Path, module: str, how: str) -> None:
-    """Whichever it is, the shell makes the cache: the job has one, and the Epilog, whose package is whole, reaps it."""
+def test_shell_makes_cache_where_module_is_broken(site: Site, package: Path, module: str, how: str) -> None:
+    """The job has a cache, and an Epilog with a whole package reaps it."""
     BREAKAGES[how](package / f"{module}.py")
     assert prolog(site).exports.keys() == EXPORTED and (site.cache() / ".jobcache/nodes/n1").exists()
     site.configure()
     epilog(site)
-    swept(site)  # where Python failed after it had made one, that is trash
+    swept(site)  # a Python that failed after it made the cache left trash
     assert left(site) == []
 
 
 @pytest.mark.parametrize(("module", "how"), broken("epilog", OF_EPILOG))
-def test_a_broken_module_of_the_epilog(site: Site, package: Path, module: str, how: str) -> None:
-    """Exit 0, nothing is lost, the shim says that Python failed; the Epilog of a mended package does the work."""
+def test_epilog_with_broken_module_exits_0(site: Site, package: Path, module: str, how: str) -> None:
+    """The shim reports that Python failed, and nothing is lost: the Epilog of a repaired package does the work."""
     prolog(site)
     BREAKAGES[how](package / f"{module}.py")
     epilog(site)
@@ -105,8 +106,8 @@ VENVS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", VENVS)
-def test_a_broken_venv(site: Site, how: str) -> None:
-    """With Python or without, each job has its cache, each node its exit 0, and in the end nothing is left."""
+def test_broken_venv_is_harmless(site: Site, how: str) -> None:
+    """With Python or without, each job has its cache, each node's Epilog exits with 0, and in the end nothing is left."""
     venv = site.dir / "venv"
     packages = venv / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
     packages.mkdir(parents=True)
@@ -117,7 +118,7 @@ def test_a_broken_venv(site: Site, how: str) -> None:
     site.policy(python=str(venv / "bin/python"))
     assert prolog(site).exports.keys() == EXPORTED and (site.cache() / ".jobcache/nodes/n1").exists()
     epilog(site)
-    # No structlog in it, if it runs at all; but beside the package there is one, where both are installed together.
+    # This Python has no structlog, but can find it beside the package if both are installed together.
     assert [event for event, _, _ in said(site)] in (["hook.failed"], ["cache.reaped"])
     site.configure()
     epilog(site)
@@ -126,8 +127,8 @@ def test_a_broken_venv(site: Site, how: str) -> None:
 
 @pytest.mark.parametrize("killable", [True, False])
 @pytest.mark.parametrize("where", ["python", "package"])
-def test_pythons_own_filesystem_hangs(site: Site, where: str, killable: bool) -> None:
-    """A shared /opt that does not answer: tasks have their exports at the deadline, Epilogs end by theirs and say so."""
+def test_hung_filesystem_of_python_delays_hooks_until_deadline(site: Site, where: str, killable: bool) -> None:
+    """A shared /opt hangs: tasks get their exports at the deadline, and Epilogs end by theirs and report it."""
     site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "2s"})
     prolog(site, SLURM_JOB_ID="7")
     opt = site.dir / "opt"
@@ -146,7 +147,7 @@ def test_pythons_own_filesystem_hangs(site: Site, where: str, killable: bool) ->
 
 
 def limited(site: Site, hook: str, shell: str, deadline: float, *limits: str, user: bool) -> subprocess.CompletedProcess[bytes]:
-    """Run a hook of job 4242 under these limits of prlimit(1)."""
+    """Run a hook of job 4242 under these options of prlimit(1)."""
     env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
     env.update({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"} if user else {"SLURM_JOB_NUM_NODES": "1"})
     command = ["/usr/bin/prlimit", *limits, *shell.split(), str(site.hooks / hook)]
@@ -155,8 +156,8 @@ def limited(site: Site, hook: str, shell: str, deadline: float, *limits: str, us
 
 @each_shell
 @pytest.mark.parametrize("limit", ["--as=16777216", "--as=8388608", "--nofile=16", "--stack=65536", "--core=0"])
-def test_limits_that_leave_the_shell_enough(site: Site, shell: str, limit: str) -> None:
-    """16 MiB of address space, few descriptors: with Python or without, the job has a cache and the node its exit 0."""
+def test_low_limits_leave_a_cache(site: Site, shell: str, limit: str) -> None:
+    """16 MiB of address space, few descriptors: with Python or without, the job has a cache, and the Epilog exits with 0."""
     assert told(limited(site, "task-prolog", shell, 5, limit, user=True)).exports.keys() == EXPORTED
     assert (site.cache() / ".jobcache/nodes/n1").exists()
     done = limited(site, "epilog", shell, 30, limit, user=False)
@@ -167,19 +168,19 @@ def test_limits_that_leave_the_shell_enough(site: Site, shell: str, limit: str) 
 
 
 @each_shell
-def test_no_file_may_be_written(site: Site, shell: str) -> None:
-    """ulimit -f 0: no record can be written, so there is no cache, no export, and no debris."""
+def test_no_cache_where_no_file_may_be_written(site: Site, shell: str) -> None:
+    """ulimit -f 0: no record can be written. No cache, no export, no debris."""
     done = told(limited(site, "task-prolog", shell, 5, "--fsize=0", user=True))
     assert done.exports == {} and left(site) == []
 
 
-BASH_WAITS = 31.0  # bash by itself tries a failed fork for 15 s, and this twice at the most
+BASH_WAITS = 31.0  # seconds: bash retries a failed fork for 15 s, at most twice
 
 
 @each_shell
 @pytest.mark.parametrize("processes", [0, 2, 4])
-def test_no_process_for_the_user(site: Site, shell: str, processes: int) -> None:
-    """ulimit -u: exit 0, whole exports or none. Of shells, bash alone waits for a fork, longer than we would have it."""
+def test_user_without_processes_gets_whole_exports_or_none(site: Site, shell: str, processes: int) -> None:
+    """ulimit -u: exit 0. Of the shells, only bash retries a fork, beyond the deadline."""
     if "bash" in shell and not FULL:
         pytest.skip("bash tries for 15 s: JOBCACHE_FULL=1")
     deadline = BASH_WAITS if "bash" in shell else 5
@@ -214,10 +215,10 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-@pytest.mark.skipif(tuple(map(int, os.uname().release.split(".")[:2])) < (6, 14), reason="pid_max is the whole machine's")
+@pytest.mark.skipif(tuple(map(int, os.uname().release.split(".")[:2])) < (6, 14), reason="pid_max holds for the whole machine")
 @pytest.mark.parametrize("free", [0, 1, 2, 4])
-def test_no_process_for_root(site: Site, free: int) -> None:
-    """A node without free pids: exit 0, nothing is lost, and the next Epilog reaps."""
+def test_epilog_on_node_without_free_pids_exits_0(site: Site, free: int) -> None:
+    """Nothing is lost, and the next Epilog reaps."""
     prolog(site)
     env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
     inside = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", FULL_OF_PROCESSES, str(free)]
@@ -228,10 +229,10 @@ def test_no_process_for_root(site: Site, free: int) -> None:
     assert left(site) == []
 
 
-@pytest.mark.skipif(jobcache.__file__.startswith("/tmp/"), reason="what is tested lies in /tmp itself")
+@pytest.mark.skipif(jobcache.__file__.startswith("/tmp/"), reason="the package itself is in /tmp")
 @each_shell
-def test_no_tmp(site: Site, shell: str) -> None:
-    """Nothing of ours needs /tmp: here it is empty but for the test's own directory, and nobody may write or list it."""
+def test_hooks_need_no_tmp(site: Site, shell: str) -> None:
+    """/tmp holds only the test's own directory, and nobody may write or list it."""
     inside = (
         'mkdir -p "$1" && mount --bind "$1" /mnt && mount -t tmpfs -o mode=711 none /tmp && mkdir "$1" && '
         'mount --bind /mnt "$1" && umount /mnt && mount -o remount,ro,mode=711 /tmp && shift && exec "$@"'
@@ -255,8 +256,8 @@ def test_no_tmp(site: Site, shell: str) -> None:
 # --------------------------------------------------------------------------------------------- the user's environment
 
 
-def test_what_the_user_has_python_and_the_loader_do(site: Site) -> None:
-    """PYTHONPATH and PYTHONHOME with modules of the names that we import, and a library of Python's that is garbage."""
+def test_users_python_variables_reach_no_python(site: Site) -> None:
+    """PYTHONPATH and PYTHONHOME name other modules by the names that the hooks import, LD_LIBRARY_PATH broken libraries."""
     evil = site.dir / "evil"
     evil.mkdir()
     names = ("os.py", "time.py", "errno.py", "stat.py", "jobcache.py", "sitecustomize.py", "usercustomize.py", "encodings.py")
@@ -287,8 +288,8 @@ __attribute__((constructor)) static void begin(void) {
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs a C compiler")
 @pytest.mark.parametrize("misdeed", ["abort()", "pause()", "_exit(0)"])
-def test_a_preloaded_library_that_python_cannot_live_with(site: Site, misdeed: str) -> None:
-    """What the user preloads reaches the user's own shell, and not our Python."""
+def test_users_preloaded_library_reaches_no_python(site: Site, misdeed: str) -> None:
+    """A library that the user preloads reaches the user's own shell, and not the Python of the hooks."""
     source, library = site.dir / "preloaded.c", site.dir / "preloaded.so"
     source.write_text(PRELOADED.replace("MISDEED", misdeed))
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
@@ -301,8 +302,8 @@ def test_a_preloaded_library_that_python_cannot_live_with(site: Site, misdeed: s
 # ----------------------------------------------------------------------------------------------------------- upgrades
 
 
-def test_an_upgrade_between_task_prolog_and_epilog(site: Site, package: Path) -> None:
-    """The old package is gone, the new one is elsewhere, the path is another: the job joins what it has, and it is reaped."""
+def test_upgrade_during_job_leaves_nothing(site: Site, package: Path) -> None:
+    """The package moves and the path changes: a step joins by the new path, and both caches are reaped."""
     cache = prolog(site).cache
     site.configure(path=f"{site.scratch}/{{user}}/elsewhere/{{job_id}}", scope="node", min_uid=2)
     shutil.rmtree(package)
@@ -317,8 +318,8 @@ def test_an_upgrade_between_task_prolog_and_epilog(site: Site, package: Path) ->
     assert left(site) == [] and os.listdir(site.scratch / ALICE / "elsewhere") == []
 
 
-def test_a_package_that_is_being_replaced(site: Site, package: Path) -> None:
-    """No package at all for a moment: the shell makes the cache, the Epilog says that Python failed, and the next one reaps."""
+def test_missing_package_during_upgrade_is_harmless(site: Site, package: Path) -> None:
+    """The shell makes the cache, the Epilog reports that Python failed, and the next Epilog reaps."""
     package.rename(package.with_name("away"))
     assert prolog(site).cache
     epilog(site)
@@ -328,8 +329,8 @@ def test_a_package_that_is_being_replaced(site: Site, package: Path) -> None:
     assert left(site) == []
 
 
-def test_its_log_and_its_run_dir_are_on_a_full_disk(site: Site) -> None:
-    """A full /run and /var keep no cache from being reaped; the system log has the event."""
+def test_full_log_and_run_dir_keep_no_cache(site: Site) -> None:
+    """A full /run and /var do not stop the reaping. The system log has the event."""
     var = site.dir / "var"
     var.mkdir()
     site.configure(log={"file": f"{var}/events.jsonl", "syslog": str(site.syslog.path)}, run_dir=f"{var}/run")

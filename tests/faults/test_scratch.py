@@ -1,4 +1,4 @@
-"""A scratch in trouble: what each task, each node and the next sweep make of it."""
+"""Tasks, Epilogs and sweeps on a scratch filesystem that fails."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ REASONS = {errno.EDQUOT: "no_space", errno.EIO: "io_error", errno.ESTALE: "io_er
 
 
 @contextmanager
-def trouble(site: Site, faults: Faults, only: tuple[int, int] | None = None) -> Iterator[FaultFS]:
-    """ALICE's directory on scratch is a faulty filesystem; what lies on it is in site.dir/backing, also afterwards."""
+def failing_scratch(site: Site, faults: Faults, only: tuple[int, int] | None = None) -> Iterator[FaultFS]:
+    """Mount a faulty filesystem as ALICE's directory on scratch. Its files are in site.dir/backing, also afterwards."""
     backing, point = site.dir / "backing", site.scratch / ALICE
     for path in (backing, point):
         path.mkdir(exist_ok=True)
@@ -32,23 +32,23 @@ def trouble(site: Site, faults: Faults, only: tuple[int, int] | None = None) -> 
 
 
 @contextmanager
-def mended(site: Site) -> Iterator[None]:
-    """The same directory, on a filesystem without a fault."""
+def repaired_scratch(site: Site) -> Iterator[None]:
+    """Mount the same directory without faults."""
     with mount(site.dir / "backing", site.scratch / ALICE, "bind"):
         yield
 
 
-def brought_right(site: Site) -> None:
-    """One more Epilog and a sweep, on a scratch that works again: nothing is left."""
-    with mended(site):
+def assert_nothing_is_left(site: Site) -> None:
+    """Run one more Epilog and a sweep on the repaired scratch. Fail if anything is left."""
+    with repaired_scratch(site):
         epilog(site)
         result = swept(site)
         assert (left(site), result.trouble) == ([], [])
 
 
-def test_the_faulty_filesystem_without_a_fault(site: Site) -> None:
-    """What the tests below break does work: made, joined, filled, reaped, swept."""
-    with trouble(site, Faults()) as fs:
+def test_faulty_filesystem_works_without_fault(site: Site) -> None:
+    """A cache is made, joined, filled, reaped and swept: the tests below break calls that otherwise work."""
+    with failing_scratch(site, Faults()) as fs:
         fs.arm()
         assert prolog(site).exports.keys() == EXPORTED
         assert prolog(site, step="0", SLURMD_NODENAME="n2").exports.keys() == EXPORTED
@@ -64,16 +64,16 @@ def test_the_faulty_filesystem_without_a_fault(site: Site) -> None:
 
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
 @pytest.mark.parametrize("number", REASONS, ids=errno.errorcode.get)
-def test_every_call_fails(site: Site, number: int, python: bool) -> None:
-    """EIO, a stale handle, a quota: the job runs without a cache, what is there is kept, and the events say why."""
+def test_job_runs_without_cache_where_every_call_fails(site: Site, number: int, python: bool) -> None:
+    """EIO, a stale handle, a full quota: existing caches are kept, and the events have the reason."""
     if not python:
         site.policy(python="/nonexistent")
     errors = dict.fromkeys(CHANGES, number) if number == errno.EDQUOT else {"*": number}
-    with trouble(site, Faults(errors=errors)) as fs:
+    with failing_scratch(site, Faults(errors=errors)) as fs:
         assert prolog(site, SLURM_JOB_ID="7").cache
         fs.arm()
-        told = prolog(site, HF_DATASETS_CACHE=str(site.cache(1)))
-        assert (told.exports, told.unsets) == ({}, ["HF_DATASETS_CACHE"])
+        result = prolog(site, HF_DATASETS_CACHE=str(site.cache(1)))
+        assert (result.exports, result.unsets) == ({}, ["HF_DATASETS_CACHE"])
         if python:
             assert skipped(site) == [("failed", REASONS[number])]
         site.configure()
@@ -82,31 +82,31 @@ def test_every_call_fails(site: Site, number: int, python: bool) -> None:
         assert swept(site).reaped == []
         fs.disarm()
         assert left(site) == ["hf-datasets-7"]
-    brought_right(site)
+    assert_nothing_is_left(site)
 
 
 @pytest.mark.parametrize("operation", CHANGES)
 @pytest.mark.parametrize("number", [errno.EIO, errno.EDQUOT, errno.EXDEV], ids=errno.errorcode.get)
-def test_one_kind_of_call_fails(site: Site, operation: str, number: int) -> None:
-    """Whichever it is: a task has a whole cache or none at all, an Epilog ends in time, and later nothing is left."""
-    with trouble(site, Faults(errors={operation: number})) as fs:
+def test_cache_is_whole_or_absent_where_one_call_fails(site: Site, operation: str, number: int) -> None:
+    """Whichever call fails, an Epilog ends in time, and later nothing is left."""
+    with failing_scratch(site, Faults(errors={operation: number})) as fs:
         fs.arm()
-        told = prolog(site)
-        assert (told.cache is not None) == (site.cache() / ".jobcache/nodes/n1").exists()
+        result = prolog(site)
+        assert (result.cache is not None) == (site.cache() / ".jobcache/nodes/n1").exists()
         fs.disarm()
-        if told.cache is None:
+        if result.cache is None:
             assert prolog(site).cache
         site.fill(site.cache(), "json/a.arrow")
         fs.arm()
         epilog(site)
         swept(site, 4242)
-    brought_right(site)
+    assert_nothing_is_left(site)
 
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC], ids=errno.errorcode.get)
-def test_no_room_for_a_new_name(site: Site, number: int) -> None:
-    """A quota that is used up, by the very cache, on a filesystem that then takes no new name, and lets go: the cache goes."""
-    with trouble(site, Faults(errors=dict.fromkeys(("rename", "mkdir", "create", "write"), number))) as fs:
+def test_full_quota_does_not_stop_reaping(site: Site, number: int) -> None:
+    """A cache uses up the quota. The filesystem then creates no name but still removes: the cache is reaped."""
+    with failing_scratch(site, Faults(errors=dict.fromkeys(("rename", "mkdir", "create", "write"), number))) as fs:
         for job in ("7", "8"):
             assert prolog(site, SLURM_JOB_ID=job).cache
         fs.arm()
@@ -118,50 +118,50 @@ def test_no_room_for_a_new_name(site: Site, number: int) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 3, 6, 10, 15, 21, 28, 36, 45, 60])
-def test_scratch_disappears_halfway(site: Site, after: int) -> None:
-    """The server is gone for good after so many calls, in a task and in an Epilog: in time, and all right when it is back."""
-    with trouble(site, Faults(after=after, dies=True)) as fs:
+def test_hooks_end_in_time_where_scratch_disappears(site: Site, after: int) -> None:
+    """The file server is gone for good after this many calls, in a task and in an Epilog. Nothing is left when it is back."""
+    with failing_scratch(site, Faults(after=after, dies=True)) as fs:
         fs.arm()
         prolog(site)
-    with trouble(site, Faults(after=after, dies=True)) as fs:
+    with failing_scratch(site, Faults(after=after, dies=True)) as fs:
         prolog(site, SLURM_JOB_ID="7")
         fs.arm()
         epilog(site, SLURM_JOB_ID="7")
-    with mended(site):
+    with repaired_scratch(site):
         epilog(site, SLURM_JOB_ID="7")
-    brought_right(site)
+    assert_nothing_is_left(site)
 
 
 @pytest.mark.parametrize("after", [0, 10, 25, 40, 60, 80, 100])
-def test_scratch_disappears_under_a_sweep(site: Site, after: int) -> None:
-    """The sweep ends, says what it could not do, and the next one finishes."""
-    with trouble(site, Faults(after=after, dies=True)) as fs:
+def test_sweep_reports_scratch_that_disappears(site: Site, after: int) -> None:
+    """The sweep ends and reports its failure, and the next sweep finishes the work."""
+    with failing_scratch(site, Faults(after=after, dies=True)) as fs:
         prolog(site)
         site.fill(site.cache(), "json/a.arrow")
         fs.arm()
         result = swept(site)
         assert result.trouble or [decision.reason for decision in result.decisions] == ["unreadable"]
-    brought_right(site)
+    assert_nothing_is_left(site)
 
 
-def test_scratch_is_slow(site: Site) -> None:
-    """At a second a call, neither hook waits beyond its deadline; the tasks of the job agree on the path all the same."""
+def test_hooks_keep_deadlines_on_slow_scratch(site: Site) -> None:
+    """At a second a call, no hook exceeds its deadline, and all tasks of the job get the same path."""
     site.configure(task_prolog={"deadline": "2s"}, epilog={"deadline": "4s"})
-    with trouble(site, Faults(delay=1.0)) as fs:
+    with failing_scratch(site, Faults(delay=1.0)) as fs:
         prolog(site, SLURM_JOB_ID="7")
         fs.arm()
         assert prolog(site, deadline=2).exports.keys() == EXPORTED
         epilog(site, SLURM_JOB_ID="7", deadline=4)
         assert said(site) == [("hook.failed", "failed", "deadline")]
-    with mended(site):
+    with repaired_scratch(site):
         epilog(site, SLURM_JOB_ID="7")
-    brought_right(site)
+    assert_nothing_is_left(site)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
-def test_a_scratch_without_flock(site: Site, number: int) -> None:
-    """No lock is taken on scratch: one that refuses them changes nothing."""
-    with trouble(site, Faults(errors={"setlk": number, "setlkw": number, "getlk": number})) as fs:
+def test_scratch_needs_no_flock(site: Site, number: int) -> None:
+    """The hooks and the sweep take no lock on scratch."""
+    with failing_scratch(site, Faults(errors={"setlk": number, "setlkw": number, "getlk": number})) as fs:
         fs.arm()
         assert prolog(site).cache and prolog(site, step="0", SLURMD_NODENAME="n2").cache
         epilog(site, SLURM_JOB_NUM_NODES="2")
@@ -173,8 +173,8 @@ def test_a_scratch_without_flock(site: Site, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
-def test_a_log_without_flock(site: Site, number: int) -> None:
-    """A log on a filesystem that knows no locks has its events, and an Epilog whose run_dir knows none does its work."""
+def test_log_and_run_dir_need_no_flock(site: Site, number: int) -> None:
+    """The log has its events, and the Epilog does its work."""
     backing, point = site.dir / "backing", site.dir / "var"
     for path in (backing, point):
         path.mkdir()
@@ -187,9 +187,9 @@ def test_a_log_without_flock(site: Site, number: int) -> None:
         assert '"cache.reaped"' in (point / "events.jsonl").read_text()
 
 
-def test_no_types_in_directories(site: Site) -> None:
-    """readdir that does not tell what is a directory, as on some NFS and XFS: found, reaped and swept all the same."""
-    with trouble(site, Faults(no_types=True)) as fs:
+def test_directories_without_entry_types_are_reaped(site: Site) -> None:
+    """readdir returns no type, as on some NFS and XFS: caches are found, reaped and swept."""
+    with failing_scratch(site, Faults(no_types=True)) as fs:
         fs.arm()
         prolog(site)
         site.fill(site.cache(), "json/deep/a.arrow", "b")
@@ -201,15 +201,15 @@ def test_no_types_in_directories(site: Site) -> None:
 
 
 @pytest.mark.parametrize("folds", [False, True], ids=["exact", "folding"])
-def test_names_that_differ_in_case_alone(site: Site, folds: bool) -> None:
-    """HF-DATASETS-4242 is no cache of ours: never taken for one, on a filesystem that folds case neither."""
-    with trouble(site, Faults(folds=folds)) as fs:
+def test_name_in_other_case_is_not_a_cache(site: Site, folds: bool) -> None:
+    """HF-DATASETS-4242 is left alone, also on a filesystem that ignores case."""
+    with failing_scratch(site, Faults(folds=folds)) as fs:
         fs.arm()
         other = site.cache().with_name("HF-DATASETS-4242")
         subprocess.run(["install", "-d", "-o", ALICE, str(other.parent), str(other)], check=True)
         (other / "mine").write_text("x")
-        told = prolog(site)
-        assert (told.cache is None) == folds
+        result = prolog(site)
+        assert (result.cache is None) == folds
         epilog(site)
         swept(site)
         assert left(site) == [other.name] and (other / "mine").read_text() == "x"
@@ -220,10 +220,10 @@ SQUASHED = {"root-is-nobody": (Faults(squash=True), None), "only-the-user": (Fau
 
 
 @pytest.mark.parametrize("how", SQUASHED)
-def test_root_squash(site: Site, how: str) -> None:
-    """Root can do nothing there: made, joined, reaped and swept all the same, each as the user."""
+def test_root_squash_does_not_stop_hooks_and_sweep(site: Site, how: str) -> None:
+    """Root can do nothing on scratch: caches are made, joined, reaped and swept as their users."""
     faults, only = SQUASHED[how]
-    with trouble(site, faults, only) as fs:
+    with failing_scratch(site, faults, only) as fs:
         fs.arm()
         assert prolog(site).cache and prolog(site, step="0", SLURMD_NODENAME="n2").cache
         with pytest.raises(PermissionError):
@@ -241,8 +241,8 @@ def test_root_squash(site: Site, how: str) -> None:
 
 
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
-def test_out_of_inodes_alone(site: Site, python: bool) -> None:
-    """Room, but no inode: no cache, and what there was goes, which needs none."""
+def test_no_cache_without_inodes(site: Site, python: bool) -> None:
+    """There is space, but no inode: no cache is made, and reaping works."""
     place = site.scratch / ALICE
     place.mkdir()
     with mount("none", place, "tmpfs", f"nr_inodes=40,uid={UID},gid={GID}"):
@@ -263,8 +263,8 @@ def test_out_of_inodes_alone(site: Site, python: bool) -> None:
         assert left(site) == []
 
 
-def test_read_only_from_one_moment_to_the_next(site: Site) -> None:
-    """Remounted read-only under a job: its tasks go on with what they have, new jobs run without, and later all is reaped."""
+def test_scratch_remounted_read_only_during_job(site: Site) -> None:
+    """Its tasks continue with their exports, new jobs run without a cache, and later everything is reaped."""
     place = site.scratch / ALICE
     place.mkdir()
     with mount("none", place, "tmpfs", f"uid={UID},gid={GID}"):
@@ -281,8 +281,8 @@ def test_read_only_from_one_moment_to_the_next(site: Site) -> None:
         assert left(site) == []
 
 
-def test_no_scratch_at_all(site: Site) -> None:
-    """Not mounted: no cache, nobody makes one below the mount point as root, and a sweep finds nothing."""
+def test_missing_scratch_is_never_created(site: Site) -> None:
+    """If scratch is not mounted, nobody makes a cache below the mount point, and a sweep finds nothing."""
     site.scratch.rename(site.dir / "gone")
     assert prolog(site).exports == {}
     assert skipped(site) == [("failed", "no_access")]

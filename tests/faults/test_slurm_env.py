@@ -1,4 +1,4 @@
-"""Slurm, and where it runs the hooks, in odd ways: order and number of hooks, containers with next to nothing in them."""
+"""Hooks in unusual order and number, as unusual users, and in containers that hold hardly any program."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from support.site_dir import ALICE, SHELLS, Site
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 
 
-def test_an_epilog_without_a_task_prolog(site: Site) -> None:
-    """Of a job that ran no task: nothing to do, nothing to say, nothing made."""
+def test_epilog_of_job_without_task_does_nothing(site: Site) -> None:
+    """The job ran no task: no event, and no file made."""
     epilog(site)
     assert said(site) == [] and os.listdir(site.scratch) == []
     prolog(site, SLURM_JOB_ID="7")
@@ -25,8 +25,8 @@ def test_an_epilog_without_a_task_prolog(site: Site) -> None:
     assert said(site) == [] and left(site) == ["hf-datasets-7"]
 
 
-def test_a_task_prolog_after_the_epilog(site: Site) -> None:
-    """A task that comes late makes a whole cache, which a second Epilog or the sweep reaps."""
+def test_late_task_prolog_makes_whole_cache(site: Site) -> None:
+    """A second Epilog or the sweep reaps it."""
     prolog(site)
     epilog(site)
     assert prolog(site, step="0").cache and left(site) == ["hf-datasets-4242"]
@@ -35,8 +35,8 @@ def test_a_task_prolog_after_the_epilog(site: Site) -> None:
     assert left(site) == []
 
 
-def test_many_epilogs_at_once(site: Site) -> None:
-    """Slurm repeats an Epilog, and more than once: one of them reaps, and says so."""
+def test_one_of_many_epilogs_reaps(site: Site) -> None:
+    """Slurm repeats an Epilog. Exactly one of them reaps and writes the event."""
     prolog(site)
     site.fill(site.cache(), *(f"json/{at}" for at in range(100)), size=10)
     env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
@@ -46,8 +46,8 @@ def test_many_epilogs_at_once(site: Site) -> None:
 
 
 @pytest.mark.parametrize("user", ["root", "nobody"])
-def test_users_that_have_no_jobs(site: Site, user: str) -> None:
-    """Slurm says root or nobody where it does not know: nothing is made or touched as these."""
+def test_nothing_happens_as_root_or_nobody(site: Site, user: str) -> None:
+    """Slurm names root or nobody if it does not know the user: no cache is made or touched as one of these."""
     site.configure(min_uid=1000)
     uid = {"root": 0, "nobody": 65534}[user]
     env = {
@@ -64,7 +64,7 @@ def test_users_that_have_no_jobs(site: Site, user: str) -> None:
 
 @pytest.fixture
 def container(site: Site) -> Path:
-    """A root directory with busybox and what that needs, the hooks, and scratch; no Python, no /etc/passwd, no /tmp."""
+    """Return a root directory with busybox and its libraries; without Python, /etc/passwd and /tmp."""
     root = site.dir / "root"
     libraries = re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", "/bin/busybox"], capture_output=True, text=True).stdout)
     for file in ("/bin/busybox", *libraries):
@@ -79,7 +79,7 @@ def container(site: Site) -> Path:
 
 
 def inside(site: Site, root: Path, hook: str, *mounts: str, user: bool, **more: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a hook with `root` as its root directory, on which `mounts` of this host are to be seen."""
+    """Run a hook with `root` as its root directory. The hooks, scratch and `mounts` of this host are mounted there."""
     binds = "".join(f'mount --rbind "{path}" "$1{path}" && ' for path in (str(site.hooks), str(site.scratch), *mounts))
     who = ["--userspec", f"{UID}:{GID}", "--groups", ""] if user else []
     inner = f'{binds}root=$1 && shift && exec chroot "$@" "$root" /bin/sh {site.hooks}/{hook}'
@@ -88,8 +88,8 @@ def inside(site: Site, root: Path, hook: str, *mounts: str, user: bool, **more: 
     return run(command, {**env, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **more}, 5 if user else 30)
 
 
-def test_a_container_with_busybox_alone(site: Site, container: Path) -> None:
-    """The shell makes the cache and further tasks join it; the Epilog, outside, reaps it."""
+def test_shell_makes_cache_in_container_with_busybox_alone(site: Site, container: Path) -> None:
+    """Further tasks join it, and the Epilog reaps it outside of the container."""
     for step in ({}, {"SLURM_STEP_ID": "0"}):
         done = told(inside(site, container, "task-prolog", "/proc", "/dev", user=True, **step))
         assert done.exports.keys() == EXPORTED and (site.cache() / ".jobcache/nodes/n1").exists()
@@ -97,14 +97,14 @@ def test_a_container_with_busybox_alone(site: Site, container: Path) -> None:
     assert left(site) == [] and said(site) == [("cache.reaped", "reaped", None)]
 
 
-def test_a_container_without_proc_and_dev(site: Site, container: Path) -> None:
-    """Where nothing can be dated or named, there is no cache, nothing is left, and the task runs."""
+def test_no_cache_in_container_without_proc_and_dev(site: Site, container: Path) -> None:
+    """A cache needs a date and a unique name. Without them nothing is left, and the task runs."""
     done = inside(site, container, "task-prolog", user=True)
     assert (done.returncode, b"export" in done.stdout, left(site)) == (0, False, [])
 
 
-def test_an_epilog_in_a_container(site: Site, container: Path) -> None:
-    """It has no Python there: exit 0, nothing printed, nothing touched; outside, the next one reaps."""
+def test_epilog_without_python_touches_nothing(site: Site, container: Path) -> None:
+    """In a container without Python: exit 0, nothing printed, nothing touched. The next Epilog outside reaps."""
     prolog(site)
     for mounts in ((), ("/proc", "/dev")):
         done = inside(site, container, "epilog", *mounts, user=False)
@@ -116,8 +116,8 @@ def test_an_epilog_in_a_container(site: Site, container: Path) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell.split()[0].rpartition("/")[2])
 @pytest.mark.parametrize("hook", ["task-prolog", "epilog"])
-def test_closed_standard_streams(site: Site, hook: str, shell: str) -> None:
-    """Started with no descriptor open at all: exit 0."""
+def test_hooks_start_with_all_descriptors_closed(site: Site, hook: str, shell: str) -> None:
+    """Exit 0."""
     env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
     command = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *shell.split(), str(site.hooks / hook)]
     who = {"user": UID, "group": GID} if hook == "task-prolog" else {}

@@ -40,7 +40,7 @@ def test_apply_installs_a_complete_set(site: Site) -> None:
     result = apply_site(site)
     assert result.exit_code == 0, result.output
     assert {p.name: oct(p.stat().st_mode & 0o7777) for p in site.hooks.iterdir()} == {
-        "epilog": "0o755", "task-prolog": "0o755", "policy.sh": "0o644", "settings.json": "0o644",
+        "epilog": "0o755", "task-prolog": "0o755", "make-cache.sh": "0o644", "policy.sh": "0o644", "settings.json": "0o644",
     }  # fmt: skip
     assert {p.stat().st_uid for p in site.hooks.iterdir()} == {os.getuid()}
     assert f"TaskProlog={site.hooks}/task-prolog\n  Epilog={site.hooks}/epilog\n" in result.output
@@ -308,7 +308,7 @@ def test_hooks_path_ignores_another_installation(tmp_path: Path) -> None:
     shutil.copytree(Path(package.__file__).parent, deb / "share/jobcache", ignore=shutil.ignore_patterns("__pycache__"))
     for directory in (other / "libexec", deb / "libexec"):
         directory.mkdir()
-        for name in apply.HOOKS:
+        for name in (*apply.HOOKS, apply.MAKE_CACHE):
             (directory / name).touch()
     (other / "lib/jobcache").mkdir()
     (other / "lib/jobcache/__init__.py").touch()

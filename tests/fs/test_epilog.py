@@ -718,11 +718,11 @@ def test_settings_that_cannot_be_trusted(site: Site, how: str) -> None:
 POLICIES: dict[str, Callable[[Path], object]] = {
     "missing": Path.unlink,
     "empty": lambda path: path.write_text(""),
-    "syntax-error": lambda path: path.write_text(path.read_text().replace("jc_decide()", "if (( ; then\njc_decide()")),
+    "syntax-error": lambda path: path.write_text(path.read_text().replace("jc_apply_rules()", "if (( ; then\njc_apply_rules()")),
     "torn": lambda path: path.write_text(path.read_text()[:-20]),
     "binary": lambda path: path.write_bytes(b"\0\x7fELF\xff\xfe\n" * 100),
     "exits": lambda path: path.write_text("exit 3\n"),
-    "another-hash": lambda path: path.write_text(path.read_text() + "jc_hash=x\n"),
+    "another-hash": lambda path: path.write_text(path.read_text() + "jc_policy_hash=x\n"),
     "group-writable": lambda path: path.chmod(0o664),
     "world-writable": lambda path: path.chmod(0o646),
     "anothers": lambda path: shutil.chown(path, ALICE),
@@ -790,7 +790,7 @@ def test_a_hostile_environment(site: Site) -> None:
         (evil / name).chmod(0o755)
     of_python = {name: str(evil) for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "HOME", "PATH")}
     of_shells = {"ENV": f"{evil}/ls", "BASH_ENV": f"{evil}/ls", "IFS": "/0123456789"}
-    of_ours = {"jc_lib": str(evil), "jc_log": f"{evil}/log", "jc_python": f"{evil}/ls", "jc_package": str(evil)}
+    of_ours = {"jc_lib": str(evil), "jc_log_file": f"{evil}/log", "jc_python": f"{evil}/ls", "jc_package": str(evil)}
     hostile = {**of_python, **of_shells, **of_ours}
     hook(site, **job_env(), **hostile)
     assert not cache.exists()

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from jobcache.cache import cache_names, node_leases, protocol, reasons, timestamps
+from jobcache.config import compilation
 from jobcache.config.settings import Settings
 from jobcache.sweep import directories, one_sweep, scanning
 from jobcache.sweep.host import Host

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from jobcache.config import settings
 from jobcache.sweep import one_sweep, scanning
 from jobcache.system import live_jobs, slurm
+from support import task_prolog
 from support.host import HOST
-from support.site_dir import ALICE, Prologue, Site
+from support.site_dir import ALICE, Site
+from support.task_prolog import Prologue
 
 UID, GID = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(ALICE).pw_gid
 EXPORTED = {"HF_DATASETS_CACHE", "JOBCACHE_DIR"}
@@ -22,11 +24,10 @@ _SLACK = 2.0  # seconds that a busy machine may need beyond a hook's deadline
 
 def prolog(site: Site, *, shell: str = "/bin/sh", step: str = "", deadline: float = 5, **env: str) -> Prologue:
     """Run the TaskProlog of ALICE's job as Slurm does. Check that it exits 0, prints whole exports and meets its deadline."""
-    variables = {
-        "SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1",
-        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "PATH": "/usr/bin:/bin", **({"SLURM_STEP_ID": step} if step else {}), **env,
-    }  # fmt: skip
-    return told(run([*shell.split(), str(site.hooks / "task-prolog")], variables, deadline, user=UID, group=GID))
+    variables = {**task_prolog.environment(ALICE, step=step), **env}
+    done = task_prolog.run(site.hooks, ALICE, variables, shell=shell, timeout=deadline + _SLACK)
+    assert (done.status, done.stderr) == (0, b"")
+    return done
 
 
 def epilog(site: Site, *, shell: str = "/bin/sh", deadline: float = 30, **env: str) -> None:

@@ -23,6 +23,7 @@ import yaml
 
 import jobcache
 from jobcache.config import apply, compilation, settings
+from support import task_prolog
 
 ALICE, BOB = "games", "www-data"  # accounts that every Debian has: tests make none
 SHELLS = ("/bin/dash", "/bin/bash", "/bin/busybox sh")
@@ -78,33 +79,19 @@ class Site:
         """Overwrite variables of the compiled policy, as a broken machine would: `python="/nonexistent"`."""
         text = (self.hooks / settings.POLICY).read_text()
         for name, value in values.items():
-            text = text.replace("jc_whole=", f"jc_{name}='{value}'\njc_whole=")
+            text = text.replace("jc_policy_end=", f"jc_{name}='{value}'\njc_policy_end=")
         (self.hooks / settings.POLICY).write_text(text)
 
     # --------------------------------------------------------------------------------------------------------- hooks
 
     def task_prolog(
         self, job: int = 4242, *, user: str = ALICE, node: str = "n1", step: str = "", shell: str = "/bin/sh", **env: str
-    ) -> Prologue:
-        """Run the TaskProlog of one task as its user. step "" is the batch script's. env: further variables."""
-        who = pwd.getpwnam(user)
-        variables = {
-            "SLURM_JOB_ID": str(job),
-            "SLURM_JOB_UID": str(who.pw_uid),
-            "SLURM_JOB_USER": user,
-            "SLURMD_NODENAME": node,
-            "SLURM_PROCID": "0",
-            "SLURM_LOCALID": "0",
-            "PATH": "/nonexistent",
-            **({"SLURM_STEP_ID": step} if step else {}),
-            **env,
-        }
-        done = subprocess.run(
-            [*shell.split(), str(self.hooks / "task-prolog")],
-            env=variables, user=who.pw_uid, group=who.pw_gid, extra_groups=[], cwd="/", stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=60,
-        )  # fmt: skip
-        return Prologue(done.returncode, done.stdout)
+    ) -> task_prolog.Prologue:
+        """Run the TaskProlog of one task as its user. step: "" for the batch step. env: further variables."""
+        variables = {**task_prolog.environment(user, job, node=node, step=step), "PATH": "/nonexistent", **env}
+        done = task_prolog.run(self.hooks, user, variables, shell=shell)
+        assert done.stderr == b""
+        return done
 
     def epilog(
         self, job: int = 4242, *, user: str = ALICE, node: str = "n1", nodes: int = 1, **env: str
@@ -160,29 +147,6 @@ class Site:
         """The events of the log file so far, each held against the schema; only those named `event`, where given."""
         lines = self.log.read_bytes().decode().splitlines() if self.log.exists() else []
         return [found for found in map(validated, lines) if event in ("", found["event"])]
-
-
-class Prologue:
-    """What a TaskProlog said. exports and unsets as Slurm would obey them; it printed whole lines and nothing else."""
-
-    def __init__(self, status: int, output: bytes) -> None:
-        self.status = status
-        self.output = output
-        assert output == b"" or output.endswith(b"\n"), output
-        self.exports: dict[str, str] = {}
-        self.unsets: list[str] = []
-        for line in os.fsdecode(output).splitlines():
-            word, _, rest = line.partition(" ")
-            assert word in ("export", "unset"), output
-            if word == "export":
-                name, _, value = rest.partition("=")
-                self.exports[name] = value
-            else:
-                self.unsets.append(rest)
-
-    @property
-    def cache(self) -> str | None:
-        return self.exports.get("HF_DATASETS_CACHE")
 
 
 class SystemLog:

@@ -79,8 +79,8 @@ def test_reasons_in_the_code_are_in_the_schema() -> None:
     known = json.loads((package / "config/schema/event.json").read_text())["properties"]["reason"]["enum"]
     code = "".join(path.read_text() for path in package.rglob("*.py"))
     given = set(re.findall(r'(?:Refused|Kept|JobError)\(\s*"(\w+)"', code)) | set(re.findall(r'reason="(\w+)"', code))
-    given |= set(re.findall(r"jc_skip=(\w+)", (ROOT / "hooks/task-prolog").read_text())) - {"quiet"}
-    given |= set(re.findall(r"jc_failed (\w+)", (ROOT / "hooks/epilog").read_text()))
+    given |= set(re.findall(r"jc_skip_reason=(\w+)", (ROOT / "hooks/task-prolog").read_text())) - {"quiet"}
+    given |= set(re.findall(r"jc_report_failure (\w+)", (ROOT / "hooks/epilog").read_text()))
     assert given and sorted(given - set(known)) == []
 
 

@@ -1,4 +1,4 @@
-"""policy.sh: whatever a configuration holds, each shell takes it for the same text, and for no code."""
+"""policy.sh: each shell reads every configured string as the same text, and never as code."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ HOOK = Path(__file__).parents[2] / "hooks" / "task-prolog"
 few = hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def said(shell: str, script: str) -> str:
-    """What `shell` prints when it runs `script`, in an empty environment."""
+def output_of(shell: str, script: str) -> str:
+    """Return the output of `script` in `shell`, with an empty environment."""
     done = subprocess.run([*shell.split(), "-s"], input=script.encode(), capture_output=True, env={}, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout.decode()
 
 
 def compiled(former: list[str] | None = None, **keys: Any) -> Settings:
-    """Settings as `apply` compiles them, of the defaults and these keys."""
+    """Return the settings that `apply` compiles of the defaults and these keys."""
     facts = {"config": "/etc/jobcache.yaml", "cluster": "c1", "python": "/usr/bin/python3", "package": "/usr/lib/jobcache"}
     return Settings({**configuration.defaults(), **keys}, {**facts, "hash": "0123456789ab", "former": former or []})
 
@@ -46,13 +46,13 @@ NASTY = st.lists(
 @pytest.mark.parametrize("shell", SHELLS)
 @few
 @given(st.lists(st.one_of(TEXTS, NASTY.map("".join)), min_size=1, max_size=40))
-def test_quoted_text_is_itself(shell: str, texts: list[str]) -> None:
+def test_quoted_text_keeps_its_bytes(shell: str, texts: list[str]) -> None:
     """A quoted word is the same bytes in every shell, as an argument, as a value and as a `case` pattern."""
     lines = ["word() { printf '%s\\000' \"$1\"; }"]
     for text in texts:
         quoted = policy.quote(text)
         lines.append(f'word {quoted}; value={quoted}; word "$value"; case {quoted} in {quoted}) word yes ;; *) word no ;; esac')
-    assert said(shell, "\n".join(lines)).split("\0")[:-1] == [word for text in texts for word in (text, text, "yes")]
+    assert output_of(shell, "\n".join(lines)).split("\0")[:-1] == [word for text in texts for word in (text, text, "yes")]
 
 
 # ---------------------------------------------------------------------------------------------------------- patterns
@@ -69,7 +69,7 @@ NAMES = st.text(ALPHABET, max_size=8)
 
 
 def near(pattern: str) -> st.SearchStrategy[str]:
-    """Names that the pattern may well match."""
+    """Return a strategy for names that the pattern is likely to match."""
     parts = re.findall(r"\[[^]]*\]|.", pattern, re.DOTALL)
     fill = {"*": st.text("ab0", max_size=2), "?": st.sampled_from("ab0")}
     return st.tuples(
@@ -80,16 +80,16 @@ def near(pattern: str) -> st.SearchStrategy[str]:
 @pytest.mark.parametrize("shell", SHELLS)
 @few
 @given(st.lists(PATTERNS.flatmap(lambda p: st.tuples(st.just(p), st.one_of(NAMES, near(p)))), min_size=1, max_size=60))
-def test_patterns_match_as_fnmatch(shell: str, cases: list[tuple[str, str]]) -> None:
-    """`*`, `?` and brackets mean in every shell what they mean in Python, and nothing else means anything."""
+def test_patterns_match_as_in_fnmatch(shell: str, cases: list[tuple[str, str]]) -> None:
+    """`*`, `?` and brackets mean the same in every shell as in Python. All other characters are literal."""
     tests = [f"case {policy.quote(name)} in {policy.pattern(text)}) printf y ;; *) printf n ;; esac" for text, name in cases]
     expected = "".join("ny"[fnmatch.fnmatchcase(name, text)] for text, name in cases)
-    assert said(shell, "\n".join(tests)) == expected
+    assert output_of(shell, "\n".join(tests)) == expected
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_patterns_are_not_about_files(shell: str) -> None:
-    """A leading dot and a slash are characters like others, and an empty pattern matches the empty name alone."""
+def test_patterns_treat_dot_and_slash_as_other_characters(shell: str) -> None:
+    """An empty pattern matches only the empty name."""
     for text, name, match in [
         ("*", ".x", "y"),
         ("*", "a/b", "y"),
@@ -99,15 +99,15 @@ def test_patterns_are_not_about_files(shell: str) -> None:
         ("*", "", "y"),
     ]:
         script = f"case {policy.quote(name)} in {policy.pattern(text)}) printf y ;; *) printf n ;; esac"
-        assert said(shell, script) == match
+        assert output_of(shell, script) == match
 
 
 @pytest.mark.parametrize(
     "text", ["[", "a[b", "[]", "[!]", "[a", "[]a]", "[$(id)]", "[a b]", "[a'b]", "[[:alpha:]]", "[^a]", "[é]", "[a\\]", "[z-a]",
              "[a-]", "[-a]", "[a-c-e]", "[!-a]", "[a--]"],
 )  # fmt: skip
-def test_brackets_that_shells_disagree_on(text: str) -> None:
-    """Brackets that could mean two things, or code, are refused."""
+def test_ambiguous_brackets_are_refused(text: str) -> None:
+    """Refuse brackets that shells interpret differently, or that hold code."""
     with pytest.raises(ValueError, match="brackets"):
         policy.pattern(text)
 
@@ -132,8 +132,8 @@ FORMER = ["/old/{uid}/{node}/x-{job_id}-{user}", "/a/{cluster}/b{node}c/{user}.d
     [compiled(), compiled(rules=RULES, former=FORMER), compiled(path="/s/$(id)'\"`{user}/\\{job_id}", mode="off")],
     ids=["default", "rules", "odd"],
 )
-def test_rendered_is_clean_shell(made: Settings, tmp_path: Path) -> None:
-    """shellcheck has nothing to say about a compiled policy, and every shell can parse it."""
+def test_policy_is_clean_shell(made: Settings, tmp_path: Path) -> None:
+    """shellcheck reports nothing about a compiled policy, and every shell can parse it."""
     file = tmp_path / "policy.sh"
     file.write_text(policy.render(made))
     checked = subprocess.run(["shellcheck", str(file)], capture_output=True, text=True, check=False)
@@ -142,19 +142,19 @@ def test_rendered_is_clean_shell(made: Settings, tmp_path: Path) -> None:
         subprocess.run([*shell.split(), "-n", str(file)], check=True)
 
 
-def test_rendered_twice_is_the_same() -> None:
-    """A pure function of the settings."""
+def test_same_settings_give_same_policy() -> None:
+    """render is a pure function of the settings."""
     assert policy.render(compiled(rules=RULES)) == policy.render(compiled(rules=RULES))
 
 
-def test_whole_comes_last() -> None:
-    """What tells a whole file from a torn one is its last line."""
-    assert policy.render(compiled()).splitlines()[-1] == "jc_whole='0123456789ab'"
+def test_policy_ends_with_its_hash() -> None:
+    """The last line distinguishes a whole file from a torn one."""
+    assert policy.render(compiled()).splitlines()[-1] == "jc_policy_end='0123456789ab'"
 
 
 @pytest.mark.parametrize(("seconds", "compiled_to"), [(0.001, "1"), (1.9, "1"), (5.0, "5"), (90.5, "90")])
 def test_deadlines_are_whole_seconds(seconds: float, compiled_to: str) -> None:
-    """Rounded down, since a deadline is a promise, to what a sleep can take."""
+    """Round down, since a deadline is a promise, to a number that every sleep accepts."""
     text = policy.render(compiled(task_prolog={"deadline": seconds, "chain": None}))
     assert f"\njc_deadline={compiled_to}\n" in text
 
@@ -173,7 +173,7 @@ USER, UID, CLUSTER = "al.i*ce", 1000, "c1"
 
 
 def lies_in(value: str, text: str) -> int | None:
-    """Return the job in whose cache by template `text` the value lies, on whatever node, else None."""
+    """Return the job in whose cache, by template `text` and on any node, the value lies; None if it lies in none."""
     known = {
         "user": re.escape(USER),
         "uid": str(UID),
@@ -189,7 +189,7 @@ def lies_in(value: str, text: str) -> int | None:
 
 
 def values(text: str) -> st.SearchStrategy[str]:
-    """Values in a cache of the template, and some that are all but."""
+    """Return a strategy for values in a cache of the template, and for near misses."""
     known = {
         "user": st.sampled_from([USER, USER, USER, "al.ixce", "bob", ""]),
         "uid": st.sampled_from([str(UID)] * 4 + ["1001"]),
@@ -205,20 +205,20 @@ def values(text: str) -> st.SearchStrategy[str]:
 
 
 def in_cache_of(shell: str, made: Settings, texts: list[str]) -> list[str]:
-    """What jc_in_cache finds for each: the job, "" for none."""
+    """Return the job that jc_is_in_cache finds for each text; "" for none."""
     hook = HOOK.read_text()
     is_number = hook[hook.index("jc_is_number() {") :].partition("\n}\n")[0] + "\n}\n"
-    names = {"user": USER, "uid": str(UID), "cluster": CLUSTER, "node": "n1", "job": "1"}
+    names = {"user": USER, "uid": str(UID), "cluster": CLUSTER, "node": "n1", "run_name": "1"}
     lines = [f"jc_{name}={policy.quote(value)}" for name, value in names.items()]
-    lines += [f"if jc_in_cache {policy.quote(text)}; then printf '%s,' \"$jc_found\"; else printf ,; fi" for text in texts]
-    return said(shell, policy.render(made) + is_number + "\n".join(lines)).split(",")[:-1]
+    lines += [f"if jc_is_in_cache {policy.quote(text)}; then printf '%s,' \"$jc_cache_job\"; else printf ,; fi" for text in texts]
+    return output_of(shell, policy.render(made) + is_number + "\n".join(lines)).split(",")[:-1]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 @few
 @given(st.data())
-def test_in_cache_is_what_the_templates_say(shell: str, data: st.DataObject) -> None:
-    """A value counts as handed on exactly where some template puts a cache of this user's there, with any node's name."""
+def test_values_in_caches_are_recognised_by_template(shell: str, data: st.DataObject) -> None:
+    """A value counts as inherited exactly if a template puts a cache of this user there, on any node."""
     one = st.sampled_from(TEMPLATES).flatmap(lambda text: st.tuples(st.just(text), values(text)))
     drawn = data.draw(st.lists(one, min_size=1, max_size=40))
     for text in {text for text, _ in drawn}:
@@ -228,8 +228,8 @@ def test_in_cache_is_what_the_templates_say(shell: str, data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_in_cache_knows_former_templates_and_those_of_rules(shell: str) -> None:
-    """All of them, in use or not."""
+def test_values_by_former_templates_and_rules_are_recognised(shell: str) -> None:
+    """Templates of rules and former templates count as well."""
     made = compiled(former=[TEMPLATES[1]], rules=[{"match": {"user": ["x"]}, "path": TEMPLATES[3]}])
     tried = [
         f"/scratch/gpfs/{USER}/.cache/hf-datasets-7/x",
@@ -256,7 +256,7 @@ PLACES = [
 
 
 def hostile(site: Site, place: str, code: str) -> dict[str, Any]:
-    """A configuration with `code` in one place."""
+    """Return a configuration with `code` in one place."""
     below = f"{site.scratch}/{code.strip('/')}"
     rule = {"match": {"user": [ALICE]}, "scope": "node"}
     return {
@@ -281,8 +281,8 @@ def hostile(site: Site, place: str, code: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_nothing_in_a_configuration_is_code(site: Site, place: str) -> None:
-    """Whatever stands in whatever string: refused, or text to both hooks in every shell."""
+def test_no_configured_string_becomes_code(site: Site, place: str) -> None:
+    """Each hostile string is refused, or is plain text to both hooks in every shell."""
     pwned = site.scratch / "pwned"
     ran = 0
     defaults = dict(site.keys)
@@ -293,17 +293,17 @@ def test_nothing_in_a_configuration_is_code(site: Site, place: str) -> None:
         except (errors.ConfigError, errors.ApplyError):
             continue
         ran += 1
-        told = site.task_prolog(shell=shell, SLURM_JOB_PARTITION="p", SLURM_JOB_ACCOUNT="a")
+        result = site.task_prolog(shell=shell, SLURM_JOB_PARTITION="p", SLURM_JOB_ACCOUNT="a")
         site.epilog()
-        assert told.status == 0
+        assert result.status == 0
         assert not pwned.exists()
     if place not in ("cluster", "variable"):
         assert ran
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_control_characters(site: Site, place: str) -> None:
-    """A newline or its like anywhere is refused, and the compiled pair stays what it was."""
+def test_control_characters_are_refused(site: Site, place: str) -> None:
+    """A newline or a similar character anywhere is refused, and the compiled policy does not change."""
     before = (site.hooks / "policy.sh").read_text()
     defaults = dict(site.keys)
     for bad in ("a\nb", "a\rb", "a\0b", "a\x1bb", "a\u2028b", "a\u200bb"):

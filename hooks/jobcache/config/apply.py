@@ -11,6 +11,7 @@ from jobcache.config.errors import ApplyError
 from jobcache.system import files as system_files
 
 HOOKS = ("epilog", "task-prolog")
+MAKE_CACHE = "make-cache.sh"  # task-prolog reads it where Python is missing or broken
 _DIST = "slurm-jobcache"
 _INSTALLED = "/usr/libexec/jobcache"
 _LIB_LINE = f"jc_lib={settings.LIB}\n"  # of the hooks as shipped
@@ -26,7 +27,8 @@ def wanted(compiled: settings.Settings, lib: str, with_hooks: bool) -> "dict[str
 
     The settings come first: the templates of the old policy are among theirs.
     """
-    files = {settings.FILE: (compiled.dump(), 0o644), settings.POLICY: (policy.render(compiled), 0o644)}
+    files = {settings.FILE: (compiled.dump(), 0o644), MAKE_CACHE: (_shipped_text(MAKE_CACHE), 0o644)}
+    files[settings.POLICY] = (policy.render(compiled), 0o644)
     if with_hooks:
         files.update((name, (hook_text(name, lib), 0o755)) for name in HOOKS)
     return files
@@ -76,18 +78,24 @@ def hooks_path() -> str:
             candidates += [os.path.dirname(file) for file in files if os.path.basename(file) == "task-prolog"]
     candidates.append(_INSTALLED)
     for directory in candidates:
-        if all(os.path.isfile(f"{directory}/{name}") for name in HOOKS):
+        if all(os.path.isfile(f"{directory}/{name}") for name in (*HOOKS, MAKE_CACHE)):
             return directory
     raise ApplyError([f"the hooks are missing; searched {', '.join(candidates)}; install {_DIST} again"])
 
 
 def hook_text(name: str, lib: str) -> str:
     """Return the text of a hook that reads its policy from `lib`. Raise ApplyError if it is not the shipped hook."""
-    with open(f"{hooks_path()}/{name}", encoding="utf-8") as file:
-        text = file.read()
+    text = _shipped_text(name)
     if _LIB_LINE not in text:
-        raise ApplyError([f"{file.name}: the line {_LIB_LINE.strip()!r} of the shipped hook is missing; install {_DIST} again"])
+        path = f"{hooks_path()}/{name}"
+        raise ApplyError([f"{path}: the line {_LIB_LINE.strip()!r} of the shipped hook is missing; install {_DIST} again"])
     return text.replace(_LIB_LINE, f"jc_lib={shlex.quote(lib)}\n")
+
+
+def _shipped_text(name: str) -> str:
+    """Return the text of a file that this package ships beside its hooks. Raise ApplyError if they are missing."""
+    with open(f"{hooks_path()}/{name}", encoding="utf-8") as file:
+        return file.read()
 
 
 def _is_current(path: str, text: str, mode: int) -> bool:

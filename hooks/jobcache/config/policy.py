@@ -1,7 +1,7 @@
-"""policy.sh: the whole of the site's policy, as the shell functions and variables that task-prolog and epilog source.
+"""Render policy.sh: a site's whole policy as shell variables and functions, which task-prolog and epilog read.
 
-Every value stands in single quotes: nothing that a configuration file holds can become shell code. A pure function of
-the settings; `apply` writes it down.
+Each value stands in single quotes, so that no text of a configuration file becomes shell code. The reference in task-prolog
+lists each variable and function with its meaning.
 """
 
 from jobcache.cache import cache_names
@@ -12,75 +12,75 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    Parts = list[tuple[bool, str]]  # of a path template: (is_placeholder, text)
+
 _HEAD = """\
-# Compiled from {config} by `jobcache apply`, and replaced by the next one: change it there.
+# Compiled from {config} by `jobcache apply`: edit that file. REFERENCE in task-prolog explains the names.
 # shellcheck shell=sh disable=SC1003,SC2016,SC2026,SC2034,SC2154,SC2221,SC2222
 """
 
 
 def render(settings: Settings) -> str:
-    """Return the text of policy.sh."""
+    """Given compiled settings, return the text of policy.sh."""
     lines = [_HEAD.format(config=quote(settings.config).replace("\n", " "))]
-    lines += _constants(settings)
-    lines += _decide(settings)
-    for at, rule in enumerate(settings.rules):
-        lines += _match(at, rule["match"])
-    lines += _each_export(settings)
-    lines += _in_cache(settings)
-    lines.append(f"jc_whole={quote(settings.hash)}")
+    lines += _variables(settings)
+    lines += _apply_rules(settings)
+    for number, rule in enumerate(settings.rules, 1):
+        lines += _rule_matches(number, rule["match"])
+    lines += _for_each_export(settings)
+    lines += _is_in_cache(settings)
+    lines.append(f"jc_policy_end={quote(settings.hash)}")
     return "\n".join(lines) + "\n"
 
 
 def quote(text: str) -> str:
-    """Return `text` as one shell word that stands for the same bytes."""
+    """Given any text, return it as one shell word in single quotes."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
 def pattern(text: str) -> str:
-    """Return a shell-style pattern (`*`, `?`, `[a-z]`, `[!a-z]`) as a `case` pattern in which all else is literal.
+    """Given a shell-style pattern (`*`, `?`, `[a-z]`, `[!a-z]`), return a `case` pattern in which all else is literal.
 
-    Raise ValueError for brackets that hold anything but a leading `!`, letters, digits, `_`, `.` and ranges of these:
-    there shells differ.
+    Raise ValueError for brackets that hold anything but a leading `!`, letters, digits, `_`, `.` and ascending ranges of these,
+    because shells disagree about other brackets.
     """
-    out, literal, rest = [], "", text
+    pieces, literal, rest = [], "", text
     while rest:
-        ch, rest = rest[0], rest[1:]
-        if ch not in "*?[":
-            literal += ch
+        character, rest = rest[0], rest[1:]
+        if character not in "*?[":
+            literal += character
             continue
-        out.append(quote(literal) if literal else "")
+        pieces.append(quote(literal) if literal else "")
         literal = ""
-        if ch == "[":
+        if character == "[":
             inside, closing, rest = rest.partition("]")
             if not closing or not _is_set(inside[1:] if inside.startswith("!") else inside):
                 raise ValueError(f"{text!r}: brackets hold a leading !, letters, digits, _ . and ranges such as a-z")
-            ch = f"[{inside}]"
-        out.append(ch)
-    out.append(quote(literal) if literal else "")
-    return "".join(out) or "''"
+            character = f"[{inside}]"
+        pieces.append(character)
+    pieces.append(quote(literal) if literal else "")
+    return "".join(pieces) or "''"
 
 
 def _is_set(inside: str) -> bool:
-    """Whether every shell takes `inside` for the same characters: each as it is, or a range that ascends."""
+    """Return whether every shell reads `inside`, the text between brackets, as the same set of characters."""
     at = 0
     while at < len(inside):
         first, dash, last = inside[at], inside[at + 1 : at + 2], inside[at + 2 : at + 3]
         if not (first.isascii() and (first.isalnum() or first in "_.")):
             return False
         if dash == "-":
-            if (
-                not any(kind(first) and kind(last) for kind in (str.isdigit, str.islower, str.isupper))
-                or not first <= last <= "z"
-            ):
+            same_kind = any(kind(first) and kind(last) for kind in (str.isdigit, str.islower, str.isupper))
+            if not same_kind or not first <= last <= "z":
                 return False
             at += 2
         at += 1
     return at > 0
 
 
-def _constants(settings: Settings) -> "list[str]":
+def _variables(settings: Settings) -> "list[str]":
     return [
-        f"jc_hash={quote(settings.hash)}",
+        f"jc_policy_hash={quote(settings.hash)}",
         f"jc_cluster={quote(settings.cluster)}",
         f"jc_python={quote(settings.python)}",
         f"jc_package={quote(settings.package)}",
@@ -88,112 +88,129 @@ def _constants(settings: Settings) -> "list[str]":
         f"jc_deadline={_seconds(settings.task_prolog_deadline)}",
         f"jc_chain={quote(settings.task_prolog_chain or '')}",
         f"jc_epilog_deadline={_seconds(settings.epilog_deadline)}",
-        f"jc_log={quote(settings.log_file or '')}",
-        f"jc_syslog={quote(settings.log_socket or '')}",
+        f"jc_log_file={quote(settings.log_file or '')}",
+        f"jc_syslog_socket={quote(settings.log_socket or '')}",
     ]
 
 
 def _seconds(value: float) -> str:
-    """POSIX sleep takes whole seconds: a deadline is rounded down, to one at the least."""
+    """Given a duration in seconds, return it rounded down to whole seconds, at least one: POSIX sleep knows no fractions."""
     return str(max(1, int(value)))
 
 
-def _decide(settings: Settings) -> "list[str]":
-    """jc_decide: what holds for the job that jc_user, jc_partition, jc_account and jc_qos describe."""
-    lines = ["jc_decide() {", "    jc_cache=on jc_rule=''", *_assign(settings.base, 0)]
-    for name, template in (("store", settings.store_user), ("site", settings.store_site)):
-        lines.append(f"    jc_{name}={_word(cut(template)) if template else quote('')}")
-    word = "if"
-    for at, rule in enumerate(settings.rules):
-        lines += [f"    {word} jc_match_{at}; then", f"        jc_rule={at + 1} jc_cache={quote(rule.get('cache', 'on'))}"]
-        lines += ["    " + line for line in _assign(rule, at + 1)]
-        word = "elif"
+# ---------------------------------------------------------------------------------------------------------------- rules
+
+
+def _apply_rules(settings: Settings) -> "list[str]":
+    """Return jc_apply_rules: set what holds for the job that jc_user, jc_partition, jc_account and jc_qos describe."""
+    lines = ["jc_apply_rules() {", "    jc_cache_allowed=on", *_assignments(settings.base, 0)]
+    for name, template in (("user", settings.store_user), ("site", settings.store_site)):
+        lines.append(f"    jc_{name}_store={_word(cut(template)) if template else quote('')}")
+    for number, rule in enumerate(settings.rules, 1):
+        lines.append(f"    {'if' if number == 1 else 'elif'} jc_rule_{number}_matches; then")
+        lines.append(f"        jc_cache_allowed={quote(rule.get('cache', 'on'))}")
+        lines += ["    " + line for line in _assignments(rule, number)]
     if settings.rules:
         lines.append("    fi")
     return [*lines, "}"]
 
 
-def _assign(keys: "dict[str, Any]", at: int) -> "list[str]":
+def _assignments(keys: "dict[str, Any]", rule: int) -> "list[str]":
+    """Return the assignments for those keys of a rule, or of the base settings as rule 0, that a rule may set."""
     lines = [f"    jc_{key}={quote(str(keys[key]))}" for key in ("mode", "scope", "offline") if key in keys]
     if "path" in keys:
-        lines.append(f"    jc_dir={_word(Template(str(keys['path'])).parts)}")
+        lines.append(f"    jc_job_dir={_word(Template(str(keys['path'])).parts)}")
     if "exports" in keys:
-        lines.append(f"    jc_exports_of={at}")
+        lines.append(f"    jc_exports_rule={rule}")
     return lines
 
 
-def _match(at: int, match: "dict[str, list[str]]") -> "list[str]":
-    lines = [f"jc_match_{at}() {{"]
+def _rule_matches(number: int, match: "dict[str, list[str]]") -> "list[str]":
+    """Return jc_rule_<number>_matches: succeed if every key of the rule's `match` has a pattern that matches the job."""
+    lines = [f"jc_rule_{number}_matches() {{"]
     for key, patterns in match.items():
         lines.append(f"    case $jc_{key} in {' | '.join(map(pattern, patterns))}) ;; *) return 1 ;; esac")
     return [*lines, "}"]
 
 
-def _each_export(settings: Settings) -> "list[str]":
-    """jc_each_export FUNCTION: call FUNCTION NAME CURRENT WANTED for each variable."""
-    lines = ["jc_each_export() {", "    case $jc_exports_of in"]
-    for at, keys in enumerate([settings.base, *settings.rules]):
+def _for_each_export(settings: Settings) -> "list[str]":
+    """Return jc_for_each_export FUNCTION: call FUNCTION NAME VALUE WANTED for each variable to export."""
+    lines = ["jc_for_each_export() {", "    case $jc_exports_rule in"]
+    for number, keys in enumerate([settings.base, *settings.rules]):
         if "exports" in keys:
-            lines.append(f"    {at})")
+            lines.append(f"    {number})")
             for name, value in keys["exports"].items():
                 below = value[len("{cache}") :]
-                lines.append(f'        "$1" {name} "${{{name}-}}" "$jc_cachedir"{quote(below)}')
+                lines.append(f'        "$1" {name} "${{{name}-}}" "$jc_export_dir"{quote(below)}')
             lines.append("        ;;")
     return [*lines, "    esac", "}"]
 
 
-def _in_cache(settings: Settings) -> "list[str]":
-    """jc_in_cache VALUE: whether VALUE lies in a cache of this user's, of whatever job; sets jc_found to that job."""
+# ----------------------------------------------------------------------------------------------------- inherited values
+
+
+def _is_in_cache(settings: Settings) -> "list[str]":
+    """Return jc_is_in_cache VALUE: succeed if VALUE lies in a cache of this user, and set jc_cache_job to that cache's job."""
     lines = []
-    for at, template in enumerate(settings.templates):
-        lines += _in_one(at, template)
-    tests = " || ".join(f'jc_in_{at} "$1"' for at in range(len(settings.templates)))
-    return [*lines, *_HANDED_ON, "jc_in_cache() {", f'    {tests} || jc_handed_on "$1"', "}"]
+    for number, template in enumerate(settings.templates):
+        lines += _fits_template(number, template)
+    tests = " || ".join(f'jc_fits_template_{number} "$1"' for number in range(len(settings.templates)))
+    return [*lines, *_IS_BELOW_JOBCACHE_DIR, "jc_is_in_cache() {", f'    {tests} || jc_is_below_jobcache_dir "$1"', "}"]
 
 
-# The same for a path that is not known here: another node's policy is newer. jc_found is 0 for a job that is not this one.
-_HANDED_ON = """\
-jc_handed_on() {
-    case ${JOBCACHE_DIR-} in /*) jc_found=${JOBCACHE_DIR##*/} ;; *) return 1 ;; esac
+# The policy of another node can be newer, with templates that this one does not know. JOBCACHE_DIR names the cache as well, so
+# it distinguishes an inherited value from the user's own. jc_cache_job is this job's id or, for any other job, 0.
+_IS_BELOW_JOBCACHE_DIR = """\
+# JOBCACHE_DIR can name a cache by a template that only the policy of another node has.
+jc_is_below_jobcache_dir() {
+    case ${JOBCACHE_DIR-} in /*) jc_cache_job=${JOBCACHE_DIR##*/} ;; *) return 1 ;; esac
     case $1/ in "$JOBCACHE_DIR"/*) ;; *) return 1 ;; esac
-    case $jc_found in
-    *[0-9]"$jc_id"* | *"$jc_id"[0-9]*) jc_found=0 ;;
-    *"$jc_id"*) jc_found=$jc_id ;;
-    *[0-9]*) jc_found=0 ;;
+    case $jc_cache_job in
+    *[0-9]"$jc_job_id"* | *"$jc_job_id"[0-9]*) jc_cache_job=0 ;;
+    *"$jc_job_id"*) jc_cache_job=$jc_job_id ;;
+    *[0-9]*) jc_cache_job=0 ;;
     *) return 1 ;;
     esac
 }""".splitlines()
 
 
-def _in_one(at: int, template: Template) -> "list[str]":
-    """jc_in_<at> VALUE: the same for one template. A {node} may be another node's: it stands for any part of a component."""
-    lines = [f"jc_in_{at}() {{", "    jc_rest=$1/"]
-    for glob, whole in _directories(template.parent):
-        if whole:
-            lines.append(f"    case ${{jc_rest%%/*}} in {glob}) jc_rest=${{jc_rest#*/}} ;; *) return 1 ;; esac")
+def _fits_template(number: int, template: Template) -> "list[str]":
+    """Return jc_fits_template_<number> VALUE: jc_is_in_cache for one template. {node} stands for any node's name."""
+    lines = [f"jc_fits_template_{number}() {{", "    jc_remaining=$1/"]
+    for glob, is_component in _directories(template.parent):
+        if is_component:
+            lines.append(f"    case ${{jc_remaining%%/*}} in {glob}) jc_remaining=${{jc_remaining#*/}} ;; *) return 1 ;; esac")
         else:
-            lines.append(f"    case $jc_rest in {glob}*) jc_rest=${{jc_rest#{glob}}} ;; *) return 1 ;; esac")
+            lines.append(f"    case $jc_remaining in {glob}*) jc_remaining=${{jc_remaining#{glob}}} ;; *) return 1 ;; esac")
     job = template.name.index((True, "job_id"))
     before, after = _glob(template.name[:job]), _glob(template.name[job + 1 :])
-    lines.append("    jc_found=${jc_rest%%/*}")
+    lines.append("    jc_cache_job=${jc_remaining%%/*}")
     letters = "[a-z]" * cache_names.RUN_NONCE
-    lines.append(f"    case $jc_found in {before}'run-'[1-9]*-{letters}{after}) return 0 ;; esac")  # of `jobcache run`: no job's
-    lines.append(f"    case $jc_found in {before}[1-9]*{after}) jc_found=${{jc_found%%{after}}} ;; *) return 1 ;; esac")
-    cut = f"    jc_found=${{jc_found##{before}}}"
-    run = '    case $jc_found in *-r0) ;; *-r*) if jc_is_number "${jc_found##*-r}"; then jc_found=${jc_found%-r*}; fi ;; esac'
-    # A {node} ahead of the job is cut off up to the last of what follows it, so the run has to be gone by then.
-    lines += [run, cut] if (True, "node") in template.name[:job] else [cut, run]
-    return [*lines, '    jc_is_number "$jc_found" && [ "$jc_found" != 0 ]', "}"]
+    # A cache of `jobcache run` belongs to no job: jc_cache_job is then not a number.
+    lines.append(f"    case $jc_cache_job in {before}'run-'[1-9]*-{letters}{after}) return 0 ;; esac")
+    cut_after = f"jc_cache_job=${{jc_cache_job%%{after}}}"
+    lines.append(f"    case $jc_cache_job in {before}[1-9]*{after}) {cut_after} ;; *) return 1 ;; esac")
+    cut_before = f"    jc_cache_job=${{jc_cache_job##{before}}}"
+    cut_run = (
+        "    case $jc_cache_job in *-r0) ;; "
+        '*-r*) if jc_is_number "${jc_cache_job##*-r}"; then jc_cache_job=${jc_cache_job%-r*}; fi ;; esac'
+    )
+    # A {node} before the job id is cut off with all up to the last match of the text that follows it: first cut off the run.
+    lines += [cut_run, cut_before] if (True, "node") in template.name[:job] else [cut_before, cut_run]
+    return [*lines, '    jc_is_number "$jc_cache_job" && [ "$jc_cache_job" != 0 ]', "}"]
 
 
-def _directories(parent: "list[tuple[bool, str]]") -> "list[tuple[str, bool]]":
-    """Cut a directory into what is matched in one go: (a pattern, whether it is one component, because a {node} is in it)."""
-    components: list[list[tuple[bool, str]]] = [[]]
-    for variable, text in parent:
-        first, *others = [text] if variable else text.split("/")
-        components[-1].append((variable, first))
+def _directories(parent: "Parts") -> "list[tuple[str, bool]]":
+    """Given the directory of a template, return the patterns that match it piece by piece: (pattern, is_component).
+
+    A component with {node} is matched by itself, so that the node's name cannot stand for several components.
+    """
+    components: list[Parts] = [[]]
+    for is_placeholder, text in parent:
+        first, *others = [text] if is_placeholder else text.split("/")
+        components[-1].append((is_placeholder, first))
         components += [[(False, other)] for other in others]
-    pieces: list[tuple[list[tuple[bool, str]], bool]] = []
+    pieces: list[tuple[Parts, bool]] = []
     for component in components:
         if (True, "node") in component:
             pieces.append((component, True))
@@ -201,20 +218,24 @@ def _directories(parent: "list[tuple[bool, str]]") -> "list[tuple[str, bool]]":
             pieces[-1] = ([*pieces[-1][0], *component, (False, "/")], False)
         else:
             pieces.append(([*component, (False, "/")], False))
-    return [(_glob(piece), whole) for piece, whole in pieces]
+    return [(_glob(piece), is_component) for piece, is_component in pieces]
 
 
-def _glob(parts: "list[tuple[bool, str]]") -> str:
+# ---------------------------------------------------------------------------------------------------------------- words
+
+
+def _glob(parts: "Parts") -> str:
+    """Given parts of a template, return a pattern in which {node} matches any name; "" for no parts."""
     return _word(parts, node="*") if parts else ""
 
 
-def _word(parts: "list[tuple[bool, str]]", node: str = '"$jc_node"') -> str:
-    """Return the parts as one word of literals and of the variables that task-prolog has checked."""
-    merged: list[tuple[bool, str]] = []
-    for variable, text in parts:
-        if merged and not variable and not merged[-1][0]:
+def _word(parts: "Parts", node: str = '"$jc_node"') -> str:
+    """Given parts of a template, return one shell word of literals and of variables that task-prolog has checked."""
+    merged: Parts = []
+    for is_placeholder, text in parts:
+        if merged and not is_placeholder and not merged[-1][0]:
             merged[-1] = (False, merged[-1][1] + text)
         elif text:
-            merged.append((variable, text))
-    names = {"user": '"$jc_user"', "uid": '"$jc_uid"', "cluster": '"$jc_cluster"', "node": node, "job_id": '"$jc_job"'}
-    return "".join(names[text] if variable else quote(text) for variable, text in merged) or "''"
+            merged.append((is_placeholder, text))
+    names = {"user": '"$jc_user"', "uid": '"$jc_uid"', "cluster": '"$jc_cluster"', "node": node, "job_id": '"$jc_run_name"'}
+    return "".join(names[text] if is_placeholder else quote(text) for is_placeholder, text in merged) or "''"
