@@ -103,6 +103,8 @@ def test_hooks_as_shipped_agree(tmp_path: Path) -> None:
         hook = tmp_path / "deb/usr/libexec/jobcache" / name
         assert hook.read_bytes() == (ROOT / "hooks" / name).read_bytes() and os.access(hook, os.X_OK)
         assert f"jc_lib={settings.LIB}\n" in hook.read_text()
+    make_cache = tmp_path / "deb/usr/libexec/jobcache/make-cache.sh"
+    assert make_cache.read_bytes() == (ROOT / "hooks/make-cache.sh").read_bytes() and not os.access(make_cache, os.X_OK)
     shipped, source = tmp_path / "deb/usr/share/slurm-jobcache/jobcache", ROOT / "hooks/jobcache"
     files = {path.relative_to(source) for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert {path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()} == files
@@ -144,7 +146,7 @@ def test_the_tree_runs_wherever_it_lies(tmp_path: Path, tree: Path, python: Path
     assert said(moved / "bin/jobcache", "--version", **env).split()[-1] == jobcache.__version__
     assert said(moved / "bin/jobcache", "hooks-path", **env).strip() == f"{moved}/lib"
     assert said(moved / "bin/jobcache", "show-config", "--example", **env) == (ROOT / "etc/jobcache.yaml").read_text()
-    modules = "yaml psutil structlog jsonschema click rich.table prometheus_client jobcache.cli_sweep".split()
+    modules = "yaml psutil structlog jsonschema click rich.table prometheus_client jobcache.cli.sweep".split()
     said(moved / "venv/bin/python", "-I", "-c", f"import {', '.join(modules)}")
     assert not [path for path in moved.rglob("*.so") if ".abi3." not in path.name], "for one Python alone"
 
