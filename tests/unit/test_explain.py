@@ -17,6 +17,7 @@ from jobcache.cli.main import main
 from jobcache.diagnostics import explain
 from jobcache.diagnostics.explain import Remains, Site, Slurms, tell
 from jobcache.sweep.plan import Found
+from jobcache.system.slurm import ALIVE, DEAD
 
 SITE = Site("abc", first="2026-11-01T00:00:00Z", sources=("/var/log/jobcache/events.jsonl",))
 PATH = "/s/alice/hf-datasets-42"
@@ -69,6 +70,19 @@ def test_the_answer(case: str) -> None:
     assert words in told.answer
     assert told.known == (case != "unheard of")
     assert [line.ts for line in told.lines] == sorted(event["ts"] for event in events)
+
+
+@pytest.mark.parametrize("state", [*sorted(ALIVE), "A_STATE_OF_A_NEWER_SLURM"])
+def test_job_is_alive_in_each_state_in_which_the_sweep_keeps_its_cache(state: str) -> None:
+    """explain and the sweep agree: a cache that the sweep keeps is not called an orphan."""
+    answer = tell(42, [MADE], [remains()], Slurms(state), SITE).answer
+    assert f"Its job is {state}" in answer and "orphan" not in answer
+
+
+@pytest.mark.parametrize("state", [*sorted(DEAD), "CANCELLED by 5001"])
+def test_job_is_over_in_each_dead_state(state: str) -> None:
+    """sacct appends the user who cancelled the job."""
+    assert "an orphan" in tell(42, [MADE], [remains()], Slurms(state), SITE).answer
 
 
 def test_mode_off() -> None:

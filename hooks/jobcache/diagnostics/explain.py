@@ -7,6 +7,7 @@ from typing import Any
 from jobcache.cache import timestamps
 from jobcache.sweep.plan import Found
 from jobcache.system.event_log import SYSLOG, Event, epoch, epoch_or_none
+from jobcache.system.slurm import DEAD
 
 # Each reason: what it means, and what to do about it, "" where nothing is to be done.
 REASONS = {
@@ -327,6 +328,8 @@ def _nothing(job_id: int, slurm: Slurms, site: Site) -> tuple[str, str]:
 
 
 def is_alive(state: str) -> bool:
-    """Whether a state, as squeue or sacct spell it, is of a job that is not over."""
-    alive = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "RESIZING", "REQUEUE", "STOPPED", "SIGNALING")
-    return state.startswith(alive)
+    """Return whether a job in this state, as squeue or sacct print it, has not ended.
+
+    An unknown state counts as alive: the sweep, too, reaps nothing then.
+    """
+    return state != "" and state.split()[0] not in DEAD
