@@ -84,7 +84,7 @@ def test_check(site: Site) -> None:
     assert (again(site, "--check").exit_code, again(site, "--check").output) == (0, "")
     (site.hooks / "policy.sh").chmod(0o664)
     result = again(site, "--check")
-    assert result.exit_code == 1 and "policy.sh: not what" in result.output
+    assert result.exit_code == 1 and "policy.sh does not match" in result.output
     assert again(site).exit_code == 0 and again(site, "--check").exit_code == 0
     with (site.dir / "jobcache.yaml").open("a") as file:
         file.write("keep_max: 1h\n")
@@ -234,9 +234,9 @@ def test_slurm_conf_of_then(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
     for now in ("/run/slurm/conf/slurm.conf", ""):
         monkeypatch.setenv("SLURM_CONF", now)
         assert again(site, "--check").exit_code == 0
-        assert "(as it was)" in again(site, "--again").output
+        assert "(unchanged)" in again(site, "--again").output
     assert compiled_conf(site) == "/odd/slurm.conf"
-    assert "(as it was)" not in again(site).output
+    assert "(unchanged)" not in again(site).output
     assert compiled_conf(site) is None
     monkeypatch.setenv("SLURM_CONF", "/odd/slurm.conf")
     assert again(site, "--check").exit_code == 0

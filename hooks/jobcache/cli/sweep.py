@@ -12,7 +12,7 @@ import click
 
 from jobcache.cli import common
 from jobcache.config import settings
-from jobcache.diagnostics import comments, metrics
+from jobcache.diagnostics import admin_comments, metrics
 from jobcache.sweep import listing, lock, one_sweep, reaping, scanning
 from jobcache.sweep.plan import KEEP, REAP, REPORT, Decision, Found, has_no_job
 from jobcache.system import as_user, events
@@ -54,7 +54,7 @@ def sweep_command(
     if not dry_run:
         _tell_finished(log, result, began)
         metrics.record(site, options, result, time.monotonic() - began, state_of)
-        comments.record(site, options)
+        admin_comments.record(site, options)
     _print(result, dry_run, as_json)
     return 1 if result.unknown or result.trouble else 0
 
