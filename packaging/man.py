@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the manual pages into docs/man: from the commands' own help, the configuration's schema, and the events' schema.
+"""Write the manual pages into docs/man, from the help of the commands and from the schemas of configuration and events.
 
 PYTHONPATH=hooks packaging/man.py [DIRECTORY]
 """
@@ -20,7 +20,7 @@ import click
 import jobcache
 from jobcache.cli.main import main as cli
 from jobcache.config import keys, notation
-from jobcache.diagnostics import explain
+from jobcache.diagnostics.reason_texts import REASONS
 
 ROOT = Path(__file__).parents[1]
 DATE = "November 22, 2026"
@@ -29,11 +29,12 @@ SCHEMA = Path(jobcache.__file__).parent / "config" / "schema" / "event.json"
 
 
 def pages() -> dict[str, str]:
-    """Return the text of each page by its file's name."""
+    """Return the text of each page by the name of its file."""
     return {"jobcache.8": command(), "jobcache.yaml.5": configuration(), "jobcache-hooks.7": hooks()}
 
 
 def head(name: str, section: int) -> list[str]:
+    """Return the first lines of a page."""
     return [
         '.\\" Written by packaging/man.py: change the help, the schema, or jobcache-hooks.in.',
         f".Dd {DATE}", f".Dt {name.upper()} {section}", ".Os",
@@ -41,7 +42,7 @@ def head(name: str, section: int) -> list[str]:
 
 
 def see(*others: str) -> list[str]:
-    """The section of references, in the order in which manuals have them: by section, then by name."""
+    """Return the section SEE ALSO, sorted by section and name, as manuals have it."""
     pages = sorted((word.split() for word in others), key=lambda word: (word[1], word[0]))
     return [
         ".Sh SEE ALSO",
@@ -50,23 +51,24 @@ def see(*others: str) -> list[str]:
 
 
 def text(words: str) -> list[str]:
-    """Running text, as lines: each sentence on its own, as mdoc wants it, and no word taken for a request."""
+    """Return running text as lines of mdoc: each sentence begins a line, and no line is a request."""
     plain = " ".join(words.replace("``", '"').split())
     sentences = re.split(r"(?<=[A-Za-z0-9)`\"][.?!]) +(?=[A-Z`])", plain)
     return [escaped(line) for sentence in sentences for line in textwrap.wrap(quoted(sentence), 78, **_WHOLE)]
 
 
 def quoted(words: str) -> str:
-    """Backslashes and what stands between backticks, as roff has them."""
+    """Return text with backslashes and backticks in roff's spelling."""
     return re.sub(r"`([^`]*)`", r"\\(lq\1\\(rq", words.replace("\\", "\\e"))
 
 
 def escaped(line: str) -> str:
-    """A line that is no request, whatever it begins with."""
+    """Return a line that roff does not read as a request."""
     return "\\&" + line if line[:1] in (".", "'") else line
 
 
 def literal(lines: list[str]) -> list[str]:
+    """Return a block that keeps its line breaks."""
     return [".Bd -literal -offset indent", *(escaped(quoted(line)) if line.strip() else "" for line in lines), ".Ed"]
 
 
@@ -74,7 +76,7 @@ def literal(lines: list[str]) -> list[str]:
 
 
 def command() -> str:
-    """jobcache(8): the group's help, and each command with its options and examples."""
+    """Return jobcache(8): the help of each command, with options and examples."""
     context = click.Context(cli, info_name="jobcache")
     lines = [*head("jobcache", 8), ".Sh NAME", ".Nm jobcache", ".Nd private datasets caches for Slurm jobs"]
     lines += [".Sh SYNOPSIS", ".Nm", ".Ar command", ".Op Ar options", ".Sh DESCRIPTION", *body(cli.help or "")]
@@ -87,11 +89,11 @@ def command() -> str:
         ".Sh EXIT STATUS",
         ".Bl -tag -width Ds",
         ".It 0",
-        "Fine.",
+        "Success.",
         ".It 1",
         "A problem was found.",
         ".It 2",
-        "Wrong use.",
+        "Wrong usage.",
         ".El",
     ]
     lines += see("jobcache.yaml 5", "jobcache-hooks 7")
@@ -99,6 +101,7 @@ def command() -> str:
 
 
 def one_command(name: str, found: click.Command, above: click.Context) -> list[str]:
+    """Return the section of a command; for a group, the sections of its commands."""
     context = click.Context(found, info_name=name, parent=above)
     if isinstance(found, click.Group):
         lines = [f".Ss {name} command", *body(found.help or "")]
@@ -120,28 +123,29 @@ def one_command(name: str, found: click.Command, above: click.Context) -> list[s
 
 
 def _several(words: str) -> str:
-    """`[FILE]...` as manuals have it; nothing after it is punctuation."""
+    """Return `[FILE]...` as manuals have it."""
     return re.sub(r"(\w)(\]?)\.\.\.", r"\1 ...\2\\&", words)
 
 
 def _takes_context(param: click.Parameter) -> bool:
-    """Whether this click (8.2 and later) wants the context."""
+    """Return whether this version of click (8.2 and later) needs the context."""
     return "ctx" in inspect.signature(param.make_metavar).parameters
 
 
 def one_option(option: click.Option, context: click.Context) -> Iterator[str]:
+    """Yield the lines of an option."""
     flags = " , ".join(f"Fl {flag[1:]}" for flag in option.opts)
     value = ""
     if not option.is_flag:
         value = f" Ar {option.make_metavar(context) if _takes_context(option) else option.make_metavar()}"  # type: ignore[call-arg]
     yield f".It {flags}{value}"
-    yield from text(option.help or "One of these.")
+    yield from text(option.help or "")
     if option.show_default and option.default is not None and not option.is_flag:
         yield f"Default: {quoted(str(option.default))}"
 
 
 def body(help_text: str) -> list[str]:
-    """A command's help: paragraphs, and what stands as it is."""
+    """Return the help of a command: paragraphs and literal blocks."""
     lines: list[str] = []
     for at, paragraph in enumerate(inspect.cleandoc(help_text).split("\n\n")):
         if paragraph.startswith("\b"):
@@ -156,15 +160,15 @@ def body(help_text: str) -> list[str]:
 
 
 def configuration() -> str:
-    """jobcache.yaml(5): every key of the schema."""
+    """Return jobcache.yaml(5): every key of the schema."""
     lines = [*head("jobcache.yaml", 5), ".Sh NAME", ".Nm jobcache.yaml", ".Nd configuration of jobcache"]
     lines += [".Sh SYNOPSIS", ".Pa /etc/jobcache/jobcache.yaml", ".Sh DESCRIPTION"]
     lines += text(
-        "The configuration of jobcache, in YAML. Every key is optional, and an empty file gives the defaults. `jobcache apply` "
-        "reports all problems of the file at once, or compiles a valid file into the policy of the hooks. "
-        "`jobcache show-config` prints each value and its origin."
+        "This file is YAML. Every key is optional; an empty file gives the defaults. `jobcache apply` validates the file and "
+        "compiles it for the hooks. If the file is invalid, it reports all errors at once and changes nothing. `jobcache "
+        "show-config` prints each setting with its origin."
     )
-    lines += [".Pp", *text("A duration is a sequence of whole numbers with units, such as 500ms, 30s, 5m, 2h, 3d or 1h30m.")]
+    lines += [".Pp", *text("A duration is whole numbers with units, such as 500ms, 30s, 5m, 2h, 3d or 1h30m.")]
     lines += text("A size is a whole number with a unit, decimal or binary, such as 512MiB, 50GiB or 1TB.")
     for key in keys.every_key():
         heading = _heading(key.name)
@@ -176,13 +180,14 @@ def configuration() -> str:
         if key.kind.get("kind") == "rules":
             lines += ["Default: none.", "Example:", *literal(_rules(key.about["examples"][0]))]
         else:
-            # As one types it: a hyphen that a line may end after is another character.
+            # A hyphen at the end of a line is another character in roff, and could not be copied.
             typed = (quoted(value).replace("-", "\\-") for value in (default, example))
             lines += textwrap.wrap("Default: {}; for example {}.".format(*typed), 78, **_WHOLE)
     return "\n".join([*lines, ".El", *see("jobcache-hooks 7", "jobcache 8")]) + "\n"
 
 
 def _heading(name: str) -> str:
+    """Return the heading that begins before a key, "" if none does."""
     for outer, about in keys.schema()["properties"].items():
         first = ".".join([outer, *list(about.get("properties", ()))[:1]])
         if "heading" in about and first == name:
@@ -207,19 +212,19 @@ def _rules(rules: list[keys.Tree]) -> list[str]:
 
 
 def hooks() -> str:
-    """jobcache-hooks(7): what is written by hand, and the events with their reasons."""
+    """Return jobcache-hooks(7): the text of jobcache-hooks.in, and the events with their reasons."""
     written = (ROOT / "docs/man/jobcache-hooks.in").read_text().rstrip("\n").split("\n")
     fields = json.loads(SCHEMA.read_text())["properties"]
     lines = [*head("jobcache-hooks", 7), *written, ".Sh EVENTS"]
-    lines += text("One JSON object a line, one line an outcome, in the log file and in the system's log. The events are:")
+    lines += text("Each outcome is one JSON object on one line, in the log file and in syslog. The events are:")
     lines += [".Bl -item -compact", *(line for name in fields["event"]["enum"] for line in (".It", f".Ic {name}")), ".El"]
     lines += [".Pp", "Their fields:", ".Bl -tag -width Ds"]
     for name, about in fields.items():
         lines += [f".It Ic {name}", *text(about["description"][0].upper() + about["description"][1:] + ".")]
-    lines += [".El", ".Pp", "The reasons that have something to do with one job:", ".Bl -tag -width Ds"]
-    for reason, (means, mend) in explain.REASONS.items():
-        lines += [f".It Ic {reason}", *text(means[0].upper() + means[1:] + ".")]
-        lines += text(f"Mend: {mend}.") if mend else []
+    lines += [".El", ".Pp", "The reasons that are about one job:", ".Bl -tag -width Ds"]
+    for reason, (meaning, remedy) in REASONS.items():
+        lines += [f".It Ic {reason}", *text(meaning[0].upper() + meaning[1:] + ".")]
+        lines += text(f"Remedy: {remedy}{'' if remedy[-1] in '.?' else '.'}") if remedy else []
     return "\n".join([*lines, ".El", *see("jobcache.yaml 5", "jobcache 8")]) + "\n"
 
 

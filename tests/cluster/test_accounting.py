@@ -1,6 +1,6 @@
-"""What needs Slurm's accounting: a job's AdminComment, and explaining a job that slurmctld has forgotten.
+"""With Slurm's accounting: AdminComments of jobs, and explaining a job that slurmctld has forgotten.
 
-On a cluster with a slurmdbd and a database of its own: Debian's slurmdbd and mariadb-server.
+The cluster has its own slurmdbd and database. These tests need Debian's slurmdbd and mariadb-server.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from conftest import asked
 from jobcache.cli.main import main
-from jobcache.diagnostics import comments
+from jobcache.diagnostics import admin_comments
 from support import minicluster
 from support.minicluster import Cluster
 from support.site_dir import ALICE, Site
@@ -32,7 +32,7 @@ needs_slurmdbd = pytest.mark.skipif(
 
 
 class Accounted(Cluster):
-    """A cluster with accounting."""
+    """A cluster with slurmdbd."""
 
     def __init__(self, conf: dict[str, str]) -> None:
         (self._dbd_port,) = minicluster._free_ports(1)
@@ -108,8 +108,8 @@ def comment(cluster: Cluster, job: int) -> str:
 
 
 @needs_slurmdbd
-def test_with_accounting() -> None:
-    """The sweep comments jobs that have ended, leaves others' comments alone, and explain knows what slurmctld forgot."""
+def test_sweep_comments_jobs_and_explain_asks_sacct() -> None:
+    """An existing comment is not changed. slurmctld has forgotten the job that is explained."""
     with accounted() as (site, cluster):
         fill = 'head -c 8192 /dev/zero >"$HF_DATASETS_CACHE/a.arrow"'
         jobs = [cluster.sbatch(fill, user=ALICE) for _ in range(2)]
@@ -128,24 +128,28 @@ def test_with_accounting() -> None:
         assert comment(cluster, jobs[1]) == "mine"
         wait(lambda: cluster.run("scontrol", "show", "job", str(jobs[0]), check=False).returncode != 0)
         argv = ["explain", "--hooks", str(site.hooks), "--json", str(jobs[0]), str(site.log)]
-        story = json.loads(CliRunner().invoke(main, argv, catch_exceptions=False).stdout)
-        assert (story["slurm"]["by"], story["slurm"]["state"], story["slurm"]["user"]) == ("sacct", "COMPLETED", ALICE)
-        assert "8,192 bytes" in story["answer"]
+        explanation = json.loads(CliRunner().invoke(main, argv, catch_exceptions=False).stdout)
+        assert (explanation["slurm"]["by"], explanation["slurm"]["state"], explanation["slurm"]["user"]) == (
+            "sacct",
+            "COMPLETED",
+            ALICE,
+        )
+        assert "8,192 bytes" in explanation["answer"]
 
 
-def test_what_is_said_of_jobs() -> None:
-    """All runs of a job together; of what users can have written, nothing."""
+def test_comment_sums_up_all_runs_of_a_job() -> None:
+    """Events from a system log do not count: users can write to it."""
     known = {"event": "cache.reaped", "job_id": 7, "bytes": 1_500_000, "files": 3, "source": "log"}
     orphan = {**known, "event": "cache.orphan_reaped", "reason": "orphan", "run": 1}
-    assert comments.of_jobs([known, orphan, {**known, "source": "syslog"}, {"event": "sweep.finished", "source": "log"}]) == {
-        7: "jobcache: 3.0 mb in 6 files, left over"
-    }
+    assert admin_comments.of_jobs(
+        [known, orphan, {**known, "source": "syslog"}, {"event": "sweep.finished", "source": "log"}]
+    ) == {7: "jobcache: 3.0 mb in 6 files, left over"}
 
 
-def test_a_sweep_without_accounting(site: Site, tmp_path: Path) -> None:
-    """It says that it cannot comment, and has done its work."""
+def test_sweep_works_without_accounting(site: Site, tmp_path: Path) -> None:
+    """It prints that it cannot comment jobs."""
     site.task_prolog()
     site.epilog()
     site.configure(slurm={"scontrol": f"{tmp_path}/scontrol"}, sweep={"comment": "admin"})
     result = CliRunner().invoke(main, ["sweep", "--hooks", str(site.hooks)], catch_exceptions=False)
-    assert result.exit_code == 0 and "no job is commented" in result.output
+    assert result.exit_code == 0 and "cannot comment jobs" in result.output

@@ -1,4 +1,4 @@
-"""`jobcache check` on a real cluster: right as it is wired, and each wrong wiring is found."""
+"""`jobcache check` on a real cluster: no fault as it is wired, and one finding for each fault of slurm.conf."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Rows = list[dict[str, str]]
 
 
 class Place:
-    """A cluster of its own, whose slurm.conf the tests break."""
+    """A cluster with a slurm.conf that tests can change."""
 
     def __init__(self) -> None:
         self.site = Site()
@@ -35,7 +35,7 @@ class Place:
         return [sys.executable, "-m", "jobcache.cli", "check", "--config", config, "--hooks", str(self.hooks), "--json", *options]
 
     def check(self, *options: str, user: str | None = None, **env: str) -> tuple[int, dict[str, Rows]]:
-        """Exit status, and what was found by name."""
+        """Return the exit status and the findings by name."""
         env = {"PYTHONPATH": str(Path(jobcache.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1", **env}
         done = self.cluster.run(*self.command(*options), env=env, user=user, check=False)
         found: dict[str, Rows] = {}
@@ -66,12 +66,11 @@ def place(_place: Place) -> Iterator[Place]:
 
 
 def wrong(found: dict[str, Rows]) -> set[str]:
-    """What is not fine, but for what no test cluster can have: a shared filesystem, a timer."""
+    """Return the names of findings that are not OK, except for a shared filesystem and a timer: test clusters have none."""
     return {name for name, rows in found.items() for row in rows if row["level"] != "ok"} - {"filesystem", "schedule"}
 
 
-def test_as_it_should_be(place: Place) -> None:
-    """A cluster that runs jobs has nothing to mend."""
+def test_cluster_that_runs_jobs_has_no_fault(place: Place) -> None:
     job = place.cluster.sbatch("true", user=ALICE)
     place.cluster.wait(job)
     status, found = place.check()
@@ -80,46 +79,48 @@ def test_as_it_should_be(place: Place) -> None:
     assert place.site.debris() == []
 
 
-def test_locks_across_nodes(place: Place) -> None:
-    """In a step on two nodes, both say that the one is kept out by the other."""
+def test_step_on_two_nodes_tries_locks_across_them(place: Place) -> None:
+    """Both nodes report that node 1 cannot take the lock of node 0."""
     env = {"PYTHONPATH": str(Path(jobcache.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
     done = place.cluster.srun("-N2", "--ntasks-per-node=1", "-l", *place.command(), env=env, user=ALICE)
     for task in "01":
         text = "\n".join(line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith(f"{task}:"))
         (row,) = [row for row in json.loads(text) if row["name"] == "flock across nodes"]
-        assert row["level"] == "ok" and "node n2 is kept out" in row["fact"]
+        assert row["level"] == "ok" and "n2 cannot take a lock" in row["fact"]
     assert place.site.debris() == []
 
 
 OTHER = "site/other.sh"
 WRONG: dict[str, tuple[Callable[[Place], dict[str, str]], str, str]] = {
-    "no TaskProlog": (lambda place: {"TaskProlog": ""}, "TaskProlog", "not set"),
-    "TaskProlog is gone": (lambda place: {"TaskProlog": f"{place.site.dir}/gone"}, "TaskProlog", "cancels every task"),
-    "TaskProlog is the site's": (lambda place: {"TaskProlog": place.script(OTHER, "true")}, "TaskProlog", "does not run ours"),
-    "no Epilog": (lambda place: {"Epilog": ""}, "Epilog", "not set"),
-    "Epilog is gone": (lambda place: {"Epilog": f"{place.site.dir}/gone"}, "Epilog", "drains the node"),
-    "Epilog is the site's": (lambda place: {"Epilog": place.script(OTHER, "true")}, "Epilog", "does not run ours"),
-    "Epilog is a glob of nothing": (lambda place: {"Epilog": f"{place.site.dir}/none.d/*"}, "Epilog", "matches nothing"),
-    "too short a limit": (lambda place: {"PrologEpilogTimeout": "10"}, "EpilogTimeout", "drains the node"),
-    "a long MinJobAge": (lambda place: {"MinJobAge": "7200"}, "MinJobAge", "7200"),
+    "TaskProlog is not set": (lambda place: {"TaskProlog": ""}, "TaskProlog", "not set"),
+    "TaskProlog is missing": (lambda place: {"TaskProlog": f"{place.site.dir}/gone"}, "TaskProlog", "cancels every task"),
+    "TaskProlog is the site's": (
+        lambda place: {"TaskProlog": place.script(OTHER, "true")}, "TaskProlog", "does not run jobcache",
+    ),
+    "Epilog is not set": (lambda place: {"Epilog": ""}, "Epilog", "not set"),
+    "Epilog is missing": (lambda place: {"Epilog": f"{place.site.dir}/gone"}, "Epilog", "drains the node"),
+    "Epilog is the site's": (lambda place: {"Epilog": place.script(OTHER, "true")}, "Epilog", "does not run jobcache"),
+    "Epilog is a glob of no file": (lambda place: {"Epilog": f"{place.site.dir}/none.d/*"}, "Epilog", "matches no file"),
+    "PrologEpilogTimeout is short": (lambda place: {"PrologEpilogTimeout": "10"}, "EpilogTimeout", "drains the node"),
+    "MinJobAge is long": (lambda place: {"MinJobAge": "7200"}, "MinJobAge", "7200"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_a_wrong_slurm_conf(place: Place, fault: str) -> None:
-    """Each is found, under the name of what is wrong, with a mend."""
-    change, name, words = WRONG[fault]
+def test_each_fault_of_slurm_conf_is_found(place: Place, fault: str) -> None:
+    """It is the only finding, with its name and a remedy."""
+    change, name, text = WRONG[fault]
     conf = {**place.wired, **change(place)}
     place.cluster.reconfigure({key: value for key, value in conf.items() if value})
     status, found = place.check("--user", ALICE)
     assert wrong(found) == {name}
     (row,) = [row for row in found[name] if row["level"] != "ok"]
-    assert words in row["fact"] and row["mend"]
+    assert text in row["fact"] and row["mend"]
     assert status == (1 if row["level"] == "problem" else 0)
 
 
-def test_chained(place: Place) -> None:
-    """A site's scripts that run ours, and a glob in which ours is one of several, are fine."""
+def test_scripts_that_run_the_hooks_are_no_fault(place: Place) -> None:
+    """The site's TaskProlog runs the hook; a glob has the Epilog among others."""
     epilogs = place.site.dir / "epilog.d"
     place.script("epilog.d/10-site", "true")
     if not (epilogs / "50-jobcache").exists():
@@ -128,11 +129,11 @@ def test_chained(place: Place) -> None:
     place.cluster.reconfigure({**place.wired, "TaskProlog": prolog, "Epilog": f"{epilogs}/*"})
     status, found = place.check("--user", ALICE)
     assert (status, wrong(found)) == (0, set())
-    assert "50-jobcache" in found["Epilog"][0]["fact"] and "which runs ours" in found["TaskProlog"][0]["fact"]
+    assert "50-jobcache" in found["Epilog"][0]["fact"] and "which runs jobcache's TaskProlog" in found["TaskProlog"][0]["fact"]
 
 
-def test_scripts_that_run_a_directory(place: Place) -> None:
-    """As sites have them: the one script runs whatever a directory holds. Ours in it is ours run; a user's copy is not."""
+def test_script_that_runs_a_directory_with_the_hooks_is_no_fault(place: Place) -> None:
+    """The directory must belong to root, and no other user may write to it."""
     other = place.script("site/hooks.d/10-site", "true")
     (place.site.dir / "site/hooks.d/20-task").symlink_to(place.hooks / "task-prolog")
     (place.site.dir / "site/hooks.d/20-epilog").symlink_to(place.hooks / "epilog")
@@ -147,39 +148,39 @@ def test_scripts_that_run_a_directory(place: Place) -> None:
 
 
 @pytest.mark.parametrize("pattern", [False, True])
-def test_an_epilog_that_is_roots_to_read(place: Place, pattern: bool) -> None:
-    """As is usual. Root knows that it is fine; who is not root cannot know, and does not say that it is wrong."""
-    place.script("closed.d/50-ours", f"exec {place.hooks}/epilog", 0o700)
+def test_epilog_that_only_root_can_read_is_unknown_to_users(place: Place, pattern: bool) -> None:
+    """This is usual. For root it has no fault; for a user it is a warning, not a problem."""
+    place.script("closed.d/50-jobcache", f"exec {place.hooks}/epilog", 0o700)
     (place.site.dir / "closed.d").chmod(0o700 if pattern else 0o755)
     try:
-        place.cluster.reconfigure({**place.wired, "Epilog": f"{place.site.dir}/closed.d/{'*' if pattern else '50-ours'}"})
+        place.cluster.reconfigure({**place.wired, "Epilog": f"{place.site.dir}/closed.d/{'*' if pattern else '50-jobcache'}"})
         assert wrong(place.check("--user", ALICE)[1]) == set()
         status, found = place.check(user=ALICE)
-        assert status == 0 and "not known" in found["Epilog"][0]["fact"]
+        assert status == 0 and "is unknown" in found["Epilog"][0]["fact"]
     finally:
         (place.site.dir / "closed.d").chmod(0o755)
 
 
-@pytest.mark.parametrize("fault", ["closed above", "closed policy", "noexec"])
-def test_hooks_out_of_reach(place: Place, fault: str) -> None:
-    """Which root alone does not see: apply ran under umask 077, or the hooks are on a filesystem that runs nothing."""
+@pytest.mark.parametrize("fault", ["closed directory", "closed policy", "noexec"])
+def test_hooks_that_users_cannot_run_are_a_problem(place: Place, fault: str) -> None:
+    """Root can run them: apply ran under umask 077, or the filesystem is mounted noexec."""
     hooks, other = str(place.hooks), place.site.dir / "opt"
     other.mkdir(exist_ok=True)
     shutil.copy(place.hooks / "task-prolog", other / "task-prolog")
     shutil.copy(place.hooks / "epilog", other / "epilog")
     place.cluster.reconfigure({**place.wired, "TaskProlog": f"{other}/task-prolog", "Epilog": f"{other}/epilog"})
     assert wrong(place.check("--user", ALICE)[1]) == set()
-    if fault == "closed above":
+    if fault == "closed directory":
         other.chmod(0o700)
-        expected, words = {"TaskProlog"}, "cannot run it"
+        expected, text = {"TaskProlog"}, "cannot run it"
     elif fault == "closed policy":
         (place.hooks / "policy.sh").chmod(0o640)
-        expected, words = {"current", "TaskProlog"}, "cannot read"
+        expected, text = {"current", "TaskProlog"}, "cannot read"
     else:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec,mode=755", "none", str(other)], check=True)
         for name in ("task-prolog", "epilog"):
             shutil.copy(f"{hooks}/{name}", other / name)
-        expected, words = {"TaskProlog", "Epilog"}, "cannot run it"
+        expected, text = {"TaskProlog", "Epilog"}, "cannot run it"
     try:
         status, found = place.check("--user", ALICE)
     finally:
@@ -188,11 +189,11 @@ def test_hooks_out_of_reach(place: Place, fault: str) -> None:
         if fault == "noexec":
             subprocess.run(["umount", str(other)], check=True)
     assert (status, wrong(found)) == (1, expected)
-    assert words in found["TaskProlog"][0]["fact"]
+    assert text in found["TaskProlog"][0]["fact"]
 
 
-def test_slurm_conf_is_newer_than_slurmctld(place: Place) -> None:
-    """The file was edited, and nobody ran scontrol reconfigure."""
+def test_slurm_conf_newer_than_slurmctld_is_a_warning(place: Place) -> None:
+    """The file was changed without `scontrol reconfigure`."""
     conf = place.cluster.conf_file
     before = conf.read_text()
     conf.write_text(before.replace("TaskProlog=", "TaskProlog=/new"))
@@ -203,15 +204,15 @@ def test_slurm_conf_is_newer_than_slurmctld(place: Place) -> None:
     assert wrong(found) == {"reconfigured"}
 
 
-def test_private_data(place: Place) -> None:
-    """Who is not root sees its own jobs alone."""
+def test_private_data_is_a_warning_for_users(place: Place) -> None:
+    """Root sees all jobs."""
     place.cluster.reconfigure({**place.wired, "PrivateData": "jobs"})
     assert "PrivateData" in wrong(place.check(user=ALICE)[1])
     assert "PrivateData" not in wrong(place.check("--user", ALICE)[1])
 
 
-def test_pyxis_without_our_mount(place: Place) -> None:
-    """Every task in a container would fail; with what the mend says, none does."""
+def test_pyxis_without_mounts_is_fixed_by_the_remedy(place: Place) -> None:
+    """Without the mounts, every task in a container fails."""
     plugstack = place.cluster.conf_file.with_name("plugstack.conf")
     enroot = place.site.dir / "enroot"
     (enroot / "mounts.d").mkdir(parents=True)
@@ -228,14 +229,14 @@ def test_pyxis_without_our_mount(place: Place) -> None:
         plugstack.unlink()
 
 
-def test_a_private_tmp(place: Place) -> None:
-    """Slurm gives jobs a /tmp of their own, and the caches are in it."""
+def test_cache_in_a_private_tmp_is_a_problem(place: Place) -> None:
+    """The Epilog cannot see a job's private /tmp."""
     beside = place.cluster.conf_file.with_name("job_container.conf")
     beside.write_text("AutoBasePath=true\nBasePath=/var/nvme/storage\nDirs=/tmp,/dev/shm\n")
     answers = place.cluster.run("scontrol", "show", "config").stdout
     key = "NamespaceType" if "NamespaceType" in answers else "JobContainerType"
     lines = [line for line in answers.splitlines() if not line.startswith(key)]
-    fake = place.site.dir / "scontrol"  # slurmd would take the namespaces of this very machine
+    fake = place.site.dir / "scontrol"  # a real setting makes slurmd use the namespaces of this machine
     fake.write_text("#!/bin/sh\ncat <<'E'\n" + "\n".join([*lines, f"{key} = job_container/tmpfs"]) + "\nE\n")
     fake.chmod(0o755)
     before = dict(place.site.keys)
@@ -249,8 +250,8 @@ def test_a_private_tmp(place: Place) -> None:
     assert wrong(found) == {"job_container"}
 
 
-def test_no_controller(place: Place) -> None:
-    """Slurm does not answer: said, and the rest is looked at all the same."""
+def test_check_continues_without_a_controller(place: Place) -> None:
+    """Slurm does not answer. Scratch is tried all the same."""
     place.cluster.stop_controller()
     try:
         status, found = place.check("--user", ALICE)

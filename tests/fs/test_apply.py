@@ -85,7 +85,7 @@ def test_check_reports_stale_files_and_changes_nothing(site: Site) -> None:
     assert (apply_site(site, "--check").exit_code, apply_site(site, "--check").output) == (0, "")
     (site.hooks / "policy.sh").chmod(0o664)
     result = apply_site(site, "--check")
-    assert result.exit_code == 1 and "policy.sh: not what" in result.output
+    assert result.exit_code == 1 and "policy.sh does not match" in result.output
     assert apply_site(site).exit_code == 0 and apply_site(site, "--check").exit_code == 0
     with (site.dir / "jobcache.yaml").open("a") as file:
         file.write("keep_max: 1h\n")
@@ -282,9 +282,9 @@ def test_again_and_check_use_the_compiled_slurm_conf(site: Site, monkeypatch: py
     for now in ("/run/slurm/conf/slurm.conf", ""):
         monkeypatch.setenv("SLURM_CONF", now)
         assert apply_site(site, "--check").exit_code == 0
-        assert "(as it was)" in apply_site(site, "--again").output
+        assert "(unchanged)" in apply_site(site, "--again").output
     assert compiled_conf(site) == "/odd/slurm.conf"
-    assert "(as it was)" not in apply_site(site).output
+    assert "(unchanged)" not in apply_site(site).output
     assert compiled_conf(site) is None
     monkeypatch.setenv("SLURM_CONF", "/odd/slurm.conf")
     assert apply_site(site, "--check").exit_code == 0

@@ -1,4 +1,4 @@
-"""`jobcache check` on scratches, logs and configurations that are broken for real; Slurm's part is in tests/cluster."""
+"""`jobcache check` on scratch, logs and configurations with real faults. tests/cluster has the faults of slurm.conf."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from jobcache.cli.main import main
-from jobcache.diagnostics import probe
+from jobcache.diagnostics import hook_scripts, probe_flock, probe_schedule, probe_scratch, probe_wiring
+from jobcache.diagnostics.check_facts import EXCLUDED, OBTAINED
+from jobcache.diagnostics.slurm_conf import read_conf
 from jobcache.system import as_user, gathering
 from support.hungfs import hung
 from support.mounts import mount
@@ -26,7 +28,7 @@ Row = dict[str, str]
 
 
 def findings(site: Site, *options: str) -> tuple[int, dict[str, list[Row]]]:
-    """Exit status and what was found, by name."""
+    """Return the exit status and the findings by name."""
     argv = ["check", "--config", str(site.dir / "jobcache.yaml"), "--hooks", str(site.hooks), "--json", *options]
     result = CliRunner().invoke(main, argv, catch_exceptions=False)
     by_name: dict[str, list[Row]] = {}
@@ -36,21 +38,21 @@ def findings(site: Site, *options: str) -> tuple[int, dict[str, list[Row]]]:
 
 
 def level(site: Site, name: str, *options: str) -> str:
-    """The worst that is said under a name."""
+    """Return the worst level of the findings with a name, "" if none exists."""
     rows = findings(site, *options)[1].get(name, [])
     return max((row["level"] for row in rows), key=["", "ok", "warning", "problem"].index, default="")
 
 
 @pytest.fixture
 def home(site: Site) -> Path:
-    """Alice's directory on scratch, with a cache in it."""
+    """Return Alice's directory on scratch, with a cache in it."""
     site.task_prolog()
     return site.cache().parent
 
 
 @needs_root
-def test_scratch_as_its_user(site: Site, home: Path) -> None:
-    """Without being told, it tries as a user who has a directory there, and leaves nothing behind."""
+def test_scratch_is_tried_as_a_user_who_has_a_directory(site: Site, home: Path) -> None:
+    """Without --user. Nothing is left behind."""
     _, found = findings(site)
     for name in ("writable", "flock", "space"):
         (row,) = found[name]
@@ -60,18 +62,18 @@ def test_scratch_as_its_user(site: Site, home: Path) -> None:
 
 
 @needs_root
-def test_nobody_has_a_directory_yet(site: Site) -> None:
-    """Then it says that nobody tried, and tries as whom it is told to: the directory can be made."""
+def test_scratch_without_directories_needs_a_user(site: Site) -> None:
+    """With --user, the check reports that the user can create the directory."""
     (row,) = findings(site)[1]["writable"]
-    assert row["level"] == "problem" and "nobody tried it" in row["fact"] and "jobcache check --user NAME" in row["mend"]
+    assert row["level"] == "problem" and "was not tested" in row["fact"] and "jobcache check --user NAME" in row["mend"]
     (row,) = findings(site, "--user", ALICE)[1]["writable"]
-    assert row["level"] == "ok" and "is not there yet" in row["fact"]
+    assert row["level"] == "ok" and "does not exist yet" in row["fact"]
     assert list(site.scratch.iterdir()) == []
 
 
 @needs_root
-def test_scratch_is_closed(site: Site) -> None:
-    """A scratch in which users may make nothing."""
+def test_scratch_without_permission_has_a_remedy(site: Site) -> None:
+    """Users cannot create their directories. The message has no path of a descriptor."""
     site.scratch.chmod(0o755)
     status, found = findings(site, "--user", ALICE)
     assert status == 1 and "Permission denied" in found["writable"][0]["fact"]
@@ -79,36 +81,36 @@ def test_scratch_is_closed(site: Site) -> None:
 
 
 @needs_root
-def test_as_whom_nobody_can_try(site: Site) -> None:
-    """As root, which is wrong use, and no fault of scratch; as nobody whom there is."""
+def test_root_and_unknown_users_are_wrong_usage(site: Site) -> None:
+    """They are no faults of scratch."""
     argv = ["check", "--config", str(site.dir / "jobcache.yaml"), "--hooks", str(site.hooks), "--user"]
-    for user, words in (("root", "never tried as root"), ("no-such-user", "there is no user")):
+    for user, text in (("root", "root never tries scratch"), ("no-such-user", "user no-such-user does not exist")):
         result = CliRunner().invoke(main, [*argv, user])
-        assert result.exit_code == 2 and words in result.output
+        assert result.exit_code == 2 and text in result.output
 
 
 @needs_root
-def test_a_users_symlink_is_in_the_path(site: Site) -> None:
-    """It would not be followed by the hooks, which check says."""
+def test_users_symlink_in_the_path_is_a_problem(site: Site) -> None:
+    """The hooks do not follow it."""
     os.symlink(site.dir, site.scratch / ALICE)
     os.lchown(site.scratch / ALICE, pwd.getpwnam(ALICE).pw_uid, -1)
     assert level(site, "link", "--user", ALICE) == "problem"
 
 
 @needs_root
-def test_scratch_hangs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is found within the deadline, and check ends."""
-    monkeypatch.setattr(probe, "_PATIENCE", 1.0)
+def test_check_ends_while_a_home_hangs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finding names the operation that did not end."""
+    monkeypatch.setattr(probe_scratch, "PATIENCE", 1.0)
     (site.scratch / ALICE).mkdir()
     with hung(site.scratch / ALICE, killable=True):
         status, found = findings(site, "--user", ALICE)
     (row,) = [row for row in found["answers"] if row["area"] == "scratch"]
-    assert status == 1 and "looking for" in row["fact"]
+    assert status == 1 and "while opening" in row["fact"]
 
 
 @needs_root
-def test_all_of_scratch_hangs(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then it is not known who has a directory there, and that is not said to be nobody."""
+def test_check_ends_while_scratch_hangs(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users' directories cannot be listed. The check does not report that no user has one."""
     monkeypatch.setattr(gathering, "PATIENCE", 1.0)
     with hung(site.scratch, killable=True):
         status, found = findings(site)
@@ -117,8 +119,8 @@ def test_all_of_scratch_hangs(site: Site, home: Path, monkeypatch: pytest.Monkey
 
 
 @needs_root
-def test_scratch_is_full(site: Site, home: Path) -> None:
-    """A filesystem without a free block, and one without a free inode, though neither is an error yet."""
+def test_full_scratch_is_found_before_an_error(site: Site, home: Path) -> None:
+    """Free blocks, or free inodes, are nearly used up."""
     for options, fill, name in (("size=400k", 395, "space"), ("size=1m,nr_inodes=220", 0, "inodes")):
         with mount("tmpfs", home, "tmpfs", f"{options},mode=1777"):
             (home / "a").write_bytes(b"x" * fill * 1024)
@@ -126,12 +128,12 @@ def test_scratch_is_full(site: Site, home: Path) -> None:
                 for number in range(214):
                     (home / str(number)).touch()
             assert level(site, name, "--user", ALICE) in ("warning", "problem")
-            assert level(site, "filesystem", "--user", ALICE) == "warning"  # a tmpfs, and not in node_local
+            assert level(site, "filesystem", "--user", ALICE) == "warning"  # a tmpfs that is not in node_local
 
 
 @needs_root
-def test_flock_that_does_not_exclude(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """flock as some mounts have it: it says yes to everybody; or it is not there at all."""
+def test_flock_that_does_not_exclude_is_found(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some mounts: flock succeeds for every process, or is not implemented."""
     monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
     assert level(site, "flock") == "warning"
 
@@ -144,22 +146,24 @@ def test_flock_that_does_not_exclude(site: Site, home: Path, monkeypatch: pytest
 
 
 @needs_root
-@pytest.mark.parametrize("lock, result", [(True, probe.EXCLUDED), (False, probe.OBTAINED)])
-def test_two_nodes_meet(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch, lock: bool, result: str) -> None:
-    """Two processes that stand for two nodes agree on what they saw, whoever comes first, and clear up."""
+@pytest.mark.parametrize("lock, result", [(True, EXCLUDED), (False, OBTAINED)])
+def test_two_nodes_agree_on_the_result_of_a_lock(
+    site: Site, home: Path, monkeypatch: pytest.MonkeyPatch, lock: bool, result: str
+) -> None:
+    """Two processes stand for two nodes. The order does not matter, and they leave nothing behind."""
     if not lock:
         monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
     children = {}
-    for at in (1, 0):
-        meeting = probe.Meeting(".jobcache-new-7-check0", at, 2, f"n{at + 1}")
+    for index in (1, 0):
+        rendezvous = probe_flock.Rendezvous(".jobcache-new-7-check0", index, 2, f"n{index + 1}")
 
-        def work(report: Any, meeting: probe.Meeting = meeting) -> None:
+        def work(report: Any, rendezvous: probe_flock.Rendezvous = rendezvous) -> None:
             fd = os.open(home, os.O_RDONLY)
-            report({"across": probe.meet(fd, meeting, time.monotonic() + 20)})
+            report({"flock_across": probe_flock.try_across_nodes(fd, rendezvous, time.monotonic() + 20)})
 
-        children[at] = as_user.start(work, uid=home.stat().st_uid, gid=None, user=None, places=[])
+        children[index] = as_user.start(work, uid=home.stat().st_uid, gid=None, user=None, places=[])
     for child in children.values():
-        assert list(child.facts(time.monotonic() + 30)) == [{"across": {"n2": result}}]
+        assert list(child.facts(time.monotonic() + 30)) == [{"flock_across": {"n2": result}}]
     assert site.debris() == []
 
 
@@ -172,23 +176,23 @@ def test_two_nodes_meet(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch,
         ({"SLURM_STEP_NUM_NODES": "2"}, ".jobcache-new-7-check3"),
     ],
 )  # fmt: skip
-def test_who_meets(change: dict[str, str], expected: str | None) -> None:
-    """The first task of each node of a step on several nodes."""
+def test_first_task_of_each_node_takes_part(change: dict[str, str], expected: str | None) -> None:
+    """The step must run on several nodes."""
     environ = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_NODEID": "1", "SLURM_LOCALID": "0", **change}
-    meeting = probe.Meeting.of(environ)
-    assert (meeting.name if meeting else None) == expected
+    rendezvous = probe_flock.Rendezvous.from_environment(environ)
+    assert (rendezvous.name if rendezvous else None) == expected
 
 
-def test_a_configuration_that_is_wrong(site: Site) -> None:
-    """All its problems are said, and the rest is looked at all the same."""
+def test_invalid_configuration_does_not_stop_other_checks(site: Site) -> None:
+    """The compiled settings are still in force."""
     with (site.dir / "jobcache.yaml").open("a") as file:
         file.write("moed: on\n")
     status, found = findings(site)
     assert status == 1 and "moed" in found["valid"][0]["fact"] and "TaskProlog" not in found
 
 
-def test_a_configuration_that_is_not_compiled(site: Site) -> None:
-    """Edited, and not applied: said for each file. Nothing compiled at all: said."""
+def test_configuration_that_is_not_compiled_is_a_problem(site: Site) -> None:
+    """It was edited and not applied, or never compiled."""
     text = (site.dir / "jobcache.yaml").read_text()
     (site.dir / "jobcache.yaml").write_text(text + "keep_failed: 1h\n")
     assert level(site, "current") == "problem"
@@ -196,8 +200,8 @@ def test_a_configuration_that_is_not_compiled(site: Site) -> None:
     assert level(site, "compiled") == "problem"
 
 
-def test_neither_compiled_nor_valid(site: Site) -> None:
-    """Then there is nothing to go by, which it says, and says nothing of what it cannot know."""
+def test_without_any_settings_other_checks_do_not_run(site: Site) -> None:
+    """The configuration is invalid, and nothing is compiled. The check reports which checks did not run."""
     (site.hooks / "settings.json").unlink()
     (site.dir / "jobcache.yaml").write_text("moed: on\n")
     status, found = findings(site)
@@ -207,39 +211,39 @@ def test_neither_compiled_nor_valid(site: Site) -> None:
 @pytest.mark.parametrize(
     "text, idle", [("#JOBCACHE_SWEEP=\n", True), ("JOBCACHE_SWEEP=\n", False), (" export JOBCACHE_SWEEP=--node-local\n", False)]
 )
-def test_what_cron_goes_by(monkeypatch: pytest.MonkeyPatch, text: str, idle: bool) -> None:
-    """A line that is commented out sets nothing."""
+def test_cron_sweeps_only_if_its_variable_is_set(monkeypatch: pytest.MonkeyPatch, text: str, idle: bool) -> None:
+    """A commented line does not set it."""
     real = os.path.exists
     monkeypatch.setattr(os.path, "isdir", lambda path: False)
     monkeypatch.setattr(os.path, "exists", lambda path: "cron" in str(path) or real(path))
-    monkeypatch.setattr(probe, "_read", lambda path: text)
-    schedule = probe._schedule()
-    assert ("sets no JOBCACHE_SWEEP" in schedule.cron_idle, bool(schedule.cron_mend)) == (idle, idle)
+    monkeypatch.setattr(probe_schedule, "_read_defaults", lambda: text)
+    schedule = probe_schedule.schedule()
+    assert ("does not set JOBCACHE_SWEEP" in schedule.cron_idle, bool(schedule.cron_remedy)) == (idle, idle)
 
 
-def test_a_hook_in_the_others_place(site: Site) -> None:
-    """A hook of ours that is wired in as the other one is not taken for it."""
+def test_swapped_hooks_are_found(site: Site) -> None:
+    """slurm.conf has the Epilog as TaskProlog, or the other way round."""
     hooks = str(site.hooks)
-    assert probe.script(f"{hooks}/epilog", "task-prolog", hooks).kind == "swapped"
-    assert probe.script(f"{hooks}/task-prolog", "epilog", hooks).kind == "swapped"
-    assert probe.script(f"{hooks}/task-prolog", "task-prolog", hooks).kind == "ours"
+    assert hook_scripts.read_script(f"{hooks}/epilog", "task-prolog", hooks).kind == "swapped"
+    assert hook_scripts.read_script(f"{hooks}/task-prolog", "epilog", hooks).kind == "swapped"
+    assert hook_scripts.read_script(f"{hooks}/task-prolog", "task-prolog", hooks).kind == "hook"
 
 
-def test_a_policy_that_others_may_write(site: Site) -> None:
-    """Root would obey whoever did."""
+def test_policy_that_other_users_can_write_is_a_problem(site: Site) -> None:
+    """The Epilog obeys it as root."""
     (site.hooks / "policy.sh").chmod(0o666)
     assert level(site, "private") == "problem"
 
 
-def test_a_configuration_that_others_may_write(site: Site) -> None:
-    """The next apply would compile what they wrote."""
+def test_configuration_that_other_users_can_write_is_a_problem(site: Site) -> None:
+    """The next apply compiles it."""
     (site.dir / "jobcache.yaml").chmod(0o666)
     assert level(site, "private") == "problem"
 
 
 @needs_root
-def test_nothing_that_others_have_named_is_run(site: Site, home: Path) -> None:
-    """Settings that others may write name programs, which check, as root, leaves alone."""
+def test_check_runs_no_program_that_other_users_can_name(site: Site, home: Path) -> None:
+    """Settings name programs. The check, as root, does not load settings that other users can write."""
     program = site.dir / "evil"
     program.write_text(f"#!/bin/sh\ntouch {site.dir}/ran\n")
     program.chmod(0o755)
@@ -252,11 +256,11 @@ def test_nothing_that_others_have_named_is_run(site: Site, home: Path) -> None:
     assert not (site.dir / "ran").exists()
     settings.chmod(0o644)
     findings(site)
-    assert (site.dir / "ran").exists()  # it would have been
+    assert (site.dir / "ran").exists()  # with safe settings, the program runs
 
 
-def test_switched_off(site: Site) -> None:
-    """By the file, and by the mode."""
+def test_hooks_that_are_off_are_a_warning(site: Site) -> None:
+    """The file `off` exists, or the mode is not `on`."""
     (site.hooks / "off").touch()
     assert level(site, "off") == "warning"
     (site.hooks / "off").unlink()
@@ -265,8 +269,8 @@ def test_switched_off(site: Site) -> None:
 
 
 @needs_root
-def test_a_python_that_needs_ld_library_path(site: Site, home: Path) -> None:
-    """It works in an admin's shell; in the hooks, which have no such variable, it does not."""
+def test_python_that_needs_ld_library_path_is_a_problem(site: Site, home: Path) -> None:
+    """It works in an admin's shell. The hooks do not have this variable."""
     program = site.dir / "python"
     program.write_text(
         '#!/bin/sh\n[ -n "$LD_LIBRARY_PATH" ] || { echo "libpython.so.1.0: cannot open" >&2; exit 127; }\n'
@@ -281,8 +285,8 @@ def test_a_python_that_needs_ld_library_path(site: Site, home: Path) -> None:
 
 
 @needs_root
-def test_a_python_that_users_cannot_reach(site: Site, home: Path) -> None:
-    """Root's is fine, and the TaskProlog's is not."""
+def test_python_that_users_cannot_reach_is_a_problem(site: Site, home: Path) -> None:
+    """Root can start it for the Epilog; a user cannot start it for the TaskProlog."""
     inner = site.dir / "closed"
     inner.mkdir(0o700)
     (inner / "python").symlink_to(sys.executable)
@@ -293,9 +297,9 @@ def test_a_python_that_users_cannot_reach(site: Site, home: Path) -> None:
 
 
 @needs_root
-def test_the_log(site: Site, home: Path) -> None:
-    """Written by others, not to be written, no file; a system log that is gone; hooks that failed; a sweep long ago."""
-    site.epilog(SLURM_JOB_ID="x")  # Slurm's variables make no sense
+def test_faults_of_the_log_are_found(site: Site, home: Path) -> None:
+    """Failures of hooks, an old sweep, a file that other users can write, no file, no directory, no socket of syslog."""
+    site.epilog(SLURM_JOB_ID="x")  # an invalid variable of Slurm
     assert level(site, "hook failures") == "warning"
     site.log.chmod(0o666)
     assert level(site, "file") == "problem"
@@ -303,7 +307,7 @@ def test_the_log(site: Site, home: Path) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 200000))
     site.log.write_text(json.dumps({"ts": stamp, "event": "sweep.finished", "level": "info", "outcome": "finished"}) + "\n")
     assert level(site, "last") == "warning"
-    site.log.write_text("[" * 100_000 + '"event"\n')  # as anybody can write who may
+    site.log.write_text("[" * 100_000 + '"event"\n')  # a forged line
     assert level(site, "last") == "ok"
     site.log.unlink()
     site.log.symlink_to("/dev/null")
@@ -316,22 +320,22 @@ def test_the_log(site: Site, home: Path) -> None:
     assert level(site, "syslog") == "warning"
 
 
-def test_slurm_conf_is_read_as_slurm_reads_it(tmp_path: Path) -> None:
+def test_slurm_conf_is_read_like_slurm_reads_it(tmp_path: Path) -> None:
     """Includes, comments, continued lines, several Epilogs, keys of any case."""
     (tmp_path / "more.conf").write_text("PrivateData=jobs # who\n")
     (tmp_path / "slurm.conf").write_text(
         "# TaskProlog=/no\nTaskProlog=/a\nepilog=/b\nEpilog=/c\nInclude more.conf\nPrologFlags=Alloc,\\\nContain\n"
     )
-    found = probe.read_conf(str(tmp_path / "slurm.conf"))
+    found = read_conf(str(tmp_path / "slurm.conf"))
     assert {**found, "PrologFlags": found["PrologFlags"].replace(" ", "")} == {
         "TaskProlog": "/a", "Epilog": "/b", "Epilog[1]": "/c", "PrivateData": "jobs", "PrologFlags": "Alloc,Contain",
     }  # fmt: skip
-    assert probe.read_conf(str(tmp_path / "none.conf")) == {}
+    assert read_conf(str(tmp_path / "none.conf")) == {}
 
 
 @needs_root
-def test_a_log_that_was_rotated_just_now(site: Site, home: Path) -> None:
-    """What stood in it an hour ago is not forgotten."""
+def test_events_before_a_rotation_count(site: Site, home: Path) -> None:
+    """The log was rotated just now; its last hour is in another file."""
     site.epilog(SLURM_JOB_ID="x")
     sweep = {"ts": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": "sweep.finished", "level": "info"}
     with site.log.open("a") as file:
@@ -345,8 +349,8 @@ def test_a_log_that_was_rotated_just_now(site: Site, home: Path) -> None:
         rotated.rename(site.log)
 
 
-def test_a_configless_node(site: Site, tmp_path: Path) -> None:
-    """The controller's slurm.conf is not on this node; what came from it with the configuration is."""
+def test_configless_node_reads_files_of_the_controller(site: Site, tmp_path: Path) -> None:
+    """slurm.conf and its companions are in the cache of slurmd."""
     cache = tmp_path / "spool/conf-cache"
     cache.mkdir(parents=True)
     (cache / "slurm.conf").write_text("")
@@ -359,5 +363,12 @@ def test_a_configless_node(site: Site, tmp_path: Path) -> None:
     scontrol = tmp_path / "scontrol"
     scontrol.write_text("#!/bin/sh\ncat <<E\n" + "".join(f"{key} = {value}\n" for key, value in answer.items()) + "E\n")
     scontrol.chmod(0o755)
-    wiring = probe._wiring(site.configure(slurm={"scontrol": str(scontrol)}), str(site.hooks))
+    wiring = probe_wiring.wiring(site.configure(slurm={"scontrol": str(scontrol)}), str(site.hooks))
     assert "spank_pyxis" in wiring.pyxis and wiring.tmpfs_dirs == ("/scratch",)
+
+
+@needs_root
+def test_python_of_both_hooks_is_ok(site: Site, home: Path) -> None:
+    """Each Python can import the modules of its hook."""
+    rows = findings(site)[1]["python"]
+    assert [row["level"] for row in rows] == ["ok", "ok"], rows

@@ -1,6 +1,6 @@
-"""The metrics of real sweeps, in a real Prometheus that scrapes a real node_exporter; the alerts; the dashboard's queries.
+"""Metrics of real sweeps in a real Prometheus with a real node_exporter; alerts; queries of the dashboard.
 
-Needs Debian's prometheus and prometheus-node-exporter.
+These tests need Debian's prometheus and prometheus-node-exporter.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ needs_prometheus = pytest.mark.skipif(
 
 @pytest.fixture
 def textfiles(site: Site, slurm: FakeSlurm) -> Path:  # noqa: F811
-    """The directory into which the site's sweeps write."""
+    """Return the directory into which sweeps write metrics."""
     directory = site.dir / "textfiles"
     directory.mkdir()
     site.configure(metrics={"textfile": f"{directory}/jobcache.prom", "sizes": True, "by_user": True})
     return directory
 
 
-def test_a_sweep_writes_them(site: Site, slurm: FakeSlurm, textfiles: Path) -> None:  # noqa: F811
-    """What there was, what was reaped, what failed; a second sweep's counters go on; a dry run writes nothing."""
+def test_sweep_writes_metrics(site: Site, slurm: FakeSlurm, textfiles: Path) -> None:  # noqa: F811
+    """States, sizes, reaped caches and failures. A second sweep continues the counters; a dry run writes nothing."""
     for job, user in ((7, ALICE), (8, ALICE), (9, BOB)):
         site.task_prolog(job, user=user)
         site.fill(site.cache(job, user=user), "a.arrow", size=8192)
@@ -67,16 +67,16 @@ def test_a_sweep_writes_them(site: Site, slurm: FakeSlurm, textfiles: Path) -> N
     assert 'jobcache_hook_failures_total{reason="no_job"} 1.0' in (textfiles / "jobcache-host.prom").read_text()
 
 
-def test_a_textfile_that_cannot_be_written(site: Site, slurm: FakeSlurm) -> None:  # noqa: F811
-    """The sweep does its work all the same, and says so."""
+def test_sweep_works_without_a_writable_textfile(site: Site, slurm: FakeSlurm) -> None:  # noqa: F811
+    """It prints the error."""
     site.configure(metrics={"textfile": f"{site.dir}/nowhere/jobcache.prom"})
     result = sweep(site)
-    assert result.exit_code == 0 and "no metrics" in result.output
+    assert result.exit_code == 0 and "cannot write metrics" in result.output
 
 
 @needs_prometheus
-def test_alerts() -> None:
-    """The rules are sound, and fire when they should and not otherwise: alerts_test.yml."""
+def test_alerts_fire_by_their_own_tests() -> None:
+    """etc/prometheus/alerts_test.yml has the cases."""
     for argv in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):
         done = subprocess.run(["promtool", *argv], cwd=ETC / "prometheus", capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -111,7 +111,7 @@ def query(port: int, expr: str) -> list[dict[str, Any]]:
 
 
 def dashboard() -> list[tuple[str, str]]:
-    """(title, query) of every panel, for all hosts."""
+    """Return title and query of each panel, for all hosts."""
     board = json.loads((ETC / "grafana/dashboard.json").read_text())
     return [
         (panel["title"], target["expr"].replace("$instance", ".*"))
@@ -121,8 +121,8 @@ def dashboard() -> list[tuple[str, str]]:
 
 
 @needs_prometheus
-def test_prometheus_gets_them(site: Site, slurm: FakeSlurm, textfiles: Path) -> None:  # noqa: F811
-    """node_exporter takes the files, Prometheus scrapes it, every query of the dashboard and of the alerts has an answer."""
+def test_prometheus_answers_queries_of_dashboard_and_alerts(site: Site, slurm: FakeSlurm, textfiles: Path) -> None:  # noqa: F811
+    """node_exporter reads the textfiles, and Prometheus scrapes it."""
     site.task_prolog(7)
     site.task_prolog(8)
     slurm.answer("8|8|RUNNING|5")
@@ -158,7 +158,7 @@ def test_prometheus_gets_them(site: Site, slurm: FakeSlurm, textfiles: Path) -> 
 
 
 def answered(port: int) -> bool:
-    """Whether Prometheus has scraped twice, so that there are increases."""
+    """Return whether Prometheus has scraped twice, so that increases exist."""
     try:
         found = query(port, "count_over_time(jobcache_sweep_troubles[1m])")
     except OSError:
@@ -167,13 +167,13 @@ def answered(port: int) -> bool:
 
 
 def names(textfiles: Path) -> set[str]:
-    """The metrics that the textfiles have."""
+    """Return the names of the metrics in the textfiles."""
     return {name for path in textfiles.iterdir() for name in re.findall(r"^(jobcache_\w+)", path.read_text(), re.MULTILINE)}
 
 
 @needs_prometheus
-def test_alerts_ask_for_metrics_there_are(site: Site, slurm: FakeSlurm, textfiles: Path) -> None:  # noqa: F811
-    """A metric that is renamed takes its alert along."""
+def test_alerts_use_metrics_that_exist(site: Site, slurm: FakeSlurm, textfiles: Path) -> None:  # noqa: F811
+    """A renamed metric must be renamed in the alerts, too."""
     sweep(site)
     used = set(re.findall(r"jobcache_\w+", "".join(re.findall(r"expr: (.*)", (ETC / "prometheus/alerts.yml").read_text()))))
     assert used <= names(textfiles)

@@ -1,4 +1,4 @@
-"""The report's page, in a real browser: dark and light, wide and on a phone, without a network, whatever the names hold."""
+"""The page of `jobcache report --html` in a real browser: dark and light, wide and narrow, with hostile names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOSTILE = '</script><img src=x onerror=alert(1)>&amp;"\\'
 
 
 def events(count: int = 1500, seed: int = 7) -> Iterator[dict[str, Any]]:
-    """A week of a cluster: users who differ, orphans after a crash, jobs without a cache, a hook that failed."""
+    """Yield the events of a week: different users, orphans after a crash, jobs without a cache, failures of hooks."""
     dice = random.Random(seed)
     users = ["alice", "bob", "carol", "dave_with_a_very_long_name_indeed", HOSTILE, "frank", "grace", "heidi", "ivan"]
     for job in range(1, count + 1):
@@ -76,8 +76,8 @@ def page() -> Iterator[Page]:
         yield one
 
 
-def looked_at(page: Page) -> None:
-    """Nothing on the console, nothing asked of a network, nothing wider than the screen, no text over the edge of a plot."""
+def assert_clean(page: Page) -> None:
+    """Check that the console is empty, that the page requested nothing from a network, and that it fits the screen."""
     assert page.console == []
     assert {url.partition(":")[0] for url in page.requests} <= {"file", "data"}
     assert page.run("document.documentElement.scrollWidth <= innerWidth")
@@ -86,14 +86,14 @@ def looked_at(page: Page) -> None:
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
-    """It shows what the data says, in the scheme that is asked for, as wide as the screen."""
+def test_page_shows_the_data_in_each_scheme_and_width(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
+    """No text of a plot crosses its edge."""
     page.open(write_page(tmp_path), width=width, height=900, dark=dark)
-    looked_at(page)
+    assert_clean(page)
     page.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
     assert page.run("document.querySelectorAll('#plots svg').length") == 6
-    assert page.run("document.querySelectorAll('#who tbody tr').length") == 9
+    assert page.run("document.querySelectorAll('#usage tbody tr').length") == 9
     assert "1,500" in page.run("document.getElementById('tiles').textContent")
     ground = page.run("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, ground[4:-1].split(","))) < 200) == dark
@@ -106,52 +106,53 @@ def test_the_page(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
 
 
 @needs_chromium
-def test_a_name_is_only_a_name(page: Page, tmp_path: Path) -> None:
-    """A user who is called like a script runs none, and is shown as called."""
+def test_hostile_user_name_is_shown_as_text(page: Page, tmp_path: Path) -> None:
+    """It runs no script."""
     page.open(write_page(tmp_path), width=1280, height=900, dark=False)
-    looked_at(page)
+    assert_clean(page)
     assert page.run("document.images.length") == 0
-    assert HOSTILE in page.run("document.getElementById('who').textContent")
+    assert HOSTILE in page.run("document.getElementById('usage').textContent")
 
 
 @needs_chromium
-def test_by_account_and_tips(page: Page, tmp_path: Path) -> None:
-    """The tabs change the table; a bar that is pointed at says its numbers."""
+def test_tabs_and_tooltips_work(page: Page, tmp_path: Path) -> None:
+    """A tab changes the table; a bar with the focus shows its numbers."""
     page.open(write_page(tmp_path), width=1280, height=900, dark=False)
     page.run("[...document.querySelectorAll('#tabs button')].find(tab => tab.textContent === 'account').click()")
     assert (
-        page.run("[...document.querySelectorAll('#who tbody td.name')].map(td => td.textContent).sort().join()") == "astro,bio,ml"
+        page.run("[...document.querySelectorAll('#usage tbody td.name')].map(td => td.textContent).sort().join()")
+        == "astro,bio,ml"
     )
     page.run("document.querySelector('#plots .hit').focus()")
     assert "caches" in page.run("document.getElementById('tip').textContent")
-    looked_at(page)
+    assert_clean(page)
 
 
 @needs_chromium
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_page_of_next_to_nothing(page: Page, tmp_path: Path, count: int) -> None:
-    """No event at all, and a single one."""
+def test_page_of_no_event_or_one_is_complete(page: Page, tmp_path: Path, count: int) -> None:
+    """No plot divides by zero."""
     page.open(write_page(tmp_path, lines=events(count)), width=390, height=800, dark=True)
-    looked_at(page)
+    assert_clean(page)
     assert page.run("document.querySelectorAll('#plots svg').length") == 6
     assert "NaN" not in page.run("document.body.innerHTML") and "Infinity" not in page.run("document.body.innerHTML")
 
 
-def test_it_names_no_other_host(tmp_path: Path) -> None:
-    """One file, and no address in it but that of SVG's namespace."""
+def test_page_is_self_contained(tmp_path: Path) -> None:
+    """Its only address is the namespace of SVG."""
     text = write_page(tmp_path).read_text()
     assert text.count("://") == text.count("http://www.w3.org/2000/svg") == 1
     assert "</script><img" not in text
 
 
-def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_page_is_reported(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("")
     result = CliRunner().invoke(main, ["report", str(tmp_path / "log"), "--html", f"{tmp_path}/no/where.html"])
     assert result.exit_code == 1 and "no/where.html" in result.output
 
 
-def test_a_pipe_is_written_to(tmp_path: Path) -> None:
-    """And not replaced: root's /dev/null would be a file from then on."""
+def test_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """Otherwise `--html /dev/null`, as root, replaces the device by a file."""
     (tmp_path / "log").write_text("")
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)

@@ -422,7 +422,7 @@ def day_two(job: int) -> None:
     said = admin("jobcache check")
     check(
         "the doctor has warnings, no problem",
-        mentions(said, "0 problems", "nothing starts the sweep on this host", "MinJobAge"),
+        mentions(said, "0 problems", "no sweep is scheduled on this host", "MinJobAge"),
         said,
     )
     said = admin("srun -N2 jobcache check")

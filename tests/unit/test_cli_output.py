@@ -30,9 +30,7 @@ def report(tmp_path: Path, redirection: str, **variables: str) -> subprocess.Com
 
 def test_full_disk_is_an_error_without_traceback(tmp_path: Path) -> None:
     done = report(tmp_path, ">/dev/full")
-    assert done.returncode == 1 and done.stderr.splitlines() == [
-        b"jobcache: what is to be said cannot be written: No space left on device"
-    ]
+    assert done.returncode == 1 and done.stderr.splitlines() == [b"jobcache: cannot write the output: No space left on device"]
 
 
 def test_closed_output_is_no_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pages say what is: no dead link, no event or reason without a line, no test named that is not there."""
+"""The pages agree with the code: links, names of tests, events, configurations and commands."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_dead_links(page: Path) -> None:
-    """Every relative link leads to a file."""
+def test_relative_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)", page.read_text())
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
@@ -29,8 +28,8 @@ TESTED = ("failure-modes.md", "security.md", "promises.md")
 
 
 @pytest.mark.parametrize("page", TESTED)
-def test_every_test_that_a_page_names_is_there(page: str) -> None:
-    """`tests/…/test_x.py::test_y` is a function of that file."""
+def test_tests_named_on_a_page_exist(page: str) -> None:
+    """`tests/…/test_x.py::test_y` is a function in that file."""
     named = re.findall(r"`(tests/[^`]*)`", (ROOT / "docs" / page).read_text())
     missing = []
     for name in named:
@@ -41,8 +40,8 @@ def test_every_test_that_a_page_names_is_there(page: str) -> None:
     assert missing == [] and named
 
 
-def test_every_fault_and_every_attack_has_its_test() -> None:
-    """No row of these tables goes without one, and no test of a fault without a row."""
+def test_each_fault_and_attack_has_a_test() -> None:
+    """Each row of the tables names a test, and each test of a fault has a row."""
     pages = {page: (ROOT / "docs" / page).read_text() for page in TESTED}
     faults = [row for row in re.findall(r"^\|.*\|$", pages["failure-modes.md"], re.MULTILINE) if "---" not in row]
     attacks = re.findall(r"^\|.*\|$", pages["security.md"].partition("## What a user can't do")[2], re.MULTILINE)
@@ -55,15 +54,14 @@ def test_every_fault_and_every_attack_has_its_test() -> None:
     assert sorted(test for test in tests if not any(f"`{test}`" in text for text in pages.values())) == []
 
 
-def test_promises_name_tests_that_are_there() -> None:
-    """Each test function that docs/promises.md names exists."""
+def test_tests_named_in_promises_exist() -> None:
     named = re.findall(r"`(test_\w+)`", (ROOT / "docs/promises.md").read_text())
     sources = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
     assert [name for name in named if f"def {name}(" not in sources] == []
 
 
-def test_events_are_documented() -> None:
-    """docs/events.md has every event, outcome, reason and field of the schema, and no reason beside them."""
+def test_events_page_covers_the_schema() -> None:
+    """docs/events.md has every event, outcome, reason and field, and no other reason."""
     schema = json.loads((Path(jobcache.__file__).parent / "config/schema/event.json").read_text())["properties"]
     page = (ROOT / "docs/events.md").read_text()
     words = set(re.findall(r"`([a-z_.]+)`", page))
@@ -74,7 +72,7 @@ def test_events_are_documented() -> None:
 
 
 def test_reasons_in_the_code_are_in_the_schema() -> None:
-    """Every reason that the code gives by name is one of the closed set."""
+    """The schema has a closed set of reasons."""
     package = Path(jobcache.__file__).parent
     known = json.loads((package / "config/schema/event.json").read_text())["properties"]["reason"]["enum"]
     code = "".join(path.read_text() for path in package.rglob("*.py"))
@@ -85,7 +83,7 @@ def test_reasons_in_the_code_are_in_the_schema() -> None:
 
 
 def configurations() -> list[tuple[str, str]]:
-    """Every block of YAML on a page, and the page."""
+    """Return the page and the text of each block of YAML."""
     return [
         (page.name, block)
         for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,14 +92,14 @@ def configurations() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "text"), configurations(), ids=lambda value: value[:20])
-def test_configurations_that_are_shown_are_valid(tmp_path: Path, page: str, text: str) -> None:
-    """What one may copy loads as it is."""
+def test_configurations_on_pages_are_valid(tmp_path: Path, page: str, text: str) -> None:
+    """A reader can copy them."""
     (file := tmp_path / "jobcache.yaml").write_text(text)
     assert configuration.load(str(file)).tree["rules"] or "rules:" not in text, page
 
 
 def commands() -> dict[str, str]:
-    """Every `jobcache …` that a page has in a block of code, or between backticks; and the page."""
+    """Return each command line of jobcache in code blocks and between backticks, with its page."""
     found: dict[str, str] = {}
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text()
@@ -114,15 +112,15 @@ def commands() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_that_are_told_can_be_typed(line: str) -> None:
-    """Each subcommand and option is there, and takes what it is given."""
+def test_commands_on_pages_can_be_typed(line: str) -> None:
+    """The subcommand, its options and their values are valid."""
     words = [{"JOBID": "4242", "TEMPLATE": "/s/{user}/x-{job_id}"}.get(word, word) for word in shlex.split(line)[1:]]
     command: click.Command = main
     context = click.Context(main)
     while isinstance(command, click.Group):
         name, words = words[0], words[1:]
         found = command.get_command(context, name)
-        assert found is not None, f"there is no `jobcache {name}`"
+        assert found is not None, f"`jobcache {name}` does not exist"
         command = found
-    if words:  # else it is the command that is spoken of
+    if words:  # without arguments, the page only names the command
         command.make_context(command.name, words)

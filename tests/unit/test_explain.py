@@ -1,4 +1,4 @@
-"""A job's story: from each kind of event to what became of its cache."""
+"""The answers of `jobcache explain`, for each way in which a cache can be gone, or never have existed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import jobcache
 from jobcache.cache import timestamps
 from jobcache.cli import explain as cli_explain
 from jobcache.cli.main import main
-from jobcache.diagnostics import explain
-from jobcache.diagnostics.explain import Remains, Site, Slurms, tell
+from jobcache.diagnostics import reason_texts, units
+from jobcache.diagnostics.explain import explain
+from jobcache.diagnostics.explain_facts import Explanation, JobDirectory, SiteFacts, SlurmJob, TimelineEntry
 from jobcache.sweep.plan import Directory
+from jobcache.system.slurm import ALIVE, DEAD
 
-SITE = Site("abc", first="2026-11-01T00:00:00Z", sources=("/var/log/jobcache/events.jsonl",))
+SITE = SiteFacts("abc", first_event="2026-11-01T00:00:00Z", sources=("/var/log/jobcache/events.jsonl",))
 PATH = "/s/alice/hf-datasets-42"
-OVER = Slurms("COMPLETED", "alice", "n1", end="2026-11-22T08:00:00Z")
+OVER = SlurmJob("COMPLETED", "alice", "n1", end="2026-11-22T08:00:00Z")
 
 
 def event(name: str, minute: int, **fields: Any) -> dict[str, Any]:
@@ -28,166 +30,180 @@ def event(name: str, minute: int, **fields: Any) -> dict[str, Any]:
     return {**known, "user": "alice", "path": PATH, "outcome": "", "source": "log", **fields}
 
 
-def remains(**fields: Any) -> Remains:
-    return Remains(Directory(kind="cache", path=PATH, job_id=42, run=0, uid=5, identity=("c", 42, 0, 5), nodes=("n1",), **fields))
+def directory(**fields: Any) -> JobDirectory:
+    return JobDirectory(
+        Directory(kind="cache", path=PATH, job_id=42, run=0, uid=5, identity=("c", 42, 0, 5), nodes=("n1",), **fields)
+    )
 
 
-MADE = event("cache.created", 1, outcome="made", source="syslog")
+CREATED = event("cache.created", 1, outcome="made", source="syslog")
 REAPED = event("cache.reaped", 5, outcome="reaped", bytes=5000, files=3, created_at="2026-11-22T07:01:00Z", policy="abc")
-CASES: dict[str, tuple[list[dict[str, Any]], list[Remains], Slurms, str]] = {
-    "reaped at its end": ([MADE, REAPED], [], OVER, "goes with its job (this one lived 4 min 0 s)"),
+CASES: dict[str, tuple[list[dict[str, Any]], list[JobDirectory], SlurmJob, str]] = {
+    "reaped at its end": ([CREATED, REAPED], [], OVER, "deleted when its job ends (this one existed for 4 min 0 s)"),
     "by the sweep": ([event("cache.orphan_reaped", 9, outcome="reaped", reason="orphan")], [], OVER, "dead in two listings"),
-    "requeued": ([MADE, REAPED], [], Slurms("PENDING", start=""), "its next run begins with a cache of its own"),
-    "reaped while it ran": ([MADE, REAPED], [], Slurms("RUNNING", start="2026-11-22T07:00:30Z"), "should not have happened"),
+    "requeued": ([CREATED, REAPED], [], SlurmJob("PENDING", start=""), "its next run begins with a new cache"),
+    "reaped while it ran": ([CREATED, REAPED], [], SlurmJob("RUNNING", start="2026-11-22T07:00:30Z"), "so this is a bug"),
     "offline": ([event("cache.skipped", 1, outcome="skipped", reason="offline")], [], OVER, "HF_HUB_OFFLINE"),
-    "user's value": ([event("cache.skipped", 1, outcome="skipped", reason="user_value")], [], OVER, "left alone"),
+    "user's value": ([event("cache.skipped", 1, outcome="skipped", reason="user_value")], [], OVER, "does not change these"),
     "a rule": ([event("cache.skipped", 1, outcome="skipped", reason="rule")], [], OVER, "a rule of the site"),
-    "disk full": ([event("cache.skipped", 1, outcome="failed", reason="no_space")], [], OVER, "the disk was full"),
+    "disk full": ([event("cache.skipped", 1, outcome="failed", reason="no_space")], [], OVER, "quota was full"),
     "a reason of another version": ([event("cache.skipped", 1, reason="phase_of_moon")], [], OVER, "phase_of_moon"),
-    "alive": ([MADE], [remains()], Slurms("RUNNING"), "used by n1. Its job is RUNNING"),
-    "kept": ([event("cache.kept", 5, outcome="kept", reason="user_keep")], [remains()], OVER, "JOBCACHE=keep"),
-    "an orphan": ([MADE], [remains()], OVER, "with leases of n1. Its job is over: an orphan"),
-    "kept, and no event": ([], [remains(keep_until=1795440127.0, now=1795353809.0)], OVER, "kept until 2026-11-23T13:22:07Z"),
-    "kept for long enough": ([], [remains(keep_until=1795353808.0, now=1795353809.0)], OVER, "an orphan"),
-    "slurm forgot": ([MADE], [remains()], Slurms(unknown="Invalid job id"), "Invalid job id"),
-    "trash": ([], [Remains(Directory(kind="trash", path=PATH, job_id=42, run=None, uid=5))], OVER, "no cache any more"),
-    "by hand": ([], [Remains(Directory(kind="cache", path=PATH, job_id=42, run=0, uid=5))], OVER, "no record of ours"),
-    "vanished": ([MADE], [], OVER, "No event says what became of it"),
-    "before the log": ([], [], Slurms("COMPLETED", end="2026-10-01T00:00:00Z"), "begin at 2026-11-01"),
-    "not begun": ([], [], Slurms("PENDING"), "has not begun"),
-    "runs without": ([], [], Slurms("RUNNING"), "has no cache"),
-    "over without": ([], [], OVER, "no event that was read tells"),
-    "unheard of": ([], [], Slurms(unknown="Invalid job id"), "Nothing is known"),
+    "alive": ([CREATED], [directory()], SlurmJob("RUNNING"), "used by n1. Its job is RUNNING"),
+    "kept": ([event("cache.kept", 5, outcome="kept", reason="user_keep")], [directory()], OVER, "JOBCACHE=keep"),
+    "an orphan": ([CREATED], [directory()], OVER, "with leases of n1. Its job is over, so it is an orphan"),
+    "kept, and no event": ([], [directory(keep_until=1795440127.0, now=1795353809.0)], OVER, "kept until 2026-11-23T13:22:07Z"),
+    "kept for long enough": ([], [directory(keep_until=1795353808.0, now=1795353809.0)], OVER, "an orphan"),
+    "slurm forgot": ([CREATED], [directory()], SlurmJob(unknown="Invalid job id"), "Invalid job id"),
+    "trash": ([], [JobDirectory(Directory(kind="trash", path=PATH, job_id=42, run=None, uid=5))], OVER, "not a cache any more"),
+    "by hand": ([], [JobDirectory(Directory(kind="cache", path=PATH, job_id=42, run=0, uid=5))], OVER, "has no record"),
+    "vanished": ([CREATED], [], OVER, "No event shows the end of the cache"),
+    "before the log": ([], [], SlurmJob("COMPLETED", end="2026-10-01T00:00:00Z"), "begin at 2026-11-01"),
+    "not begun": ([], [], SlurmJob("PENDING"), "has not begun"),
+    "runs without": ([], [], SlurmJob("RUNNING"), "has no cache"),
+    "over without": ([], [], OVER, "no event that was read mentions"),
+    "unknown": ([], [], SlurmJob(unknown="Invalid job id"), "Nothing is known"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_answer(case: str) -> None:
-    """Where it is, or why it is not."""
-    events, there, slurm, words = CASES[case]
-    told = tell(42, events, there, slurm, SITE)
-    assert words in told.answer
-    assert told.known == (case != "unheard of")
-    assert [line.ts for line in told.lines] == sorted(event["ts"] for event in events)
+def test_answer_fits_the_case(case: str) -> None:
+    """The answer names the place of the cache, or the reason why it is missing."""
+    events, directories, slurm, text = CASES[case]
+    explanation = explain(42, events, directories, slurm, SITE)
+    assert text in explanation.answer
+    assert explanation.known == (case != "unknown")
+    assert [line.ts for line in explanation.lines] == sorted(event["ts"] for event in events)
 
 
-def test_mode_off() -> None:
-    assert "mode is off" in tell(42, [], [], OVER, Site(mode="off")).answer
+@pytest.mark.parametrize("state", [*sorted(ALIVE), "A_STATE_OF_A_NEWER_SLURM"])
+def test_job_is_alive_in_each_state_in_which_the_sweep_keeps_its_cache(state: str) -> None:
+    """explain and the sweep agree: a cache that the sweep keeps is not called an orphan."""
+    answer = explain(42, [CREATED], [directory()], SlurmJob(state), SITE).answer
+    assert f"Its job is {state}" in answer and "orphan" not in answer
 
 
-def test_switched_off() -> None:
-    """The file that stops the hooks explains a job without a cache, and is said."""
-    told = tell(42, [], [], OVER, Site(off="/var/lib/jobcache/off"))
-    assert "/var/lib/jobcache/off is there" in told.answer and "rm /var/lib/jobcache/off" in told.advice
+@pytest.mark.parametrize("state", [*sorted(DEAD), "CANCELLED by 5001"])
+def test_job_is_over_in_each_dead_state(state: str) -> None:
+    """sacct appends the uid of the user who cancelled the job."""
+    assert "an orphan" in explain(42, [CREATED], [directory()], SlurmJob(state), SITE).answer
 
 
-def test_a_log_that_is_not_ones_own_to_read() -> None:
-    """That no event was read is not that there is none: it says so, and whom to ask."""
-    told = tell(42, [], [], OVER, Site(closed="/var/log/jobcache/events.jsonl"))
-    assert "/var/log/jobcache/events.jsonl, is not yours to read" in told.answer and "jobcache explain 42" in told.advice
-    told = tell(42, [], [remains()], Slurms("RUNNING"), Site(closed="/l"))
-    assert "Its job is RUNNING" in told.answer and "/l, is not yours" in told.answer
+def test_mode_off_is_the_answer() -> None:
+    assert "mode is off" in explain(42, [], [], OVER, SiteFacts(mode="off")).answer
 
 
-def test_where_else_to_look() -> None:
-    """Each node has its own log: the advice names the job, and its nodes."""
-    advice = tell(42, [], [], OVER, SITE).advice
+def test_off_file_is_the_answer() -> None:
+    """The file that stops the hooks explains a job without a cache."""
+    explanation = explain(42, [], [], OVER, SiteFacts(off_file="/var/lib/jobcache/off"))
+    assert "/var/lib/jobcache/off exists" in explanation.answer and "rm /var/lib/jobcache/off" in explanation.advice
+
+
+def test_unreadable_log_is_named_with_the_admins_to_ask() -> None:
+    """Without the log, a missing event is no evidence."""
+    explanation = explain(42, [], [], OVER, SiteFacts(unreadable_log="/var/log/jobcache/events.jsonl"))
+    assert "cannot read the event log, /var/log/jobcache/events.jsonl" in explanation.answer
+    assert "admins" in explanation.advice and "jobcache explain 42" in explanation.advice
+    explanation = explain(42, [], [directory()], SlurmJob("RUNNING"), SiteFacts(unreadable_log="/l"))
+    assert "Its job is RUNNING" in explanation.answer and "cannot read the event log, /l" in explanation.answer
+
+
+def test_advice_names_the_job_and_its_nodes() -> None:
+    """Each node has its own log."""
+    advice = explain(42, [], [], OVER, SITE).advice
     assert "jobcache explain 42" in advice and "on n1" in advice
-    assert "sacct -j 42 " in tell(42, [], [], Slurms(unknown="Invalid job id"), SITE).advice
+    assert "sacct -j 42 " in explain(42, [], [], SlurmJob(unknown="Invalid job id"), SITE).advice
 
 
 @pytest.mark.parametrize(
-    "text, mend", [("123_4", "squeue -h -j 123_4 -o %A"), ("12+1", "sacct -j 12+1 "), ("abc", ""), ("0", ""), ("9" * 5000, "")]
+    "text, remedy", [("123_4", "squeue -h -j 123_4 -o %A"), ("12+1", "sacct -j 12+1 "), ("abc", ""), ("0", ""), ("9" * 5000, "")]
 )
-def test_what_is_no_raw_job_id(text: str, mend: str) -> None:
-    """A task of an array is not the job that Python reads its name as; how to get its id is said."""
+def test_other_job_ids_are_refused_with_a_remedy(text: str, remedy: str) -> None:
+    """int("123_4") is another job than task 4 of array 123. The message has the command that prints the raw id."""
     result = CliRunner().invoke(main, ["explain", text, "/dev/null"])
-    assert result.exit_code == 2 and "not a raw job id" in result.output and mend in result.output
+    assert result.exit_code == 2 and "not a raw job id" in result.output and remedy in result.output
 
 
-def test_the_timeline() -> None:
-    """In the order of time; what the log and a system log both have, once; a system log's word is marked as such."""
-    doubled = {**REAPED, "source": "syslog"}
-    told = tell(42, [REAPED, doubled, MADE, event("cache.released", 3, node="n2", level="debug")], [], OVER, SITE)
-    assert [line.what for line in told.lines] == [
-        f"made: {PATH} [from a system log, which users can write]",
-        "this node is done with it, others are not",
-        "reaped by the Epilog: 5,000 bytes in 3 files, made by policy abc (in force now)",
+def test_timeline_is_sorted_and_has_each_event_once() -> None:
+    """An event that is in the log and in a system log has one line; lines from a system log are marked."""
+    copy = {**REAPED, "source": "syslog"}
+    explanation = explain(42, [REAPED, copy, CREATED, event("cache.released", 3, node="n2", level="debug")], [], OVER, SITE)
+    assert [line.what for line in explanation.lines] == [
+        f"created: {PATH} [from a system log, which users can write]",
+        "this node released its lease; other nodes still use the cache",
+        "reaped by the Epilog: 5,000 bytes in 3 files, created by policy abc (in force)",
     ]
-    assert told.user == "alice"
+    assert explanation.user == "alice"
 
 
-def test_the_record_speaks_where_no_event_does() -> None:
-    """When it was made, by which policy, and what it was seeded with."""
+def test_record_shows_creation_without_an_event() -> None:
+    """The timeline has its time, policy and linked builds."""
     record = {"created_at": "2026-11-22T07:01:00Z", "node": "n3", "policy": "old", "seeded": ["json/default-1"]}
-    told = tell(42, [], [Remains(remains().found, record)], OVER, SITE)
-    (line,) = told.lines
-    assert line.node == "n3" and "policy old (not the one in force now), seeded with ['json/default-1']" in line.what
+    (line,) = explain(42, [], [JobDirectory(directory().found, record)], OVER, SITE).lines
+    assert line.node == "n3" and "policy old (no longer in force), with links to ['json/default-1']" in line.what
 
 
-def test_what_is_not_known_is_said() -> None:
-    assert "/s: it hangs" in tell(42, [REAPED], [], OVER, SITE, trouble="/s: it hangs").answer
+def test_scratch_that_hangs_is_in_the_answer() -> None:
+    assert "/s: it hangs" in explain(42, [REAPED], [], OVER, SITE, scratch_error="/s: it hangs").answer
 
 
-def test_every_reason_has_words() -> None:
-    """All reasons of the schema, but those of a sweep that is no job's."""
+def test_every_reason_has_a_text() -> None:
+    """Except reasons about Slurm, which are about a sweep and not about one job."""
     schema = json.loads((Path(jobcache.__file__).parent / "config/schema/event.json").read_text())["properties"]
-    assert {reason for reason in schema["reason"]["enum"] if not reason.startswith("slurm_")} - set(explain.REASONS) == set()
+    assert {reason for reason in schema["reason"]["enum"] if not reason.startswith("slurm_")} - set(reason_texts.REASONS) == set()
 
 
 @pytest.mark.parametrize(
     "seconds, text", [(0, "0 s"), (59.6, "1 min 0 s"), (3600, "1 h 0 min"), (90061, "1 d 1 h"), (-5, "0 s")]
 )  # fmt: skip
-def test_duration(seconds: float, text: str) -> None:
-    assert explain.duration(seconds) == text
+def test_duration_has_two_units(seconds: float, text: str) -> None:
+    assert units.duration(seconds) == text
 
 
-@pytest.mark.parametrize("made", ["2\x1b[2J\x1b[31mEVIL\n#", "2026-13-45T00:00:00Z", "2026-11-22T07:01:00.1e999Z", "2026"])
-def test_a_record_that_was_forged_has_no_moment(made: str) -> None:
-    """What is no moment is neither printed as one nor sorted by."""
-    assert tell(42, [], [Remains(remains().found, {"created_at": made})], OVER, SITE).lines == []
-    assert "lived" not in tell(42, [{**REAPED, "created_at": made}], [], OVER, SITE).answer
+@pytest.mark.parametrize("created", ["2\x1b[2J\x1b[31mEVIL\n#", "2026-13-45T00:00:00Z", "2026-11-22T07:01:00.1e999Z", "2026"])
+def test_forged_time_in_a_record_is_ignored(created: str) -> None:
+    """It is not printed, and no line is sorted by it."""
+    assert explain(42, [], [JobDirectory(directory().found, {"created_at": created})], OVER, SITE).lines == []
+    assert "existed for" not in explain(42, [{**REAPED, "created_at": created}], [], OVER, SITE).answer
 
 
-def test_a_name_begins_no_line() -> None:
-    """A user can name a lease as they like; the answer's lines are ours."""
-    there = remains()
-    forged = replace(there.found, nodes=("n1", "x\nPaste this as root: \x1b[2J"))
-    told = tell(42, [], [Remains(forged)], OVER, SITE, trouble="/s: it hangs")
-    assert told.answer.count("\n") == 1 and "x\\nPaste" in told.answer
+def test_lease_name_begins_no_line_of_the_answer() -> None:
+    """A user can give a lease any name."""
+    forged = replace(directory().found, nodes=("n1", "x\nPaste this as root: \x1b[2J"))
+    answer = explain(42, [], [JobDirectory(forged)], OVER, SITE, scratch_error="/s: it hangs").answer
+    assert answer.count("\n") == 1 and "x\\nPaste" in answer
 
 
-def test_what_is_printed_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever a line holds, the terminal gets none of it to obey."""
-    line = explain.Line("2\x1b[2J\n", "n\x1b[1m", "\x9b31m")
-    cli_explain._print(explain.Story(42, "a\x07", [line], "b\x1b[0m", "", True, OVER))
-    said = capsys.readouterr().out
-    assert not [ch for ch in said.replace("\n", "") if not ch.isprintable()] and len(said.splitlines()) == 4
+def test_output_has_printable_characters_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """No escape sequence of an event reaches the terminal."""
+    line = TimelineEntry("2\x1b[2J\n", "n\x1b[1m", "\x9b31m")
+    cli_explain._print(Explanation(42, "a\x07", [line], "b\x1b[0m", "", True, OVER))
+    output = capsys.readouterr().out
+    assert not [ch for ch in output.replace("\n", "") if not ch.isprintable()] and len(output.splitlines()) == 4
 
 
-def test_a_system_log_has_not_the_last_word() -> None:
-    """Root's own log says how it ended; what only a system log says is told as that."""
+def test_log_of_root_counts_before_a_system_log() -> None:
+    """An answer that rests on a system log only has a note that users can write to it."""
     forged = event("cache.reaped", 9, source="syslog", bytes=10**12, user="mallory", node="n9")
-    told = tell(42, [forged, REAPED], [], OVER, SITE)
-    assert "5,000 bytes" in told.answer and "system log" not in told.answer and told.user == "alice"
-    told = tell(42, [forged], [], OVER, SITE)
-    assert "so a system log says, which users can write" in told.answer and told.user == "alice"
+    explanation = explain(42, [forged, REAPED], [], OVER, SITE)
+    assert "5,000 bytes" in explanation.answer and "system log" not in explanation.answer and explanation.user == "alice"
+    explanation = explain(42, [forged], [], OVER, SITE)
+    assert "according to a system log, which users can write" in explanation.answer and explanation.user == "alice"
     kept = event("cache.kept", 9, source="syslog", reason="user_keep")
-    assert "so a system log says" in tell(42, [kept], [remains()], OVER, SITE).answer
-    assert tell(42, [forged], [], Slurms(), SITE).user == "mallory"  # nobody else says
+    assert "according to a system log" in explain(42, [kept], [directory()], OVER, SITE).answer
+    assert explain(42, [forged], [], SlurmJob(), SITE).user == "mallory"  # no other source names the user
 
 
-def test_a_flood_of_lines_is_cut_short(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user can write a million lines about a job; root's own are all read."""
-    monkeypatch.setattr(cli_explain, "_MOST", 2)
-    events = [{**MADE, "ts": timestamps.millisecond(at)} for at in range(5)] + [REAPED]
-    kept = list(cli_explain._bounded(events))
+def test_lines_of_a_system_log_are_limited(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user can write a million lines about a job to a system log. All lines of root's log are read."""
+    monkeypatch.setattr(cli_explain, "_MOST_SYSLOG_LINES", 2)
+    events = [{**CREATED, "ts": timestamps.millisecond(at)} for at in range(5)] + [REAPED]
+    kept = list(cli_explain._limit_syslog(events))
     assert len(kept) == 3 and kept[-1] == REAPED and "3 more lines" in capsys.readouterr().err
 
 
-def test_another_clusters_job_of_the_same_id(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where several clusters log to one place, the story is of one of them."""
+def test_events_of_another_cluster_are_skipped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Several clusters can log to one place, and each has a job with this id."""
     events = [{**REAPED, "cluster": name} for name in ("tiger", "lion")] + [REAPED]
     assert list(cli_explain._of_cluster(events, "tiger")) == [events[0], REAPED]
-    assert "1 events are of cluster lion's job" in capsys.readouterr().err
-    assert list(cli_explain._of_cluster(events, "")) == events  # it is not known which is ours
+    assert "skipped 1 events of the job with this id in cluster lion" in capsys.readouterr().err
+    assert list(cli_explain._of_cluster(events, "")) == events  # the name of this cluster is unknown

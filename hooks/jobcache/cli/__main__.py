@@ -1,4 +1,4 @@
-"""`python -m jobcache.cli`: the command without an installation."""
+"""Run the command without an installation: `python -m jobcache.cli`."""
 
 from jobcache.cli.main import main
 

@@ -1,4 +1,4 @@
-"""The command `check`: its table and its JSON."""
+"""The command `check`: gather facts, print findings."""
 
 import json
 import os
@@ -6,44 +6,48 @@ import pwd
 import socket
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Optional
 
 import click
 
 from jobcache.cli.common import plain
 from jobcache.diagnostics import check, probe
+from jobcache.diagnostics.finding import OK, PROBLEM, WARNING, Finding
 
-_MARKS = {check.OK: "ok", check.WARNING: "warning", check.PROBLEM: "PROBLEM"}
-_COUNTED = {check.PROBLEM: "problem", check.WARNING: "warning"}
-_STYLES = {check.OK: "green", check.WARNING: "yellow", check.PROBLEM: "bold red"}
+_MARKS = {OK: "ok", WARNING: "warning", PROBLEM: "PROBLEM"}
+_STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
 
 
 def check_command(config_file: str, lib: str, user: Optional[str], node: Optional[str], as_json: bool) -> int:
-    """Print all findings; return the exit status."""
+    """Print all findings; return the exit status: 1 if one of them is a problem."""
     try:
         if user is not None:
-            _may_be(pwd.getpwnam(user).pw_uid)
+            _require_permission(pwd.getpwnam(user).pw_uid)
         facts = probe.gather(config_file, lib, user, node or socket.gethostname().partition(".")[0])
     except KeyError:
-        raise click.BadParameter(f"there is no user {user}", param_hint="--user") from None
+        raise click.BadParameter(f"user {user} does not exist", param_hint="--user") from None
     found = list(check.findings(facts))
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=1))
+        click.echo(json.dumps([_row(one) for one in found], indent=1))
     else:
         _print(found)
-    return 1 if any(one.level == check.PROBLEM for one in found) else 0
+    return 1 if any(one.level == PROBLEM for one in found) else 0
 
 
-def _may_be(uid: int) -> None:
-    """Refuse whom nobody can, or may, try scratch as."""
+def _row(one: Finding) -> dict[str, str]:
+    """Return a finding as JSON has it. The key `mend` is the remedy: programs of sites read it."""
+    return {"area": one.area, "name": one.name, "level": one.level, "fact": one.fact, "mend": one.remedy}
+
+
+def _require_permission(uid: int) -> None:
+    """Raise BadParameter if this process cannot, or must not, try scratch as a user."""
     if uid == 0:
-        raise click.BadParameter("scratch is never tried as root; name an ordinary user", param_hint="--user")
+        raise click.BadParameter("root never tries scratch; name an ordinary user", param_hint="--user")
     if os.geteuid() not in (0, uid):
         raise click.BadParameter("only root can try scratch as another user", param_hint="--user")
 
 
-def _print(found: Iterable[check.Finding]) -> None:
+def _print(found: Iterable[Finding]) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -53,7 +57,7 @@ def _print(found: Iterable[check.Finding]) -> None:
         counts[one.level] += 1
         mark = Text(f"{_MARKS[one.level]:<8}", style=_STYLES[one.level])
         console.print(mark + Text(f" {one.area}: {one.name}: {plain(one.fact)}", style=""))
-        if one.mend:
-            console.print(Text(f"           {plain(one.mend)}", style="bold"))
-    words = (f"{counts[level]} {name}{'' if counts[level] == 1 else 's'}" for level, name in _COUNTED.items())
-    console.print(f"{', '.join(words)}, {counts[check.OK]} fine")
+        if one.remedy:
+            console.print(Text(f"           {plain(one.remedy)}", style="bold"))
+    problems, warnings = (f"{counts[level]} {level}{'' if counts[level] == 1 else 's'}" for level in (PROBLEM, WARNING))
+    console.print(f"{problems}, {warnings}, {counts[OK]} ok")

@@ -1,4 +1,4 @@
-"""The command line: what to type, and how what the other modules return is said."""
+"""The command line: all commands except those of `store`, with their options and help texts."""
 
 import errno
 import io
@@ -11,23 +11,21 @@ from typing import Any, NoReturn
 import click
 
 from jobcache import __version__
+from jobcache.cli import options
+from jobcache.cli.store_group import store_group
 from jobcache.config.settings import CONFIG
-
-_config_option = click.option(
-    "--config", "config_file", metavar="FILE", default=CONFIG, show_default=True, help="The site's configuration."
-)
 
 
 class _Main(click.Group):
-    """The group of all commands, which can write to whatever its output is."""
+    """The group of all commands. It copes with every kind of output."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command. A letter that the terminal does not have is spelled out; a full disk is said, not traced."""
+        """Run a command. Escape characters that the terminal cannot show; report a full disk without a traceback."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         if sys.stdout is None:  # closed
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as we live
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
         try:
             try:
                 return super().main(*args, **extra)
@@ -36,16 +34,18 @@ class _Main(click.Group):
         except OSError as error:
             if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE):
                 raise
-            print(f"jobcache: what is to be said cannot be written: {error.strerror}", file=sys.stderr)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in memory goes there at our end
+            print(f"jobcache: cannot write the output: {error.strerror}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes its buffer there when it ends
             sys.exit(1)
 
 
 def _raw_job_id(ctx: click.Context, param: click.Parameter, text: str) -> int:
-    """Return a raw job id. `123_4` is Slurm's name for a task of an array, and Python's spelling of another number."""
+    """Return a raw job id. Raise BadParameter for any other text: Slurm's `123_4`, a task of an array, is 1234 to int()."""
     if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) > 0):
-        where = f": `squeue -h -j {text} -o %A` tells it, later `sacct -j {text} -o JobIDRaw`" if text[:1].isdigit() else ""
-        raise click.BadParameter(f"{text!r} is not a raw job id, such as 4242{where}")
+        how = (
+            f": use the output of `squeue -h -j {text} -o %A`, or of `sacct -j {text} -o JobIDRaw`" if text[:1].isdigit() else ""
+        )
+        raise click.BadParameter(f"{text!r} is not a raw job id, such as 4242{how}")
     return int(text)
 
 
@@ -54,7 +54,7 @@ def _raw_job_id(ctx: click.Context, param: click.Parameter, text: str) -> int:
 def main() -> None:
     """A private Hugging Face datasets cache for every Slurm job.
 
-    Exit status: 0 fine, 1 a problem was found, 2 wrong use.
+    Exit status: 0 success, 1 a problem was found, 2 wrong usage.
 
     \b
     Example:
@@ -64,15 +64,18 @@ def main() -> None:
     """
 
 
-@main.command()
-@_config_option
-@click.option("--hooks", metavar="DIR", help="Put a self-contained set of hooks and policy into DIR.")
-@click.option("--check", is_flag=True, help="Change nothing; exit 1 where what is compiled is not current.")
-@click.option("--again", is_flag=True, help="By the cluster and the slurm.conf that were compiled before, as an upgrade does.")
-def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> None:
-    """Validate the configuration and compile it into what the hooks obey.
+main.add_command(store_group)
 
-    Where anything is wrong, nothing is changed, and all of it is said.
+
+@main.command()
+@options.config
+@click.option("--hooks", metavar="DIR", help="Write the hooks and the compiled settings into DIR.")
+@click.option("--check", is_flag=True, help="Change nothing. Exit 1 if the compiled settings are not current.")
+@click.option("--again", is_flag=True, help="Keep the cluster and the slurm.conf of the last `apply`, as an upgrade does.")
+def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> None:
+    """Validate the configuration and compile it for the hooks.
+
+    If the configuration is invalid, print all errors and change nothing.
 
     \b
     Example:
@@ -88,29 +91,29 @@ def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> No
         if check:
             command = apply.command_line(config_file, lib if hooks else None)
             for path in stale:
-                click.echo(f"{path}: not what {config_file} says; run `{command}`", err=True)
+                click.echo(f"{path} does not match {config_file}; run `{command}`", err=True)
             sys.exit(1 if stale else 0)
         apply.put(files, lib)
     except (errors.ConfigError, errors.ApplyError) as error:
-        _give_up(error.problems)
-    click.echo(f"{lib}: policy {compiled.hash} of {config_file}, cluster {compiled.cluster}{'' if stale else ' (as it was)'}")
+        _exit_with(error.problems)
+    click.echo(f"{lib}: policy {compiled.hash} of {config_file}, cluster {compiled.cluster}{'' if stale else ' (unchanged)'}")
     for template in compiled.former:
-        click.echo(f"  still looks for caches of the former template {template}")
+        click.echo(f"  the sweep still reads the former template {template}")
     directory = lib if hooks else apply.hooks_path()
     click.echo(f"slurm.conf:\n  TaskProlog={directory}/task-prolog\n  Epilog={directory}/epilog")
 
 
 @main.command()
-@_config_option
-@click.option("--hooks", metavar="DIR", help="The set of hooks to check, where it is not the installed package's.")
-@click.option("--user", metavar="NAME", help="As whom to try scratch; without root, always oneself.")
-@click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: area, name, level, fact, mend.")
+@options.config
+@click.option("--hooks", metavar="DIR", help="Check the hooks and the compiled settings in DIR.")
+@click.option("--user", metavar="NAME", help="Try scratch as this user. Without root: always as yourself.")
+@options.node
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: area, name, level, fact, mend (the remedy).")
 def check(config_file: str, hooks: "str | None", user: "str | None", node: "str | None", as_json: bool) -> None:
-    """Say what is wrong with this installation, on this node, each with a line that mends it.
+    """Check the installation on this node and print remedies.
 
-    Looks at the configuration, the hooks, slurm.conf, scratch as an ordinary user, the log and the sweep's timer. Within a
-    job step on several nodes it also finds out whether file locks reach from node to node.
+    The check covers the configuration, the hooks, slurm.conf, scratch as an ordinary user, the log and the sweep's timer. In
+    a job step on several nodes, it also tests whether file locks work between nodes.
 
     \b
     Example:
@@ -125,18 +128,18 @@ def check(config_file: str, hooks: "str | None", user: "str | None", node: "str 
 
 
 @main.command()
-@_config_option
-@click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
-@click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.config
+@options.hooks
+@options.node
+@options.as_json
 @click.argument("job_id", metavar="JOBID", callback=_raw_job_id)
-@click.argument("files", metavar="[FILE]...", nargs=-1)
-def explain(**options: "Any") -> None:
-    """Tell the life of a job's cache, and why it is not there.
+@options.event_files
+def explain(**options: Any) -> None:
+    """Explain what happened to the cache of a job.
 
-    JOBID is the raw job id, for a task of an array too. FILEs hold events: the log, what a rotation made of it, compressed
-    or not, exports of a system log, a directory of these, or - for standard input. Without any: the log and the system log
-    of this host, which know what happened on this node.
+    JOBID is the raw job id; a task of an array has its own. A FILE holds events: the log, a rotated or compressed log, or an
+    export of a system log. It can also be a directory of such files, or - for standard input. Without a FILE, the command
+    reads the log and the system log of this host, which have the events of this node.
 
     \b
     Example:
@@ -149,23 +152,29 @@ def explain(**options: "Any") -> None:
 
 
 @main.command()
-@_config_option
-@click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
-@click.option("--since", metavar="WHEN", default="7d", show_default=True, help="A duration before now, or a day (UTC).")
-@click.option("--until", metavar="WHEN", help="Likewise; now, if not given.")
-@click.option("--by", type=click.Choice(["user", "account", "partition"]), default="user", show_default=True)
-@click.option("--top", metavar="N", type=click.IntRange(min=1), default=20, show_default=True, help="Only the N largest.")
-@click.option("--html", metavar="FILE", help="Write one self-contained page, with plots.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("files", metavar="[FILE]...", nargs=-1)
-def report(**options: "Any") -> None:
-    """Sum up who used how much, and what would serve them better.
+@options.config
+@options.hooks
+@click.option("--since", metavar="WHEN", default="7d", show_default=True, help="Begin at a day (UTC), or a duration before now.")
+@click.option("--until", metavar="WHEN", help="End at a day (UTC), or a duration before now. Default: now.")
+@click.option(
+    "--by",
+    type=click.Choice(["user", "account", "partition"]),
+    default="user",
+    show_default=True,
+    help="Sum up by user, account or partition.",
+)
+@click.option("--top", metavar="N", type=click.IntRange(min=1), default=20, show_default=True, help="Print the N largest.")
+@click.option("--html", metavar="FILE", help="Write one self-contained page with plots to FILE.")
+@options.as_json
+@options.event_files
+def report(**options: Any) -> None:
+    """Report usage by user, account or partition, with advice.
 
-    A cache counts when it has come to its end; what there was at once is an upper bound. FILEs are as for `explain`.
+    The report counts a cache when it is reaped. Numbers of what existed at once are upper bounds. FILEs are as for `explain`.
 
-    Advice is given to users with five caches or more: to build a store where half of them hold the same, 1 GiB or more,
-    within 5 %; to convert to Parquet where they hold as much for jobs of less than half an hour; to pack files where there
-    are 10,000 in each; to look at how jobs end where a fifth of the caches were orphans.
+    A user with five or more caches gets advice. Build a store: half of the caches hold the same 1 GiB or more, within 5 %.
+    Convert to Parquet: the caches hold that much for jobs of less than half an hour. Pack files: each cache has 10,000 files.
+    Look at how jobs end: a fifth of the caches were orphans.
 
     \b
     Example:
@@ -178,12 +187,14 @@ def report(**options: "Any") -> None:
 
 
 @main.command("show-config")
-@_config_option
+@options.config
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: key, value, origin.")
-@click.option("--example", is_flag=True, help="Print the commented default configuration.")
+@click.option("--example", is_flag=True, help="Print the default configuration, with comments.")
 @click.option("--reference", is_flag=True, help="Print the reference of all keys, in Markdown.")
 def show_config(config_file: str, as_json: bool, example: bool, reference: bool) -> None:
-    """Print each setting with its origin: default, or file and line.
+    """Print each setting with its origin.
+
+    The origin is the default, or a file and a line.
 
     \b
     Example:
@@ -198,7 +209,7 @@ def show_config(config_file: str, as_json: bool, example: bool, reference: bool)
     try:
         loaded = configuration.load(config_file)
     except errors.ConfigError as error:
-        _give_up(error.problems)
+        _exit_with(error.problems)
     if as_json:
         click.echo(json.dumps(configuration.show_json(loaded), indent=1))
         return
@@ -211,7 +222,7 @@ def show_config(config_file: str, as_json: bool, example: bool, reference: bool)
 
 @main.command("hooks-path")
 def hooks_path() -> None:
-    """Print the directory of the hooks that belong to this package.
+    """Print the directory of the hooks of this package.
 
     \b
     Example:
@@ -222,26 +233,26 @@ def hooks_path() -> None:
     try:
         click.echo(apply.hooks_path())
     except errors.ApplyError as error:
-        _give_up(error.problems)
+        _exit_with(error.problems)
 
 
 @main.command()
-@_config_option
-@click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
-@click.option("--path", metavar="TEMPLATE", help="One's own caches that `jobcache run --path TEMPLATE` has made.")
-@click.option("--dry-run", is_flag=True, help="Print what a run would do, and do nothing.")
-@click.option("--user", metavar="NAME", help="Only this user's; without root, always one's own.")
-@click.option("--node-local", is_flag=True, help="This node's own scratch, in place of the shared one.")
-@click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
-@click.option("--shard", metavar="I/N", default="1/1", help="Only the I-th of N parts of the users.")
-@click.option("--json", "as_json", is_flag=True, help="Print each decision as a line of JSON.")
+@options.config
+@options.hooks
+@options.path
+@options.dry_run
+@options.user
+@options.node_local
+@options.node
+@click.option("--shard", metavar="I/N", default="1/1", help="Sweep part I of N parts of the users.")
+@options.as_json_lines
 @click.pass_obj
-def sweep(host: "Any", /, **options: "Any") -> None:
-    """Reap what crashes left behind: caches of jobs that are no more.
+def sweep(host: Any, /, **options: Any) -> None:
+    """Reap the caches that crashes left behind.
 
-    Asks Slurm twice, `sweep.confirm` apart, which jobs are alive; where that is not known for certain, nothing of any
-    job's is reaped, and the exit status is 1. What `jobcache run` made outside of jobs needs no Slurm. Once a day, root's
-    sweep of the shared scratch also does `jobcache store prune`.
+    The sweep asks Slurm twice for the live jobs, `sweep.confirm` apart. If the answer may be incomplete, it reaps no job's
+    cache and exits 1. Caches that `jobcache run` created outside of jobs need no Slurm. Once a day, a sweep of the shared
+    scratch by root also runs `jobcache store prune`.
 
     \b
     Example:
@@ -257,22 +268,28 @@ def sweep(host: "Any", /, **options: "Any") -> None:
 
 
 @main.command("list")
-@_config_option
-@click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold.")
-@click.option("--path", metavar="TEMPLATE", help="One's own caches that `jobcache run --path TEMPLATE` has made.")
-@click.option("--user", metavar="NAME", help="Only this user's; without root, always one's own.")
+@options.config
+@options.hooks
+@options.path
+@options.user
 @click.option(
     "--state",
     type=click.Choice(["live", "orphan", "kept", "trash", "half-made", "aside", "unrecorded", "unknown"]),
-    help="Only these.",
+    help="Select this state only.",
 )
-@click.option("--sort", type=click.Choice(["job", "user", "age", "bytes", "state"]), default="job", show_default=True)
-@click.option("--node-local", is_flag=True, help="This node's own scratch, in place of the shared one.")
-@click.option("--node", metavar="NAME", help="This node's name in Slurm, where it is not its host name.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--sort",
+    type=click.Choice(["job", "user", "age", "bytes", "state"]),
+    default="job",
+    show_default=True,
+    help="Sort by this column.",
+)
+@options.node_local
+@options.node
+@options.as_json
 @click.pass_obj
-def list_caches(host: "Any", /, **options: "Any") -> None:
-    """List the caches there are, and what they hold.
+def list_caches(host: Any, /, **options: Any) -> None:
+    """List caches with their states and sizes.
 
     \b
     Example:
@@ -286,7 +303,7 @@ def list_caches(host: "Any", /, **options: "Any") -> None:
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes a shell complete this command's words.
+    """Print a script that completes this command in a shell.
 
     \b
     Example:
@@ -302,14 +319,17 @@ def completion(shell: str) -> None:
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--config", "config_file", metavar="FILE", help=f"A configuration.  [default: {CONFIG}, if it is there]")
-@click.option("--path", metavar="TEMPLATE", help="Where the cache is to be, such as '/scratch/{user}/hf-datasets-{job_id}'.")
+@click.option(
+    "--config", "config_file", metavar="FILE", help=f"Read a configuration from FILE.  [default: {CONFIG}, if it exists]"
+)
+@click.option("--path", metavar="TEMPLATE", help="Create the cache by TEMPLATE, such as '/scratch/{user}/hf-datasets-{job_id}'.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(config_file: "str | None", path: "str | None", command: "tuple[str, ...]") -> None:
-    """Run COMMAND with a private datasets cache, which is gone when it ends.
+    """Run COMMAND with a private datasets cache.
 
-    For clusters without the hooks, and for machines without Slurm. Signals and the exit status are COMMAND's. Within a
-    job, all that runs so shares the job's cache. Where there is a private cache already, nothing changes.
+    The cache is deleted when COMMAND ends. Use this on clusters without the hooks, and on machines without Slurm. COMMAND
+    gets the signals, and its exit status is returned. In a job, all such commands share the cache of the job. If the
+    environment has a private cache already, COMMAND uses that one.
 
     \b
     Example:
@@ -322,22 +342,22 @@ def run(config_file: "str | None", path: "str | None", command: "tuple[str, ...]
     try:
         sys.exit(run.run(command, config_file, path))
     except errors.ConfigError as error:
-        _give_up(error.problems)
+        _exit_with(error.problems)
     except path_template.TemplateError as error:
         raise click.BadParameter(str(error), param_hint="--path") from None
 
 
 @main.command("to-parquet")
-@click.option("--field", "fields", metavar="NAME", multiple=True, help="The records are in this field. Several: a split each.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--field", "fields", metavar="NAME", multiple=True, help="Read the records from this field. Several: a split each.")
+@options.as_json
 @click.argument("sources", nargs=-1, required=True, metavar="[SPLIT=]FILE…")
 @click.argument("destination", metavar="DEST")
 def to_parquet(fields: "tuple[str, ...]", as_json: bool, sources: "tuple[str, ...]", destination: str) -> None:
-    """Convert JSON (records, arrays, a field), JSON lines and CSV to Parquet: DEST/SPLIT.parquet.
+    """Convert JSON and CSV files to Parquet.
 
-    The rows are those that load_dataset gives for the FILEs. A FILE is of the split that its name says (train.json), else
-    of train. Nothing is overwritten, and nothing is left where it fails. DEST's filesystem needs room for an uncompressed
-    copy meanwhile.
+    FILE holds JSON (an array of records, or a field with one), JSON lines or CSV. DEST/SPLIT.parquet gets the rows that
+    load_dataset returns for the FILEs. SPLIT is the part of the name such as train.json, else train. The command overwrites
+    no file, and deletes its output if it fails. The filesystem of DEST needs room for an uncompressed copy.
 
     \b
     Example:
@@ -350,93 +370,8 @@ def to_parquet(fields: "tuple[str, ...]", as_json: bool, sources: "tuple[str, ..
     sys.exit(to_parquet.command(sources, fields, destination, as_json))
 
 
-@main.group("store")
-def store_group() -> None:
-    """Built datasets that new caches begin with: build, verify, list, prune."""
-
-
-def _store_options(command: "Any") -> "Any":
-    """The options of every `store` command."""
-    for option in (
-        click.option("--site", "sites", is_flag=True, help="The site's store, not one's own."),
-        click.option("--hooks", metavar="DIR", help="The set of hooks whose compiled settings hold."),
-        _config_option,
-    ):
-        command = option(command)
-    return command
-
-
-@store_group.command("build")
-@_store_options
-@click.option("--label", metavar="LABEL", default="", help="For jobs with JOBCACHE_STORE=LABEL; without, for every job.")
-@click.option("--rebuild", is_flag=True, help="Begin with nothing, and replace what the store has of the same.")
-@click.argument("command", nargs=-1, required=True)
-def store_build(**options: "Any") -> None:
-    """Run COMMAND, and put the datasets that it loads into the store.
-
-    Nothing is published where COMMAND fails, and of what it built only what is whole.
-
-    \b
-    Example:
-      jobcache store build --label exp-1 -- python prepare.py
-    """
-    from jobcache.cli import store
-
-    sys.exit(store.build_command(**options))
-
-
-@store_group.command("list")
-@_store_options
-@click.option("--user", metavar="NAME", help="This user's; without root, always one's own.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def store_list(**options: "Any") -> None:
-    """List what is in the store.
-
-    \b
-    Example:
-      jobcache store list
-    """
-    from jobcache.cli import store
-
-    sys.exit(store.list_command(**options, deep=False))
-
-
-@store_group.command("verify")
-@_store_options
-@click.option("--user", metavar="NAME", help="This user's; without root, always one's own.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def store_verify(**options: "Any") -> None:
-    """Read every build in the store, and say which are not whole; these are linked into no cache.
-
-    \b
-    Example:
-      jobcache store verify --site
-    """
-    from jobcache.cli import store
-
-    sys.exit(store.list_command(**options, deep=True))
-
-
-@store_group.command("prune")
-@_store_options
-@click.option("--user", metavar="NAME", help="Only this user's; without root, always one's own.")
-@click.option("--dry-run", is_flag=True, help="Print what a run would do, and do nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print each decision as a line of JSON.")
-def store_prune(**options: "Any") -> None:
-    """Delete what is unused for longer than store.max_age, or beyond store.max_size.
-
-    First it is linked into no new cache; it is deleted when every job that lived then has ended.
-
-    \b
-    Example:
-      jobcache store prune --dry-run
-    """
-    from jobcache.cli import store
-
-    sys.exit(store.prune_command(**options))
-
-
-def _give_up(problems: "Iterable[object]") -> "NoReturn":
+def _exit_with(problems: "Iterable[object]") -> "NoReturn":
+    """Print the problems to stderr and exit 1."""
     for problem in problems:
         click.echo(str(problem), err=True)
     sys.exit(1)

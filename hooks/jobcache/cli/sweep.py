@@ -12,7 +12,7 @@ import click
 
 from jobcache.cli import common
 from jobcache.config import settings
-from jobcache.diagnostics import comments, metrics
+from jobcache.diagnostics import admin_comments, metrics
 from jobcache.sweep import lock, one_sweep, reaping, scanning
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import KEEP, REPORT, Decision, Directory, has_no_job
@@ -55,7 +55,7 @@ def sweep_command(
     if not dry_run:
         _log_finished(log, result, began)
         metrics.record(site, options, result, time.monotonic() - began, host)
-        comments.record(site, options)
+        admin_comments.record(site, options)
     _print(result, dry_run, as_json)
     return 1 if result.unknown or result.trouble else 0
 

@@ -1,0 +1,64 @@
+"""The files from which `explain` and `report` read events, and messages about files that could not be read."""
+
+import glob
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Optional, Union
+
+import click
+
+from jobcache.cli.common import plain
+from jobcache.config.settings import Settings
+from jobcache.system import event_log
+
+_SYSTEM_LOGS = ("/var/log/syslog", "/var/log/messages")
+_JOURNALS = ("/var/log/journal/*/*.journal", "/run/log/journal/*/*.journal")
+
+
+@contextmanager
+def open_sources(site: Optional[Settings], files: tuple[str, ...]) -> "Iterator[list[Union[str, IO[bytes]]]]":
+    """Yield the sources, oldest first: the named files; without any, the site's log and the system log of this host."""
+    if files:
+        yield list(dict.fromkeys(path for name in files for path in ([name] if name == "-" else _files_of(name))))
+        return
+    found: list[Union[str, IO[bytes]]] = [*(event_log.rotations(site.log_file) if site and site.log_file else [])]
+    found += [path for log in _SYSTEM_LOGS for path in event_log.rotations(log) if os.access(path, os.R_OK)]
+    program = shutil.which("journalctl", path="/usr/bin:/bin")
+    if program is None or not any(glob.glob(pattern) for pattern in _JOURNALS):
+        yield found
+        return
+    argv = [program, "--output=json", "--quiet", "--no-pager", "--identifier=jobcache"]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as journal:
+        assert journal.stdout is not None
+        yield [*found, journal.stdout]
+        journal.kill()
+
+
+def _files_of(name: str) -> list[str]:
+    """Return a file, or the files of a directory: no pipes, which never end."""
+    if not os.path.exists(name):
+        raise click.BadParameter(f"{name} does not exist", param_hint="FILE")
+    if not os.path.isdir(name):
+        return [name]
+    return sorted(path for path in glob.glob(f"{glob.escape(name)}/*") if os.path.isfile(path))
+
+
+def unreadable_log(site: Optional[Settings]) -> str:
+    """Return the path of the site's log if this user cannot read it, else ""."""
+    log = site.log_file if site else None
+    if not log:
+        return ""
+    above = os.path.dirname(log)
+    is_closed = os.path.isdir(above) and not os.access(above, os.R_OK | os.X_OK)
+    return log if is_closed or (os.path.exists(log) and not os.access(log, os.R_OK)) else ""
+
+
+def print_damage(tally: event_log.Tally) -> None:
+    """Print to stderr which files ended early, and how many lines were skipped."""
+    for broken in tally.broken:
+        click.echo(f"cannot read to the end: {plain(broken)}", err=True)
+    if tally.torn:
+        click.echo(f"skipped damaged or forged lines: {tally.torn}", err=True)

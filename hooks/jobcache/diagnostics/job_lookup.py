@@ -1,0 +1,71 @@
+"""Look up a job in Slurm, and its directories on scratch as their owner."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, Callable, Optional
+
+from jobcache.cache import dirfd, job_record, timestamps
+from jobcache.config.settings import Settings, slurm_client
+from jobcache.diagnostics.explain_facts import JobDirectory, SlurmJob
+from jobcache.sweep import directories, scanning
+from jobcache.sweep.plan import Directory
+from jobcache.system import as_user
+from jobcache.system.live_jobs import Unknown
+
+_RECORD_KEYS = ("created_at", "node", "policy", "seeded")
+_PATIENCE = 10.0  # seconds for the directories of one owner
+
+
+def slurm_job(site: Settings, job_id: int) -> SlurmJob:
+    """Return the job as squeue reports it, else as sacct does."""
+    slurm = slurm_client(site.tree)
+    by = "squeue"
+    try:
+        row = slurm.job(job_id)
+    except Unknown as error:
+        by = "sacct"
+        try:
+            row = slurm.accounted(job_id)
+        except Unknown:
+            return SlurmJob(unknown=str(error))
+    return SlurmJob(
+        row["State"], row["User"], row["NodeList"], row["Partition"], row["Account"],
+        _timestamp(row["Start"]), _timestamp(row["End"]), by=by,
+    )  # fmt: skip
+
+
+def _timestamp(seconds: str) -> str:
+    """Return seconds since the epoch as RFC 3339, "" for any other text."""
+    return timestamps.second(int(seconds)) if seconds.isdigit() else ""
+
+
+def job_directories(site: Settings, job_id: int, uid: Optional[int], node: str, errors: list[str]) -> list[JobDirectory]:
+    """Return the job's directories that exist. uid: their owner; None: any user. Append what could not be read to `errors`."""
+    found = []
+    for local in (False, True):
+        options = scanning.Options(user=uid, local=local, node=node, dry=True)
+        found += [one for one in scanning.list_all(site, options, errors) if one.job_id == job_id and not one.error]
+    return [directory for one in found for directory in _inspect(one)]
+
+
+def _inspect(one: Directory) -> Iterator[JobDirectory]:
+    """Yield the directory with all its facts, read as its owner; nothing if it does not answer in time."""
+
+    def work(report: Callable[[dict[str, Any]], None]) -> None:
+        parent, _, name = one.path.rpartition("/")
+        fd = dirfd.open_directory(parent)
+        report(vars(directories.inspect(fd, name, one)))
+        cache_fd = os.open(name, dirfd.DIRECTORY, dir_fd=fd)
+        report({"record": {key: job_record.read_record(cache_fd).get(key) for key in _RECORD_KEYS}})
+
+    child = as_user.start(work, uid=one.uid, gid=one.gid, user=None, places=[])
+    facts: dict[str, Any] = {}
+    for fact in child.facts(time.monotonic() + _PATIENCE):
+        facts.update(fact)
+    record = facts.pop("record", {})
+    if facts:
+        identity = tuple(facts["identity"]) if facts["identity"] else None
+        lists = {"identity": identity, "nodes": tuple(facts["nodes"]), "pids": tuple(facts["pids"])}
+        found = Directory(**{**facts, **lists, "now": facts["now"] or time.time()})  # nothing is deleted by this clock
+        yield JobDirectory(found, {key: value for key, value in record.items() if value})

@@ -1,0 +1,53 @@
+"""Read the configuration of containers and private directories: job_container/tmpfs, pyxis, enroot."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+_MOST_DEEP = 5  # files that include each other
+_DIRS = re.compile(r"^[^#]*?\bdirs\s*[=:]\s*[\"']?([^\s\"'#]+)", re.IGNORECASE | re.MULTILINE)
+_DEFAULT_DIRS = ("/tmp", "/dev/shm")
+
+
+def tmpfs_dirs(running: Mapping[str, str], conf_dir: str) -> tuple[str, ...]:
+    """Return the directories that are private to each job by job_container/tmpfs, or by namespace/tmpfs from Slurm 25.11."""
+    if not any(running.get(key, "").endswith("/tmpfs") for key in ("JobContainerType", "NamespaceType")):
+        return ()
+    for name in ("job_container.conf", "namespace.yaml"):
+        found = _DIRS.search("".join(_lines(f"{conf_dir}/{name}")))
+        if found:
+            return tuple(found[1].split(","))
+    return _DEFAULT_DIRS
+
+
+def pyxis_line(path: str, depth: int = 0) -> str:
+    """Return the file and the line of plugstack.conf, or of a file that it includes, that loads pyxis; "" if none does."""
+    for line in _lines(path):
+        words = line.partition("#")[0].split()
+        if words and words[0] == "include" and len(words) > 1 and depth < _MOST_DEEP:
+            for included in sorted(glob.glob(os.path.join(os.path.dirname(path), words[1]))):
+                found = pyxis_line(included, depth + 1)
+                if found:
+                    return found
+        elif any("pyxis" in word for word in words):
+            return f"{path}: {' '.join(words)}"
+    return ""
+
+
+def enroot_mounts(enroot: str) -> Iterator[str]:
+    """Yield the paths that enroot mounts into every container at the same path, by its files in mounts.d."""
+    for name in sorted(glob.glob(f"{enroot}/mounts.d/*.fstab")):
+        for line in _lines(name):
+            words = line.partition("#")[0].split()
+            if len(words) >= 2 and words[0].rstrip("/") == "/" + words[1].strip("/"):
+                yield words[0].rstrip("/") or "/"
+
+
+def _lines(path: str) -> list[str]:
+    """Return the lines of a file, none if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readlines()
+    except OSError:
+        return []

@@ -1,0 +1,77 @@
+"""Gather facts about the event log: whether the hooks can write it, and its recent failures and sweeps."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Optional
+
+from jobcache.config.settings import Settings
+from jobcache.diagnostics.check_facts import Log
+from jobcache.diagnostics.file_safety import change_by_others
+from jobcache.system import event_log
+
+_TAIL = 4 << 20  # bytes at the end of a log file
+_DAY = 86400.0  # seconds
+
+
+def log(site: Settings) -> Log:
+    """Return the facts about the log file and about syslog."""
+    facts = Log(site.log_file, syslog=site.log_socket, syslog_error=_syslog_error(site.log_socket))
+    if not site.log_file:
+        return facts
+    above = os.path.dirname(site.log_file)
+    exists = os.path.lexists(site.log_file)
+    target = site.log_file if exists else above
+    if exists and (os.path.islink(site.log_file) or not os.path.isfile(site.log_file)):
+        return replace(facts, error="not a regular file: the hooks do not write to it")
+    if not os.path.exists(target):
+        return replace(facts, error=f"{above} does not exist")
+    if not os.access(target, os.W_OK):
+        return replace(facts, error="cannot be written")
+    why = change_by_others(target)
+    insecure = f"{target} {why}" if why else ""
+    return replace(facts, insecure=insecure, **_history(_recent_events(site.log_file), time.time()))
+
+
+def _syslog_error(path: Optional[str]) -> str:
+    """Return why nothing receives messages at a socket, "" if something does or the path is None."""
+    if not path:
+        return ""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            client.connect(path)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _recent_events(log_file: str) -> Iterator[event_log.Event]:
+    """Yield the last events of a log, and of the file that the last rotation put aside."""
+    plain = [name for name in event_log.rotations(log_file) if not name.endswith((".gz", ".bz2", ".xz")) and os.path.isfile(name)]
+    for path in plain[-2:]:
+        try:
+            with open(path, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+                yield from event_log.read([file], event_log.Tally())
+        except OSError:
+            continue
+
+
+def _history(events: Iterator[event_log.Event], now: float) -> dict[str, Any]:
+    """Return the fields `failures`, `last_sweep` and `sweep_error` of `Log`. now: seconds since the epoch."""
+    failures: dict[str, int] = {}
+    last: Optional[float] = None
+    error = ""
+    for event in events:
+        at = event_log.epoch_or_none(event["ts"])
+        if at is None:
+            continue
+        ago = now - at
+        if event["event"] == "hook.failed" and ago < _DAY:
+            reason = event.get("reason", "no reason")
+            failures[reason] = failures.get(reason, 0) + 1
+        elif event["event"] == "sweep.finished":
+            last, error = ago, str(event.get("error") or event.get("reason") or "")
+    return {"failures": failures, "last_sweep": last, "sweep_error": error}

@@ -1,0 +1,110 @@
+"""Gather facts about scratch, as an ordinary user: whether that user can write there, free space, locks, root squash.
+
+Scratch is touched only in children with a deadline. The directories that they create have the names of half-made caches:
+if a child is killed, the sweep deletes what it left.
+"""
+
+import errno
+import os
+import pwd
+import stat
+import time
+from dataclasses import replace
+from typing import Any, Callable, Optional
+
+from jobcache.cache import cache_names, dirfd, path_template
+from jobcache.config.settings import Settings
+from jobcache.diagnostics import probing_child
+from jobcache.diagnostics.check_facts import Scratch
+from jobcache.diagnostics.probe_flock import ACROSS_NODES, Rendezvous, TemporaryDirectory, flock_excludes, try_across_nodes
+from jobcache.system import mounts
+
+PATIENCE = 10.0  # seconds for all operations on one place
+
+
+def scratch(site: Settings, text: str, tester: pwd.struct_passwd, node: str) -> Scratch:
+    """Try the place of one template as an ordinary user; return the facts."""
+    template = path_template.Template(text)
+    local = site.is_node_local(template)
+    facts = Scratch(text, tester.pw_name, local=local, has_node=(True, "node") in template.parts)
+    try:
+        place = template.bind(user=tester.pw_name, uid=tester.pw_uid, cluster=site.cluster, node=node)
+    except path_template.BadName as error:
+        return replace(facts, error=str(error))
+    facts = replace(facts, parent=place.parent)
+    if tester.pw_uid == 0:
+        return replace(facts, error="root never tries scratch; name a user with --user")
+    rendezvous = None if local or facts.has_node else Rendezvous.from_environment(os.environ)
+    patience = PATIENCE + (ACROSS_NODES if rendezvous else 0.0)
+    found = probing_child.run(_Trial(place.parent, rendezvous), tester, patience)
+    is_private = found.pop("is_private", False)
+    facts = replace(facts, **found)
+    if facts.existing:
+        fstype, options = _mount_of(facts.existing)
+        facts = replace(facts, fstype=fstype, options=options)
+    if os.geteuid() == 0 and is_private:
+        facts = replace(facts, squashed=_is_root_squashed(facts.existing))
+    return facts
+
+
+class _Trial:
+    """The work of a child that acts as a user. It reports fields of `Scratch`, and `is_private`: others have no access."""
+
+    def __init__(self, parent: str, rendezvous: Optional[Rendezvous]) -> None:
+        self.parent = parent
+        self.rendezvous = rendezvous
+
+    def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
+        report({"step": f"opening {self.parent}"})
+        try:
+            existing, fd = _open_existing_part(self.parent)
+        except OSError as error:
+            report({"error": str(error), "user_symlink": error.errno in (errno.ELOOP, errno.ENOTDIR)})
+            return
+        report({"existing": existing, "step": f"reading the size of {existing}"})
+        room = os.fstatvfs(fd)
+        report({
+            "total": room.f_blocks * room.f_frsize, "free": room.f_bavail * room.f_frsize,
+            "inodes": room.f_files, "inodes_free": room.f_favail,
+            "is_private": stat.S_IMODE(os.fstat(fd).st_mode) & 0o077 == 0,
+        })  # fmt: skip
+        try:
+            report({"step": f"writing in {existing}"})
+            with TemporaryDirectory(fd, cache_names.new_name(os.getpid(), "check" + dirfd.nonce())) as directory:
+                report({"step": f"locking in {existing}"})
+                report({"flock": flock_excludes(directory)})
+            if self.rendezvous:
+                report({"step": f"waiting for the other nodes in {existing}"})
+                report({"flock_across": try_across_nodes(fd, self.rendezvous, time.monotonic() + ACROSS_NODES)})
+        except OSError as error:
+            report({"error": error.strerror or str(error)})  # without its path, which begins at a descriptor
+
+
+def _open_existing_part(path: str) -> tuple[str, int]:
+    """Return the longest part of a path that exists, and its descriptor. Raise OSError."""
+    while True:
+        try:
+            return path or "/", dirfd.open_directory(path or "/")
+        except FileNotFoundError:
+            path = path.rpartition("/")[0]
+
+
+def _is_root_squashed(path: str) -> Optional[bool]:
+    """Return whether root cannot list a directory of which root squash is the likely reason; None if it hangs."""
+
+    def work(report: Callable[[dict[str, Any]], None]) -> None:
+        report({"step": f"listing {path} as root"})
+        try:
+            os.listdir(path)
+        except PermissionError:
+            report({"squashed": True})
+        else:
+            report({"squashed": False})
+
+    return probing_child.run(work, None, PATIENCE).get("squashed")
+
+
+def _mount_of(path: str) -> tuple[str, tuple[str, ...]]:
+    """Return the filesystem's type and options, from the mount table alone: the filesystem can hang."""
+    mount = mounts.containing(path, mounts.read())
+    return (mount.fstype, mount.options) if mount else ("", ())

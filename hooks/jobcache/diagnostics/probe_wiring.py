@@ -1,0 +1,75 @@
+"""Gather facts about the configuration of Slurm: the scripts that it runs, and the containers that it starts."""
+
+import glob
+import os
+import pwd
+from collections.abc import Mapping
+from dataclasses import replace
+
+from jobcache.config.settings import Settings, slurm_client
+from jobcache.diagnostics import hook_scripts, probe_containers, probing_child
+from jobcache.diagnostics.check_facts import Wiring
+from jobcache.diagnostics.slurm_conf import read_conf, values
+from jobcache.system import live_jobs
+
+_PATIENCE = 10.0  # seconds for a user's access to the TaskProlog
+
+
+def wiring(site: Settings, hooks: str) -> Wiring:
+    """Return the facts. hooks: the directory of jobcache's hooks."""
+    try:
+        running = slurm_client(site.tree).config()
+    except live_jobs.Unknown as error:
+        return Wiring(error=str(error))
+    conf = running.get("SLURM_CONF", "")
+    patterns = values(running, "Epilog")
+    epilogs = [path for pattern in patterns for path in (_matches(pattern) if _is_glob(pattern) else [pattern])]
+    unmatched = next((pattern for pattern in patterns if _is_glob(pattern) and not _matches(pattern)), "")
+    conf_dir = _local_conf_dir(conf, running)
+    enroot = os.environ.get("ENROOT_SYSCONF_PATH", "/etc/enroot")
+    chain = site.task_prolog_chain
+    plugstack = next(iter(values(running, "PlugStackConfig")), "")
+    return Wiring(
+        conf=conf,
+        running=running,
+        file=read_conf(conf),
+        task_prologs=tuple(hook_scripts.read_script(path, "task-prolog", hooks) for path in values(running, "TaskProlog")),
+        epilogs=tuple(hook_scripts.read_script(path, "epilog", hooks) for path in epilogs),
+        epilog_pattern=unmatched,
+        chain=hook_scripts.read_script(chain, "task-prolog", hooks) if chain else None,
+        tmpfs_dirs=probe_containers.tmpfs_dirs(running, conf_dir),
+        pyxis=probe_containers.pyxis_line(plugstack) or probe_containers.pyxis_line(f"{conf_dir}/plugstack.conf"),
+        container_mounts=tuple(probe_containers.enroot_mounts(enroot)),
+        enroot=enroot,
+    )
+
+
+def with_reach_of(slurm: Wiring, tester: pwd.struct_passwd) -> Wiring:
+    """Return the facts with `unreachable` of each TaskProlog, tried as an ordinary user: root can reach everything."""
+    hooks = [script for script in slurm.task_prologs if script.kind in ("hook", "chained")]
+    found = probing_child.run(hook_scripts.Access(hooks), tester, _PATIENCE)
+    unreachable = {path: f"{tester.pw_name} {why}" for path, why in found.get("unreachable", {}).items()}
+    scripts = (replace(script, unreachable=unreachable.get(script.path, "")) for script in slurm.task_prologs)
+    return replace(slurm, task_prologs=tuple(scripts))
+
+
+def _local_conf_dir(conf: str, running: Mapping[str, str]) -> str:
+    """Return the directory of slurm.conf and its companions on this node. A configless node gets them from the controller."""
+    spool = running.get("SlurmdSpoolDir", "")
+    places = [os.path.dirname(conf), "/run/slurm/conf", f"{spool}/conf-cache"]
+    return next((place for place in places if os.path.exists(f"{place}/slurm.conf")), places[0])
+
+
+def _matches(pattern: str) -> list[str]:
+    """Return the files in the order in which Slurm runs them: last name first. Return the pattern if its directory is closed."""
+    try:
+        os.listdir(os.path.dirname(pattern))
+    except PermissionError:
+        return [pattern]
+    except OSError:
+        pass
+    return sorted(glob.glob(pattern), reverse=True)
+
+
+def _is_glob(text: str) -> bool:
+    return any(ch in text for ch in "*?[")

@@ -1,0 +1,74 @@
+"""The meaning and the remedy of each reason that an event about one job can have."""
+
+_REPAIR = "repair the filesystem"
+_INSPECT = "look at it"
+
+# Reason: (meaning, remedy or "").
+REASONS = {
+    "rule": ("a rule of the site says that such jobs get no cache", ""),
+    "user_off": ("the user set JOBCACHE=off", ""),
+    "user_value": ("the user set every variable that the site exports, and jobcache does not change these", ""),
+    "offline": (
+        "the job set HF_HUB_OFFLINE or HF_DATASETS_OFFLINE, and uses its usual cache",
+        "`offline: isolate` gives such jobs a private cache",
+    ),
+    "observe": ("mode is observe: the path is the one that a cache would have", "`mode: on` in jobcache.yaml"),
+    "min_uid": ("the user's uid is below min_uid", "`min_uid` in jobcache.yaml"),
+    "unknown_job": ("slurmctld no longer knew the job when its Epilog ran", "the sweep reaps the cache"),
+    "foreign": ("the directory at the path belongs to another user or another cluster", "add {cluster} or {user} to `path`"),
+    "unrecorded": ("the directory has a cache's name and no record: a user or a script created it", _INSPECT),
+    "older_than_job": ("the directory has no record, and was last changed before the job began", _INSPECT),
+    "busy": ("an earlier cache at the path was still being reaped", ""),
+    "not_directory": ("a file or a user's symlink is in the path", "namei -l PATH"),
+    "no_space": ("the disk or the user's quota was full", "free space: `jobcache list --sort bytes`, or the quota"),
+    "no_access": ("permission denied", "check that this user can write there: `jobcache check --user NAME`"),
+    "read_only": ("the filesystem was read-only", _REPAIR),
+    "io_error": ("the filesystem returned an error", _REPAIR),
+    "bad_name": ("the user's name cannot be part of a path, or JOBCACHE_STORE is not a label", ""),
+    "lease_live": ("this Epilog of a lost run was late: the cache belongs to the next run", ""),
+    "lease_unreadable": ("the lease of this node is damaged, for example by a full disk", "the sweep reaps the cache"),
+    "user_keep": ("the user set JOBCACHE=keep", ""),
+    "job_failed": ("the job ended non-zero, and `keep_failed` keeps such caches for a while", ""),
+    "budget": ("the Epilog had no time to delete all of it; the sweep deletes the rest", ""),
+    "left": ("some entries could not be deleted", "look at the trash"),
+    "mount": ("a filesystem is mounted in the cache, and jobcache did not touch it", "unmount it"),
+    "changed": ("the directory was exchanged while jobcache worked on it", "ask its user"),
+    "orphan": ("its job was dead in two listings of Slurm, and it had shown no sign of life for `sweep.grace`", ""),
+    "half_made": ("creation of the cache was interrupted", ""),
+    "trash": ("an Epilog had no time to delete it", ""),
+    "in_use": ("its job is dead, and processes of this host have it open", "end stray processes: `sweep.stray_processes`"),
+    "unreadable": ("its owner closed it, or its id is damaged", _INSPECT),
+    "aside": ("its owner exchanged directories, and it was renamed by mistake; nothing deletes it", "its owner can delete it"),
+    "other_node": (
+        "it is on node-local scratch, and another node has a lease in it",
+        "if NAME is this node's name in Slurm: `jobcache sweep --node-local --node NAME`",
+    ),
+    "writable": ("other users can write to the store", "chmod go-w"),
+    "other_filesystem": (
+        "the store is on another filesystem than the cache",
+        "put `store.user` on the filesystem of `path`",
+    ),
+    "damaged": ("a build is incomplete", "jobcache store verify"),
+    "superseded": ("the store has a newer build of the same dataset", ""),
+    "age": ("it was unused for `store.max_age`", ""),
+    "size": ("the store was larger than `store.max_size`, and other builds were used later", ""),
+    "retired": ("no new cache links it any more, and every job that could link it has ended", ""),
+    "stuck": ("four processes already hang on that filesystem of the node", _REPAIR),
+    "deadline": ("scratch or Python did not answer within `epilog.deadline`", _REPAIR),
+    "child_died": ("the process that acts as the user was killed", "read the node's system log: was it out of memory?"),
+    "internal": ("bug in jobcache", "report it"),
+    "no_job": ("Slurm's variables are missing or invalid", ""),
+    "no_python": ("the hook's Python does not exist", "jobcache apply"),
+    "python": ("the hook's Python failed", "jobcache check"),
+    "settings": ("the compiled settings cannot be used", "jobcache apply"),
+}  # fmt: skip
+
+
+def meaning(reason: str) -> str:
+    """Return the meaning of a reason; an unknown reason, from another version, as it is."""
+    return REASONS.get(reason, (reason, ""))[0]
+
+
+def remedy(reason: str) -> str:
+    """Return the remedy of a reason, or ""."""
+    return REASONS.get(reason, (reason, ""))[1]

@@ -1,0 +1,47 @@
+"""Advice for a user, from the caches that the user's jobs had. A pure function."""
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from jobcache.diagnostics.report_model import Advice, Cache
+from jobcache.diagnostics.units import size
+
+# Advice needs at least:
+_MANY = 5  # caches
+_LARGE = 1 << 30  # bytes in each
+_MANY_FILES = 10_000  # in each
+_ORPHANS = 0.2  # of all caches
+# and at most:
+_ALIKE = 0.05  # difference between sizes that count as equal
+_SHORT = 1800.0  # seconds, the lifetime of a short job's cache
+
+
+def advice(user: str, caches: Sequence[Cache]) -> Iterator[Advice]:
+    """Yield the advice that fits, each with the numbers behind it."""
+    built = [cache for cache in caches if cache.bytes > 0 and not cache.seeded]
+    lives = [cache.ended - cache.made for cache in built if cache.made is not None]
+    middle = median([cache.bytes for cache in built]) if built else 0
+    alike = [cache for cache in built if abs(cache.bytes - middle) <= _ALIKE * middle]
+    if len(alike) >= _MANY and len(alike) * 2 >= len(built) and middle >= _LARGE:
+        again = sum(cache.bytes for cache in alike) - round(middle)
+        yield Advice(
+            user, "store", "Build a store: each job seems to build the same data (jobcache store build).",
+            f"{len(alike)} of {len(built)} caches have {size(middle)} within {_ALIKE:.0%}; jobs wrote {size(again)} again",
+        )  # fmt: skip
+    if len(built) >= _MANY and middle >= _LARGE and lives and median(lives) < _SHORT:
+        yield Advice(
+            user, "parquet", "Convert the data to Parquet: short jobs build large caches (jobcache to-parquet).",
+            f"{len(built)} caches, with a median size of {size(middle)} and a median life of {median(lives) / 60:.0f} min",
+        )  # fmt: skip
+    files = median([cache.files for cache in built]) if built else 0
+    if len(built) >= _MANY and files >= _MANY_FILES:
+        yield Advice(
+            user, "files", "Pack small files: a cache with many files is slow to use and slow to reap.",
+            f"{len(built)} caches, with a median of {files:,.0f} files",
+        )  # fmt: skip
+    orphans = sum(cache.orphan for cache in caches)
+    if orphans >= _MANY and orphans >= _ORPHANS * len(caches):
+        yield Advice(
+            user, "orphans", "Look at how the jobs end: many caches were not reaped by an Epilog.",
+            f"{orphans} of {len(caches)} caches were orphans",
+        )  # fmt: skip

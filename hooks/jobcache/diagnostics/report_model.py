@@ -1,0 +1,87 @@
+"""The data of a report. Its fields are the keys of `jobcache report --json` and of the page."""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+
+@dataclass
+class Cache:
+    """One cache that was reaped. ended, made: seconds since the epoch; made None: unknown. seeded: bytes linked from a store."""
+
+    ended: float
+    user: str = ""
+    uid: Optional[int] = None
+    account: str = ""
+    partition: str = ""
+    made: Optional[float] = None
+    bytes: int = 0
+    files: int = 0
+    orphan: bool = False
+    seeded: int = 0
+
+
+@dataclass
+class Row:
+    """The sums of one group of caches.
+
+    bytes: of all of them. largest: bytes of one cache. peak: upper bound of the bytes that existed at once.
+    life: median, in seconds. seeded: caches with links to a store. saved: bytes of these links.
+    """
+
+    name: str
+    caches: int = 0
+    bytes: int = 0
+    largest: int = 0
+    files: int = 0
+    peak: int = 0
+    life: Optional[float] = None
+    orphans: int = 0
+    seeded: int = 0
+    saved: int = 0
+
+
+@dataclass
+class Bin:
+    """An interval that begins at `ts`. caches, bytes: the most that existed at once. reaped: caches; of these, orphans."""
+
+    ts: str
+    caches: int = 0
+    bytes: int = 0
+    reaped: int = 0
+    freed: int = 0
+    orphans: int = 0
+
+
+@dataclass
+class Advice:
+    """Advice for a user. what: store, parquet, files or orphans. why: the numbers behind it."""
+
+    user: str
+    what: str
+    text: str
+    why: str
+
+
+@dataclass
+class Report:
+    """The report. since, until: RFC 3339. step: length of a bin in seconds.
+
+    made: caches created. orphans, skipped, kept, failures: number of events by reason. sweeps: by outcome.
+    lives: number of caches by lifetime.
+    """
+
+    since: str
+    until: str
+    events: int = 0
+    total: Row = field(default_factory=lambda: Row("all"))
+    groups: dict[str, list[Row]] = field(default_factory=dict)
+    made: int = 0
+    orphans: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    sweeps: dict[str, int] = field(default_factory=dict)
+    step: int = 3600
+    bins: list[Bin] = field(default_factory=list)
+    lives: list[tuple[str, int]] = field(default_factory=list)
+    advice: list[Advice] = field(default_factory=list)

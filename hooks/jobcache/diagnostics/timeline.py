@@ -1,0 +1,77 @@
+"""The timeline of a job's cache: each event, and the record in the cache, as one line of text."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from jobcache.diagnostics.explain_facts import JobDirectory, SiteFacts, TimelineEntry
+from jobcache.diagnostics.reason_texts import meaning
+from jobcache.system.event_log import SYSLOG, Event, epoch_or_none
+
+_SAME = ("ts", "event", "node", "run", "path", "outcome", "reason")  # equal in all copies of one event
+
+
+def unique(events: Iterable[Event]) -> list[Event]:
+    """Return the events in the order of time. Of an event that is in the log and in a system log, return the log's."""
+    by_key: dict[tuple[object, ...], Event] = {}
+    for event in events:
+        key = tuple(event.get(name) for name in _SAME)
+        if key not in by_key or by_key[key]["source"] == SYSLOG:
+            by_key[key] = event
+    return sorted(by_key.values(), key=lambda event: str(event["ts"]))
+
+
+def timeline(events: Iterable[Event], directories: Sequence[JobDirectory], site: SiteFacts) -> list[TimelineEntry]:
+    """Return the lines in the order of time."""
+    entries = [
+        TimelineEntry(event["ts"], event.get("node", ""), text(event, site), event.get("level", "info")) for event in events
+    ]
+    entries += [entry for directory in directories for entry in _from_record(directory, site)]
+    return sorted(entries, key=lambda entry: entry.ts.rstrip("Z"))
+
+
+def _from_record(directory: JobDirectory, site: SiteFacts) -> Iterator[TimelineEntry]:
+    """Yield the creation of the cache, as its record has it. A record without a valid time yields nothing."""
+    created, node = directory.record.get("created_at"), directory.record.get("node")
+    if not isinstance(created, str) or epoch_or_none(created) is None:
+        return
+    seeded = directory.record.get("seeded")
+    links = f", with links to {seeded}" if seeded else ""
+    what = f"created{_policy(directory.record, site)}{links}: {directory.found.path} [from its record, which its user can write]"
+    yield TimelineEntry(created, node if isinstance(node, str) else "", what)
+
+
+def text(event: Event, site: SiteFacts) -> str:
+    """Return the text of an event."""
+    notes = [f"run {event['run']}"] if event.get("run") else []
+    notes += [event["error"]] if "error" in event else []
+    notes += ["from a system log, which users can write"] if event["source"] == SYSLOG else []
+    return _outcome(event, site) + (f" [{'; '.join(notes)}]" if notes else "")
+
+
+def _outcome(event: Event, site: SiteFacts) -> str:
+    kind, outcome, reason = event["event"], event.get("outcome", ""), event.get("reason", "")
+    why = meaning(reason)
+    size = f": {event['bytes']:,} bytes in {event.get('files', 0):,} files" if "bytes" in event else ""
+    if kind == "cache.created":
+        how = "removed and created again by the job's script, then recorded again" if outcome == "mended" else "created"
+        return f"{how}: {event.get('path', 'the cache')}{_policy(event, site)}"
+    if kind == "cache.skipped":
+        return f"no cache: {why}"
+    if kind == "cache.released":
+        return "this node released its lease; other nodes still use the cache"
+    if kind == "cache.reaped":
+        how = "reaped" if outcome == "reaped" else "renamed to trash and partly deleted"
+        return f"{how} by the Epilog{size}" + (f" ({why})" if reason else "") + _policy(event, site, ", created")
+    if kind == "cache.orphan_reaped":
+        return f"{'reaped' if outcome == 'reaped' else 'partly deleted'} by the sweep{size}: {why}"
+    if kind == "cache.kept":
+        return f"kept: {why}" + (f", until {event['keep_until']}" if "keep_until" in event else "")
+    if kind == "hook.failed":
+        return f"the {event.get('hook', 'hook')} failed: {why}"
+    return " ".join(str(part) for part in (kind, outcome, why) if part)
+
+
+def _policy(event: Event, site: SiteFacts, created: str = "") -> str:
+    """Return by which policy the cache was created, "" if that is unknown."""
+    if "policy" not in event:
+        return ""
+    return f"{created} by policy {event['policy']} ({'in force' if event['policy'] == site.hash else 'no longer in force'})"
