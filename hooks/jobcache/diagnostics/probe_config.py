@@ -18,7 +18,7 @@ _PYTHON_START = 20.0  # seconds for one start of Python
 # Options of each hook's Python, and a statement that imports the modules of the hook.
 _IMPORTS = {
     "task-prolog": (("-I", "-S"), "from jobcache import prepare"),
-    "epilog": (("-I",), "from jobcache import epilog; from jobcache.system import events"),
+    "epilog": (("-I", "-S"), "from jobcache import epilog"),
 }
 
 
