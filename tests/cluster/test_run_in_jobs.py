@@ -1,4 +1,4 @@
-"""`jobcache run` in jobs of a cluster whose admin has not installed the hooks, and of one whose admin has."""
+"""`jobcache run` in jobs of a cluster without the hooks, and of one with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOW = 'echo "$HF_DATASETS_CACHE"'
 
 
 class Bare(Wired):
-    """The cluster with its hooks doing nothing, and the configuration file that a user can name."""
+    """A cluster whose hooks do nothing, and a configuration file that a user can name."""
 
     def __init__(self, wired: Wired) -> None:
         super().__init__(wired.site, wired.cluster)
@@ -26,7 +26,7 @@ class Bare(Wired):
         self.config.write_text((site.dir / "jobcache.yaml").read_text())
 
     def command(self, script: str) -> str:
-        """A line for a batch script: `jobcache run`, of this checkout, with a shell script as its command."""
+        """Return a line for a batch script: `jobcache run` of this checkout with a shell script as its command."""
         env = f"PYTHONPATH={os.pathsep.join(sys.path)}"
         argv = [sys.executable, "-m", "jobcache.cli", "run", "--config", str(self.config), "--", "sh", "-c", script]
         return f"env {shlex.quote(env)} {shlex.join(argv)}"
@@ -41,8 +41,8 @@ def bare(wired: Wired) -> Bare:
     return Bare(wired)
 
 
-def test_ranks_share_the_jobs_cache(bare: Bare) -> None:
-    """Four ranks on two nodes, which end one after the other: one cache, gone after the last of them."""
+def test_ranks_share_the_cache_of_the_job(bare: Bare) -> None:
+    """Four ranks on two nodes end one after the other: one cache, deleted after the last of them."""
     script = f"{SHOW}; touch $JOBCACHE_DIR/$SLURM_PROCID; sleep 0.$SLURM_PROCID; ls -d $JOBCACHE_DIR"
     job = bare.batch(f"srun -N2 -n4 {bare.command(script)}", "-N2", "-n4")
     assert bare.wait(job) == "COMPLETED"
@@ -50,8 +50,8 @@ def test_ranks_share_the_jobs_cache(bare: Bare) -> None:
     assert bare.left() == []
 
 
-def test_scancel(bare: Bare) -> None:
-    """A cancelled step gets its signal, and what it had is reaped within KillWait."""
+def test_cancelled_step_deletes_its_cache(bare: Bare) -> None:
+    """The step gets its signal, and the cache is deleted within KillWait."""
     job = bare.batch(f"srun {bare.command('touch $JOBCACHE_DIR/there; exec sleep 60')}")
     bare.wait_for(bare.cache(job) / "there")
     bare.cluster.run("scancel", str(job))
@@ -59,8 +59,8 @@ def test_scancel(bare: Bare) -> None:
     assert bare.left() == []
 
 
-def test_killed_and_swept(bare: Bare) -> None:
-    """What a kill -9 leaves is kept while Slurm knows the job to be alive, and reaped by the user's sweep after that."""
+def test_sweep_deletes_cache_of_killed_step_after_job(bare: Bare) -> None:
+    """kill -9 leaves the cache. The user's sweep keeps it while Slurm reports the job as live, and deletes it afterwards."""
     home = bare.site.dir / "home"
     home.mkdir()
     home.chmod(0o777)
@@ -79,8 +79,8 @@ def test_killed_and_swept(bare: Bare) -> None:
     assert bare.left() == []
 
 
-def test_without_any_configuration(bare: Bare) -> None:
-    """A user with a path and nothing else: the job's cluster is the one that the sweep asks, and the cache is kept."""
+def test_sweep_by_path_asks_slurm_about_the_job(bare: Bare) -> None:
+    """A user with a path and no configuration: the sweep asks the job's own cluster and keeps the cache."""
     template = f"{bare.site.scratch}/{{user}}/mine/hf-datasets-{{job_id}}"
     line = bare.command("touch $JOBCACHE_DIR/there; exec sleep 60").replace(
         f"--config {bare.config}", f"--path {shlex.quote(template)}"
@@ -97,8 +97,8 @@ def test_without_any_configuration(bare: Bare) -> None:
     assert not cache.exists()
 
 
-def test_with_hooks_it_changes_nothing(wired: Wired) -> None:
-    """The hooks' cache, and the Epilog reaps it."""
+def test_cache_of_the_hooks_is_used_and_left_to_the_epilog(wired: Wired) -> None:
+    """`jobcache run` changes nothing in a job with hooks."""
     bare = Bare(wired)
     wired.site.configure(mode="on")
     job = wired.batch(f"{SHOW}\n{bare.command(SHOW)}\nls -d $JOBCACHE_DIR")

@@ -1,4 +1,4 @@
-"""A store on a real cluster: what one job built, the ranks of the next one have, each node or task in a directory of its own."""
+"""A store on a real cluster: the ranks of a job are linked to builds of earlier jobs, each node or task in its directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOW = 'echo "$SLURMD_NODENAME $SLURM_PROCID $HF_DATASETS_CACHE"'
 
 
 @pytest.mark.parametrize("scope", ["node", "task"])
-def test_each_node_or_task_has_its_own(wired: Wired, scope: str) -> None:
+def test_each_node_or_task_has_a_directory_of_its_own(wired: Wired, scope: str) -> None:
     """Four ranks on two nodes: as many directories as the scope says, all in the job's one cache, reaped as one."""
     script = f"{step(f'{SHOW}; mkdir -p $HF_DATASETS_CACHE; echo x >$HF_DATASETS_CACHE/$SLURM_PROCID', '-N2', '-n4')}"
     job = wired.batch(script, "-N2", "-n4", JOBCACHE_SCOPE=scope)
@@ -30,7 +30,7 @@ def test_each_node_or_task_has_its_own(wired: Wired, scope: str) -> None:
 
 
 def program_of(wired: Wired, name: str, *lines: str) -> str:
-    """Return the command of a program with real `datasets`, which begins with a thousand rows as `ds`; there is a store."""
+    """Return the command of a program with real `datasets` that begins with a thousand rows as `ds`. Configure a store."""
     wired.site.configure(store={"user": f"{wired.site.scratch}/{{user}}/.cache/hf-store"})
     home = wired.site.dir / name
     home.mkdir()
@@ -44,8 +44,8 @@ def program_of(wired: Wired, name: str, *lines: str) -> str:
     return f"HOME={home} HF_HOME={home}/hf exec {sys.executable} {program}"
 
 
-def test_ranks_on_two_nodes_load_what_another_job_built(wired: Wired) -> None:
-    """With real `datasets`: nothing is built anew, the rows are right, and a job of two nodes publishes nothing."""
+def test_ranks_on_two_nodes_load_build_of_another_job(wired: Wired) -> None:
+    """With real `datasets`: no rank builds, the rows are right, and a job of two nodes publishes nothing."""
     program = program_of(
         wired,
         "load",
@@ -66,8 +66,8 @@ def test_ranks_on_two_nodes_load_what_another_job_built(wired: Wired) -> None:
     assert wired.events(job, "store.published") == []
 
 
-def test_a_job_that_edits_its_map_computes_it_for_the_next(wired: Wired) -> None:
-    """With real `datasets`: the first job builds, the second maps, and the third finds both, even where two have run at once."""
+def test_edited_map_is_computed_once_for_later_jobs(wired: Wired) -> None:
+    """With real `datasets`: one job builds, two map at the same time, and the next finds both results."""
     program = program_of(
         wired,
         "maps",

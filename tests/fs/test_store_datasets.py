@@ -1,4 +1,4 @@
-"""What the real `datasets` makes of a seeded cache, and of what jobs hand on. In each version that there is a Python with."""
+"""The real `datasets` in linked caches and with stored builds, in each version for which a Python is configured."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from support import hf
-from support.site_dir import Site
-from support.stores import Jobs, info, jobs_of, links, own, write_rows
+from support.store_jobs import LABEL
+from support.stores import Jobs, info, links, own, write_rows
 
-LABEL = "exp-1"
 MAP = "def half(row):\n    return {'half': row['id'] / 2}\nmapped = ds['train'].map(half)\n"
 RESULT = "result = [len(ds['train']), sum(ds['train']['id'])]\n"
 
@@ -24,11 +23,6 @@ def python(request: pytest.FixtureRequest) -> Iterator[hf.Python]:
     made = hf.Python(request.param)
     yield made
     made.close()
-
-
-@pytest.fixture
-def jobs(site: Site) -> Iterator[Jobs]:
-    yield from jobs_of(site)
 
 
 def load(data: Path, more: str = "") -> str:
@@ -44,8 +38,8 @@ def total(rows: int) -> list[int]:
     return [rows, rows * (rows - 1) // 2]
 
 
-def test_a_seeded_cache_behaves_as_a_private_one(jobs: Jobs, python: hf.Python) -> None:
-    """The second job loads and maps without building; new maps, cleaning and downloads by force leave the store untouched."""
+def test_linked_cache_behaves_like_a_private_one(jobs: Jobs, python: hf.Python) -> None:
+    """The second job loads and maps without a build. New maps, cleaning and forced downloads leave the store untouched."""
     data = write_rows(jobs.home / "data.jsonl", range(400))
     assert jobs.job(python, load(data) + MAP + RESULT, LABEL) == total(400)
     (stored,) = jobs.stored(LABEL)
@@ -59,24 +53,24 @@ def test_a_seeded_cache_behaves_as_a_private_one(jobs: Jobs, python: hf.Python) 
     assert links(build_in(cache)) == seeded == (3, 0), "loaded and mapped from the store, nothing built"
     code = load(data) + "mapped = ds['train'].map(lambda row: {'twice': row['id'] * 2})\n" + "result = mapped['twice'][-1]"
     assert python.run(code, jobs.home, **env) == 798
-    assert links(build_in(cache)) == (3, 1), "a new map is the job's own"
+    assert links(build_in(cache)) == (3, 1), "a new result of map is a file of the job"
     assert python.run(load(data) + "result = ds['train'].cleanup_cache_files()", jobs.home, **env) == 2
     assert links(build_in(cache)) == (2, 0)
     assert python.run(load(data, ", download_mode='force_redownload'") + RESULT, jobs.home, **env) == total(400)
-    assert links(build_in(cache)) == (0, 2), "built anew, in the job's cache"
+    assert links(build_in(cache)) == (0, 2), "rebuilt in the job's cache"
     assert jobs.print() == before, "byte for byte, mtime for mtime"
     jobs.end()
     assert jobs.print() == before and stored.stat().st_mtime_ns == used
 
     jobs.job(python, load(data) + RESULT, LABEL)
-    assert stored.stat().st_mtime_ns > used, "a job that loads it dates its last use"
+    assert stored.stat().st_mtime_ns > used, "a job that loads the build dates it"
     after = stored.stat().st_mtime_ns
     jobs.job(python, "result = 0", LABEL)
-    assert stored.stat().st_mtime_ns == after, "one that is merely seeded does not"
+    assert stored.stat().st_mtime_ns == after, "a job that is only linked to it does not"
 
 
-def test_an_edited_map_is_computed_once(jobs: Jobs, python: hf.Python) -> None:
-    """The job that first runs it hands it on, and so does the one that maps on top of that; the next computes nothing."""
+def test_edited_map_is_computed_once(jobs: Jobs, python: hf.Python) -> None:
+    """The first job that runs it adds its result to the store, and so do later maps on top; the next job computes nothing."""
     data = write_rows(jobs.home / "data.jsonl", range(400))
     twice = "def twice(row):\n    return {'twice': row['id'] * 2}\nmapped = ds['train'].map(twice)\n"
     both = MAP + "small = mapped.filter(lambda row: row['half'] < 50)\n" + twice.replace("ds['train']", "small")
@@ -95,14 +89,14 @@ def test_an_edited_map_is_computed_once(jobs: Jobs, python: hf.Python) -> None:
             made.append(links(build_in(cache))[1])
             assert links(build_in(cache))[0] == before[0]
             (stored,) = [path for path in jobs.stored(LABEL) if not (path / "retired").exists()]
-            told = jobs.end()
-            assert [event["files"] for event in told] == ([made[-1]] if made[-1] else [])
-    assert made[1::2] == [0, 0, 0] and all(made[::2]), "each is computed by one job, and linked into the next"
+            events = jobs.end()
+            assert [event["files"] for event in events] == ([made[-1]] if made[-1] else [])
+    assert made[1::2] == [0, 0, 0] and all(made[::2]), "one job computes each, and the next one is linked to it"
     assert jobs.left() == [] and stored.name.endswith(".4")
 
 
-def test_a_store_that_goes_away_leads_to_a_rebuild(jobs: Jobs, python: hf.Python) -> None:
-    """As a whole, or in part, before the job loads: no failure, and the right rows."""
+def test_missing_store_leads_to_a_rebuild(jobs: Jobs, python: hf.Python) -> None:
+    """The store disappears as a whole or in part before the job loads: no failure, and the right rows."""
     data = write_rows(jobs.home / "data.jsonl", range(400))
     jobs.job(python, load(data) + MAP, LABEL)
     (stored,) = jobs.stored(LABEL)
@@ -117,13 +111,13 @@ def test_a_store_that_goes_away_leads_to_a_rebuild(jobs: Jobs, python: hf.Python
             if not (stored / part).exists():
                 aside.rename(stored / part)
         jobs.site.configure()
-        jobs.site.epilog(jobs.number, SLURM_JOB_NUM_NODES="2")  # which publishes nothing
+        jobs.site.epilog(jobs.number, SLURM_JOB_NUM_NODES="2")  # publishes nothing
 
 
-def test_offline_the_newest_revision_is_found(jobs: Jobs, python: hf.Python) -> None:
-    """A dataset of the Hub is looked up in the cache by its directories' mtimes: these come with the links."""
+def test_offline_job_finds_newest_revision(jobs: Jobs, python: hf.Python) -> None:
+    """`datasets` finds a dataset of the Hub in the cache by the mtimes of its directories: links keep these."""
     if not python.run("import importlib.util as u\nresult = bool(u.find_spec('datasets.packaged_modules.cache'))", jobs.home):
-        pytest.skip("this version does not look there")
+        pytest.skip("this version does not look in the cache")
     data = write_rows(jobs.home / "data.jsonl", range(10))
     jobs.site.configure(offline="isolate")
     for revision, rows, when in (("b" * 40, 20, 2_000), ("a" * 40, 30, 3_000), ("c" * 40, 10, 1_000)):
@@ -135,9 +129,9 @@ def test_offline_the_newest_revision_is_found(jobs: Jobs, python: hf.Python) -> 
         hub.parent.mkdir(parents=True, exist_ok=True)
         built.rename(hub)
         (hub / "json-train.arrow").rename(hub / "toy-train.arrow")
-        said = info(hub)
-        said["dataset_name"] = said["splits"]["train"]["dataset_name"] = "toy"
-        (hub / "dataset_info.json").write_text(json.dumps(said))
+        content = info(hub)
+        content["dataset_name"] = content["splits"]["train"]["dataset_name"] = "toy"
+        (hub / "dataset_info.json").write_text(json.dumps(content))
         own(cache, hub)
         os.utime(hub, (when, when))
         (event,) = jobs.end()
@@ -148,8 +142,8 @@ def test_offline_the_newest_revision_is_found(jobs: Jobs, python: hf.Python) -> 
     assert python.run(code, jobs.home, HF_DATASETS_CACHE=str(cache), HF_HUB_OFFLINE="1") == total(30)
 
 
-def test_a_label_keeps_apart_what_has_one_path_and_one_date(jobs: Jobs, python: hf.Python) -> None:
-    """Two containers with different data at the same path, of the same mtime: `datasets` takes them for one."""
+def test_labels_separate_data_with_same_path_and_date(jobs: Jobs, python: hf.Python) -> None:
+    """Two containers have different data at the same path with the same mtime: `datasets` sees one dataset."""
     data = jobs.home / "data.jsonl"
 
     def container(first: int) -> None:
@@ -163,14 +157,14 @@ def test_a_label_keeps_apart_what_has_one_path_and_one_date(jobs: Jobs, python: 
     container(0)
     assert first_row("image-a") == 0
     container(7000)
-    assert first_row("image-a") == 0, "without a label of its own, the second has the first one's data"
+    assert first_row("image-a") == 0, "without a label of its own, the second job has the data of the first"
     assert first_row("image-b") == 7000
     container(0)
-    assert first_row("image-a") == 0 and first_row("image-b") == 7000, "and each keeps its own"
+    assert first_row("image-a") == 0 and first_row("image-b") == 7000, "each label keeps its own data"
 
 
-def test_a_damaged_build_loads_without_an_error_where_nobody_looks(jobs: Jobs, python: hf.Python) -> None:
-    """Why builds are checked: one that has lost its tail gives fewer rows, or other ones, and no error."""
+def test_unchecked_damaged_build_loads_without_error(jobs: Jobs, python: hf.Python) -> None:
+    """The reason for checking builds: one without its tail gives fewer or other rows, and no error."""
     data = write_rows(jobs.home / "data.jsonl", range(5000))
     jobs.job(python, load(data), LABEL)
     (stored,) = jobs.stored(LABEL)
@@ -183,15 +177,15 @@ def test_a_damaged_build_loads_without_an_error_where_nobody_looks(jobs: Jobs, p
     cache = jobs.begin(LABEL)
     assert not list(cache.glob("json/*/*/*"))
     env = {"HF_DATASETS_CACHE": str(cache)}
-    assert python.run(load(data) + RESULT, jobs.home, **env) == total(5000), "not linked, so built anew"
+    assert python.run(load(data) + RESULT, jobs.home, **env) == total(5000), "not linked, so rebuilt"
     built = build_in(cache)
     shutil.copyfile(shard, built / shard.name)
-    assert python.run(load(data) + RESULT, jobs.home, **env) != total(5000), "had it been linked"
+    assert python.run(load(data) + RESULT, jobs.home, **env) != total(5000), "the damaged build gives wrong rows"
 
 
 @pytest.mark.skipif(len(hf.PYTHONS) < 3, reason="needs two versions that use the same name for different builds, as 3.6 and 4.0")
-def test_a_label_keeps_two_versions_apart(jobs: Jobs) -> None:
-    """`List`, which 4.0 writes, is unknown to 3.6, and both give the build the same name."""
+def test_labels_separate_versions_of_datasets(jobs: Jobs) -> None:
+    """datasets 4.0 writes `List`, which 3.6 does not know, and both give the build the same name."""
     code = "result = datasets.__version__"
     pythons = {}
     for path in hf.PYTHONS:

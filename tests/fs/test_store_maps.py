@@ -1,54 +1,53 @@
-"""Results of `map` on top of a build that was linked from the store: handed on as a new generation of it, or not at all."""
+"""Results of `map` on top of a build that was linked from the store: which become a new generation of the build."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import pwd
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_store import (
-    LABEL,
-    UID,
-    Clock,
-    Dying,
-    as_alice,
-    elsewhere,
-    ended_well,
-    open_cache,
-    published,
-    seed_once,
-    shards,
-    site_store,
-    template,  # noqa: F401 - a fixture
-    whole_or_absent,
-    zero_the_tail,
-)
-from test_store_command import command, copying, filled, jobs, queue, running, used  # noqa: F401 - a fixture
 
-from jobcache.cache import dirfd, linking, store_reading
-from jobcache.store import arrow, builds, map_results, store
-from jobcache.system import mounts, reaper
+from jobcache.store import inventory, map_results, removal, staging
+from support import os_calls
+from support.damage import shards, zero_second_half
 from support.home import fingerprint
 from support.site_dir import ALICE, BOB
+from support.store_jobs import (
+    GID,
+    LABEL,
+    UID,
+    as_alice,
+    copying,
+    count_whole_builds,
+    filled,
+    link_cache,
+    prune_entries,
+    publish,
+    published,
+    queue,
+    running,
+    site_store,
+    store_command,
+    store_elsewhere,
+    succeeded,
+    used,
+)
 from support.stores import Jobs, Template, links
 
-GID = pwd.getpwnam(ALICE).pw_gid
 
-
-def map_in(template: Template) -> Path:  # noqa: F811
-    """The result of `map` in the template's build."""
+def map_in(template: Template) -> Path:
+    """Return the result of `map` in the template's build."""
     (found,) = (template.cache / template.key).glob("cache-*.arrow")
     return found
 
 
-def add_map(build: Path, template: Template, at: int = 1) -> Path:  # noqa: F811
-    """Leave a result of `map` in a job's build, as `datasets` does: a whole file, renamed into place."""
+def add_map(build: Path, template: Template, at: int = 1) -> Path:
+    """Leave a result of `map` in a job's build as `datasets` does: a whole file, renamed into place."""
     path = build / f"cache-{at:016x}.arrow"
     shutil.copyfile(map_in(template), path.with_name("tmpabc"))
     os.chown(path.with_name("tmpabc"), UID, GID)
@@ -56,10 +55,10 @@ def add_map(build: Path, template: Template, at: int = 1) -> Path:  # noqa: F811
     return path
 
 
-def linked(jobs: Jobs, name: str) -> Path:  # noqa: F811
-    """Return a cache of Alice's that has been linked to what the store has."""
+def linked_cache(jobs: Jobs, name: str) -> Path:
+    """Return a cache of Alice's that is linked to the builds in the store."""
     cache = jobs.home / name
-    assert ended_well(as_alice(lambda: seed_once(jobs, cache)))
+    assert succeeded(as_alice(lambda: link_cache(jobs, cache)))
     return cache
 
 
@@ -68,14 +67,14 @@ def allocated(*paths: Path) -> int:
 
 
 def on_disk(top: Path) -> int:
-    """Bytes allocated to the files below, each counted once."""
+    """Return the bytes allocated to the files below `top`, each counted once."""
     found = {
         (info.st_dev, info.st_ino): info.st_blocks * 512 for info in (path.lstat() for path in top.rglob("*") if path.is_file())
     }
     return sum(found.values())
 
 
-def live(jobs: Jobs) -> list[Path]:  # noqa: F811
+def live(jobs: Jobs) -> list[Path]:
     return [path for path in jobs.stored(LABEL) if not (path / "retired").exists()]
 
 
@@ -83,8 +82,8 @@ def names(build: Path) -> set[str]:
     return {path.name for path in (build / "files").iterdir()}
 
 
-def test_from_job_to_job(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """The next job is given them as well; the files of the build are the very same, and the build is dated as it was."""
+def test_next_job_gets_results_of_map(jobs: Jobs, template: Template) -> None:
+    """The build's own files stay the very same ones, and the build keeps its date."""
     old = published(jobs, template)
     before = {path.name: path.stat() for path in (old / "files").iterdir()}
     made = add_map(jobs.begin(LABEL) / template.key, template)
@@ -93,7 +92,7 @@ def test_from_job_to_job(jobs: Jobs, template: Template) -> None:  # noqa: F811
     assert (event["outcome"], event["builds"], event["files"], event["bytes"]) == ("published", 1, 1, size)
     assert event.get("reason") is None and event["label"] == LABEL
     reaped = jobs.site.events("cache.reaped")[-1]
-    assert reaped["files"] == len(before), "the links, and not what is kept"
+    assert reaped["files"] == len(before), "the links, without the file that moved into the store"
 
     (new,) = live(jobs)
     assert (old.name[-2:], new.name[-2:]) == (".1", ".2") and (old / "retired").exists()
@@ -107,18 +106,18 @@ def test_from_job_to_job(jobs: Jobs, template: Template) -> None:  # noqa: F811
     manifest = json.loads((new / "manifest.json").read_text())
     assert (manifest["rows"], manifest["maps"], manifest["files"]) == (template.rows, 2, len(inodes))
     assert (manifest["job_id"], manifest["bytes"]) == (jobs.number, allocated(*(new / "files").iterdir()))
-    done = command(jobs, "verify")
+    done = store_command(jobs, "verify")
     assert (done.returncode, done.stdout) == (0, f"{jobs.path}: 2 of 2 builds are whole\n"), done.stderr
 
     cache = jobs.begin(LABEL)
     assert links(cache / template.key) == (len(before) + 1, 0)
     assert os.readlink(cache / template.key / made.name) == str(new / "files" / made.name)
     state = jobs.print()
-    assert jobs.end() == [] and jobs.print() == state and jobs.left() == [], "nothing new, nothing done"
+    assert jobs.end() == [] and jobs.print() == state and jobs.left() == [], "a job without new results changes nothing"
 
 
-def test_a_map_that_is_made_again_stays_the_first_one(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """load_from_cache_file=False writes over the link in the job's cache: the store's own stays, as do those cleaned away."""
+def test_recomputed_map_does_not_replace_stored_result(jobs: Jobs, template: Template) -> None:
+    """load_from_cache_file=False replaces the link in the job's cache. Results that a job cleans up stay in the store."""
     published(jobs, template)
     before = jobs.print()
     build = jobs.begin(LABEL) / template.key
@@ -133,7 +132,7 @@ def test_a_map_that_is_made_again_stays_the_first_one(jobs: Jobs, template: Temp
     assert len([one for one in names(live(jobs)[0]) if one.startswith("cache-")]) == 2
 
 
-def no_map(path: Path) -> None:
+def deleted(path: Path) -> None:
     path.unlink()
 
 
@@ -147,7 +146,7 @@ def a_second_name(path: Path) -> None:
     os.link(path, path.parents[4] / "elsewhere.arrow")
 
 
-def anothers(path: Path) -> None:
+def of_another_user(path: Path) -> None:
     shutil.chown(path, BOB)
 
 
@@ -166,16 +165,16 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def without_an_end(path: Path) -> None:
+def without_end(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[:-8] + bytes(8))
 
 
-def nothing_in_it(path: Path) -> None:
+def emptied(path: Path) -> None:
     os.truncate(path, 0)
 
 
-def before_all(path: Path) -> None:
+def dated_before_the_epoch(path: Path) -> None:
     os.utime(path, (-5, -5))
 
 
@@ -183,7 +182,7 @@ def another_name(path: Path) -> None:
     path.rename(path.with_name("result.arrow"))
 
 
-def half_made(path: Path) -> None:
+def unfinished(path: Path) -> None:
     path.rename(path.with_name("tmpxyz"))
 
 
@@ -191,15 +190,15 @@ def locked(path: Path) -> None:
     path.rename(path.with_name(path.name + ".lock"))
 
 
-NO_MAPS = [
-    no_map, a_link, a_second_name, anothers, a_fifo, a_directory, cut, without_an_end, nothing_in_it, before_all, another_name,
-    half_made, locked,
+SPOILED = [
+    deleted, a_link, a_second_name, of_another_user, a_fifo, a_directory, cut, without_end, emptied, dated_before_the_epoch,
+    another_name, unfinished, locked,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("spoil", NO_MAPS)
-def test_only_what_is_whole_and_the_jobs_own(jobs: Jobs, template: Template, spoil: Callable[[Path], None]) -> None:  # noqa: F811
-    """Alone, nothing comes into the store; beside a good one, that does."""
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_only_whole_results_of_the_job_are_added(jobs: Jobs, template: Template, spoil: Callable[[Path], None]) -> None:
+    """A spoiled file alone adds nothing to the store; beside a whole one, only the whole one is added."""
     published(jobs, template)
     before = jobs.print()
     spoil(add_map(jobs.begin(LABEL) / template.key, template))
@@ -218,8 +217,8 @@ def relink(path: Path, target: str) -> None:
     os.lchown(path, UID, GID)
 
 
-def built_anew(build: Path) -> None:
-    """As force_redownload does: plain files in place of the links."""
+def rebuilt(build: Path) -> None:
+    """Replace the links by regular files, as force_redownload does."""
     for path in build.iterdir():
         if path.is_symlink():
             data = path.read_bytes()
@@ -248,7 +247,7 @@ def one_part_from_elsewhere(build: Path) -> None:
     relink(path, str(copy))
 
 
-def another_way(build: Path) -> None:
+def another_path(build: Path) -> None:
     for path in build.iterdir():
         if path.is_symlink():
             relink(path, os.readlink(path).replace("/v1/", "/v1/../v1/"))
@@ -277,12 +276,12 @@ def another_generation(build: Path) -> None:
 @pytest.mark.parametrize(
     "forge",
     [
-        built_anew, one_part_rewritten, one_part_gone, one_part_from_elsewhere, another_way, another_build, another_key,
+     rebuilt, one_part_rewritten, one_part_gone, one_part_from_elsewhere, another_path, another_build, another_key,
         another_generation,
     ],
 )  # fmt: skip
-def test_only_beside_the_very_build(jobs: Jobs, template: Template, forge: Callable[[Path], None]) -> None:  # noqa: F811
-    """What is not linked as the TaskProlog links it may have been made from something else. The store is as it was."""
+def test_results_are_added_only_to_the_linked_build(jobs: Jobs, template: Template, forge: Callable[[Path], None]) -> None:
+    """Results beside links that the TaskProlog did not make may belong to another build. The store stays as it was."""
     published(jobs, template)
     before = jobs.print()
     build = jobs.begin(LABEL) / template.key
@@ -291,8 +290,8 @@ def test_only_beside_the_very_build(jobs: Jobs, template: Template, forge: Calla
     assert jobs.end() == [] and jobs.print() == before
 
 
-def test_only_where_a_build_would_be(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """Not from two nodes, a cache that is kept, a job without a label, or one with another label than the build's."""
+def test_results_are_added_only_where_a_build_would_be_published(jobs: Jobs, template: Template) -> None:
+    """Not from two nodes, from a kept cache, without a label, or with another label than the build has."""
     assert published(jobs, template).exists() and filled(jobs, template, "").exists()
     before = jobs.print()
     for label, begin, end in (
@@ -304,8 +303,8 @@ def test_only_where_a_build_would_be(jobs: Jobs, template: Template) -> None:  #
         assert jobs.end(**end) == [] and jobs.print() == before
 
 
-def test_never_beside_a_build_of_the_sites(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """Neither into its store, nor into the user's."""
+def test_results_are_never_added_to_build_of_site_store(jobs: Jobs, template: Template) -> None:
+    """Neither to the site's store nor to the user's."""
     site_store(jobs, template)
     place = jobs.site.dir / "site-store"
     before = fingerprint(place)
@@ -320,35 +319,35 @@ def test_never_beside_a_build_of_the_sites(jobs: Jobs, template: Template) -> No
     jobs.site.configure(store={"user": None, "site": str(place)})
     build = jobs.begin(LABEL) / template.key
     add_map(build, template)
-    assert jobs.end() == [] and len(list((place / "v1/default").iterdir())) == 1, "not even where it is theirs to write"
+    assert jobs.end() == [] and len(list((place / "v1/default").iterdir())) == 1, "not even if the user owns the site's store"
 
 
-def test_a_damaged_build_is_not_added_to(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """And the event says why."""
+def test_damaged_build_in_store_is_not_extended(jobs: Jobs, template: Template) -> None:
+    """The event has the reason."""
     stored = published(jobs, template)
     add_map(jobs.begin(LABEL) / template.key, template)
-    zero_the_tail(stored / "files")
+    zero_second_half(stored / "files")
     (event,) = jobs.end()
     assert (event["outcome"], event["reason"]) == ("skipped", "damaged") and "in the store" in event["error"]
     assert jobs.stored(LABEL) == [stored] and jobs.left() == []
 
 
-def test_by_store_build_as_well(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """A program that was edited, run once more."""
+def test_store_build_adds_results_of_edited_program(jobs: Jobs, template: Template) -> None:
+    """The edited program runs once more."""
     filled(jobs, template)
     *shell, text = copying(template)
     text += f"; cp {map_in(template)} $HF_DATASETS_CACHE/{template.key}/cache-{7:016x}.arrow"
-    done = command(jobs, "build", "--label", LABEL, "--", *shell, text)
+    done = store_command(jobs, "build", "--label", LABEL, "--", *shell, text)
     size = allocated(live(jobs)[0] / f"files/cache-{7:016x}.arrow")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        f"added results of map to {template.key}", f"{jobs.path}: 0 new, 0 as they were, {size} bytes more",
+        f"added results of map to {template.key}", f"{jobs.path}: 0 new, 0 unchanged, {size} bytes added",
     ]  # fmt: skip
-    assert command(jobs, "verify").returncode == 0 and jobs.left() == []
+    assert store_command(jobs, "verify").returncode == 0 and jobs.left() == []
 
 
-def test_by_store_build_neither_without_a_label_nor_into_the_sites(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """The same program, where results of map have no place, and where all users would be given them."""
+def test_store_build_adds_no_results_without_label_or_to_site_store(jobs: Jobs, template: Template) -> None:
+    """A store without a label holds no results of `map`, and all users would get those in the site's store."""
     place = jobs.site.dir / "site-store"
     place.mkdir()
     shutil.chown(place, BOB)
@@ -356,28 +355,28 @@ def test_by_store_build_neither_without_a_label_nor_into_the_sites(jobs: Jobs, t
     *shell, text = copying(template)
     text += f"; cp {map_in(template)} $HF_DATASETS_CACHE/{template.key}/cache-{7:016x}.arrow"
     for top, options, user in ((jobs.path, [], ALICE), (place, ["--site", "--label", LABEL], BOB), (place, ["--site"], BOB)):
-        assert command(jobs, "build", *options, "--", *copying(template), user=user).returncode == 0
+        assert store_command(jobs, "build", *options, "--", *copying(template), user=user).returncode == 0
         (stored,) = top.glob(f"v1/{'label-' + LABEL if LABEL in options else 'default'}/[!.]*")
         before = fingerprint(stored / "files")
-        done = command(jobs, "build", *options, "--", *shell, text, user=user)
-        assert (done.returncode, done.stdout) == (0, f"{top}: 0 new, 1 as they were, 0 bytes more\n"), done.stderr
+        done = store_command(jobs, "build", *options, "--", *shell, text, user=user)
+        assert (done.returncode, done.stdout) == (0, f"{top}: 0 new, 1 unchanged, 0 bytes added\n"), done.stderr
         assert list(stored.parent.iterdir()) == [stored] and fingerprint(stored / "files") == before
 
 
-# -------------------------------------------------------------------------------------------------- as others change it
+# -------------------------------------------------------------------------------------------------- concurrent changes
 
 
-def test_a_build_that_was_replaced_meanwhile_takes_none(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """They belong to the old one, even where it is the same to the byte."""
+def test_replaced_build_is_not_extended(jobs: Jobs, template: Template) -> None:
+    """The results belong to the old build, even if the new one has the same bytes."""
     filled(jobs, template)
     add_map(jobs.begin(LABEL) / template.key, template)
-    assert command(jobs, "build", "--label", LABEL, "--rebuild", "--", *copying(template)).returncode == 0
+    assert store_command(jobs, "build", "--label", LABEL, "--rebuild", "--", *copying(template)).returncode == 0
     before = jobs.print()
     assert jobs.end() == [] and jobs.print() == before
 
 
-def test_a_build_that_was_retired_meanwhile_takes_none(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """Nor one that is gone."""
+def test_retired_or_deleted_build_is_not_extended(jobs: Jobs, template: Template) -> None:
+    """The job ends after the build was retired or deleted."""
     old = published(jobs, template)
     add_map(jobs.begin(LABEL) / template.key, template)
     used(old, 31)
@@ -391,40 +390,37 @@ def test_a_build_that_was_retired_meanwhile_takes_none(jobs: Jobs, template: Tem
     assert jobs.end() == [] and jobs.stored(LABEL) == [] and jobs.left() == []
 
 
-def test_what_is_rebuilt_takes_the_place_of_what_was_added_to_meanwhile(
-    jobs: Jobs,  # noqa: F811
-    template: Template,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+def test_rebuild_replaces_build_that_a_job_extends_meanwhile(
+    jobs: Jobs, template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`store build --rebuild` is about to publish when a job adds to the build that it replaces: the rebuilt one wins."""
+    """A job extends the build just before `store build --rebuild` publishes its own: the rebuilt one wins."""
     old = filled(jobs, template)
     cache = jobs.begin(LABEL)
     add_map(cache / template.key, template)
-    mine = jobs.home / "mine"
-    mine.mkdir()
-    shutil.chown(mine, ALICE)
-    template.put(mine)
-    real = store._seal
+    rebuilt_cache = jobs.home / "rebuilt"
+    rebuilt_cache.mkdir()
+    shutil.chown(rebuilt_cache, ALICE)
+    template.put(rebuilt_cache)
+    real = staging.seal
 
     def work() -> None:
         def seal(*args: object) -> None:
             real(*args)  # type: ignore[arg-type]
-            monkeypatch.setattr(store, "_seal", real)
-            done = store.publish(open_cache(cache), store.Publisher(str(jobs.path), LABEL), time.monotonic() + 60)
-            assert len(done.grown) == 1
+            monkeypatch.setattr(staging, "seal", real)
+            assert len(publish(jobs, cache).extended) == 1
 
-        monkeypatch.setattr(store, "_seal", seal)
-        done = store.publish(open_cache(mine), store.Publisher(str(jobs.path), LABEL, replace=True), time.monotonic() + 60)
-        assert (done.keys, done.grown, done.there) == ([template.key], [], 0)
+        monkeypatch.setattr(staging, "seal", seal)
+        done = publish(jobs, rebuilt_cache, replace=True)
+        assert (done.added, done.extended, done.already_stored) == ([template.key], [], 0)
 
-    assert ended_well(as_alice(work))
+    assert succeeded(as_alice(work))
     (new,) = live(jobs)
     assert [path.name[-2:] for path in jobs.stored(LABEL)] == [".1", ".2", ".3"] and new.name.endswith(".3")
     assert names(new) == names(old) and (new / "files/dataset_info.json").stat().st_nlink == 1
 
 
-def test_dated_when_a_job_of_an_older_generation_ends(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """It has used the build, whatever was added to that meanwhile; a rebuilt one it has not."""
+def test_job_of_older_generation_dates_the_newest(jobs: Jobs, template: Template) -> None:
+    """The job has used the build, whatever was added to it meanwhile; it has not used a rebuilt one."""
     old = published(jobs, template)
     slow = jobs.begin(LABEL)
     number = jobs.number
@@ -439,14 +435,14 @@ def test_dated_when_a_job_of_an_older_generation_ends(jobs: Jobs, template: Temp
     jobs.number += 1
     slow = jobs.begin(LABEL)
     (slow / f"x_{template.key.replace('/', '_')}.lock").touch()
-    assert command(jobs, "build", "--label", LABEL, "--rebuild", "--", *copying(template)).returncode == 0
+    assert store_command(jobs, "build", "--label", LABEL, "--rebuild", "--", *copying(template)).returncode == 0
     (rebuilt,) = live(jobs)
     os.utime(rebuilt, (1, 1))
     assert jobs.end() == [] and rebuilt.stat().st_mtime == 1
 
 
-def test_two_jobs_with_different_maps_hand_on_both(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """The second to end was linked to a generation that is retired by then: it is the same build."""
+def test_results_of_two_jobs_are_both_added(jobs: Jobs, template: Template) -> None:
+    """The second job is linked to a generation that is retired when the job ends: it is the same build."""
     published(jobs, template)
     first = jobs.begin(LABEL)
     number = jobs.number
@@ -460,17 +456,17 @@ def test_two_jobs_with_different_maps_hand_on_both(jobs: Jobs, template: Templat
 
 
 @pytest.mark.parametrize("living", [True, False])
-def test_publishers_readers_and_a_pruner_at_once(jobs: Jobs, template: Template, living: bool) -> None:  # noqa: F811
-    """Eight jobs that each made a map of their own: all come into the store, and who reads meanwhile sees whole builds.
+def test_publishers_readers_and_a_pruner_at_once(jobs: Jobs, template: Template, living: bool) -> None:
+    """Eight jobs with a result of their own: the store gets all of them, and readers find whole builds.
 
-    Where Slurm is wrong about the living, what they are linked to goes: some of it may get lost, and nothing else.
+    If Slurm does not know the live jobs, the builds that they are linked to are deleted. Some results may be lost.
     """
-    oldest = time.time() if living else None
+    oldest_job = time.time() if living else None
     published(jobs, template)
     go = jobs.site.dir / "go"
     caches = []
     for at in range(8):
-        cache = linked(jobs, f"cache-{at}")
+        cache = linked_cache(jobs, f"cache-{at}")
         add_map(cache / template.key, template, at)
         caches.append(cache)
     base = names(jobs.stored(LABEL)[0])
@@ -478,138 +474,101 @@ def test_publishers_readers_and_a_pruner_at_once(jobs: Jobs, template: Template,
     def publisher(cache: Path) -> None:
         while not go.exists():
             pass
-        done = store.publish(open_cache(cache), store.Publisher(str(jobs.path), LABEL), time.monotonic() + 60)
+        done = publish(jobs, cache)
         assert (done.builds, done.files) == (1, 1) or not living, vars(done)
         assert (done.broken, done.late) == ({}, False)
 
     def reader(at: int) -> None:
         for turn in range(30):
             cache = jobs.home / f"reader-{at}-{turn}"
-            if seed_once(jobs, cache):  # a live job's links hold: nothing that is retired goes while it lives
+            if link_cache(jobs, cache):  # nothing retired is deleted while a job lives that may have links to it
                 found = {path.name for path in (cache / template.key).iterdir()}
                 assert base <= found and links(cache / template.key)[1] == 0
 
     def pruner() -> None:
         for _ in range(30):
-            found = list(store.look(str(jobs.path), UID))
-            assert {one.problem for one in found if one.kind == "build" and not one.problem.startswith("[Errno 2]")} <= {""}
-            verdicts = store.to_retire(found, time.time(), 1 << 40, 1e9, None)
-            list(store.act(str(jobs.path), UID, [*verdicts, *store.to_delete(found, time.time(), oldest)], time.monotonic() + 9))
+            problems = {entry.problem for entry in inventory.entries(str(jobs.path), UID) if entry.kind == "build"}
+            assert {problem for problem in problems if not problem.startswith("[Errno 2]")} <= {""}
+            prune_entries(jobs, time.time(), oldest_job, retire=True)
 
     pids = [as_alice(lambda cache=cache: publisher(cache)) for cache in caches]  # type: ignore[misc]
     pids += [as_alice(lambda at=at: reader(at)) for at in range(2)] + [as_alice(pruner)]  # type: ignore[misc]
     go.touch()
-    assert {pid: ended_well(pid) for pid in pids} == dict.fromkeys(pids, True)
+    assert {pid: succeeded(pid) for pid in pids} == dict.fromkeys(pids, True)
     (new,) = live(jobs)
     every = base | {f"cache-{at:016x}.arrow" for at in range(8)}
     assert names(new) == every or not living and base < names(new) <= every
-    assert jobs.left() == [] and command(jobs, "verify").returncode == 0
+    assert jobs.left() == [] and store_command(jobs, "verify").returncode == 0
 
 
-# ------------------------------------------------------------------------------------------------- what goes wrong on the way
+# ------------------------------------------------------------------------------------------------- interruption and errors
 
 
-class Failing(Dying):
-    """The os module, of which the n-th operation that changes something fails, and each one after it."""
-
-    def __init__(self, at: int, number: int) -> None:
-        super().__init__(at)
-        self.number = number
-
-    def __getattr__(self, name: str) -> object:
-        real = getattr(os, name)
-        if name not in ("mkdir", "rename", "write", "open", "link"):
-            return real
-
-        def counted(*args: object, **kwargs: object) -> object:
-            flags = args[1] if name == "open" else os.O_CREAT
-            if isinstance(flags, int) and flags & os.O_CREAT:
-                self.left -= 1
-                if self.left < 0:
-                    raise OSError(self.number, os.strerror(self.number))
-            return real(*args, **kwargs)
-
-        return counted
-
-
-MODULES = (store, builds, map_results, linking, store_reading, dirfd, arrow, reaper, mounts)
-
-
-def test_killed_at_every_step(jobs: Jobs, template: Template, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """There is the build as it was, or with what was added, and never another; what is left half made goes by pruning."""
+def test_kill_at_any_step_leaves_old_or_extended_build(jobs: Jobs, template: Template) -> None:
+    """No other state is visible. A pruning deletes unfinished entries."""
     first = published(jobs, template)
     base = names(first)
     for step in range(400):
-        cache = linked(jobs, f"cache-{step}")
+        cache = linked_cache(jobs, f"cache-{step}")
         add_map(cache / template.key, template)
 
         def work(cache: Path = cache, step: int = step) -> None:
-            dying = Dying(step)
-            for module in MODULES:
-                monkeypatch.setattr(module, "os", dying)
-            store.publish(open_cache(cache), store.Publisher(str(jobs.path), LABEL), time.monotonic() + 60)
+            os_calls.kill_at(step)
+            publish(jobs, cache)
 
         status = os.waitpid(as_alice(work), 0)[1]
-        assert whole_or_absent(jobs, template) in (1, 2)
-        look = linked(jobs, f"again-{step}")
+        assert count_whole_builds(jobs) in (1, 2)
+        look = linked_cache(jobs, f"again-{step}")
         seeded = {path.name for path in (look / template.key).iterdir()}
         (newest,) = {Path(os.readlink(path)).parents[1] for path in (look / template.key).iterdir()}
         assert seeded == names(newest) and base <= seeded and len(seeded) - len(base) == (newest != first)
         if status == 0:
             break
-        if newest != first:  # it died behind the last rename
+        if newest != first:  # killed after the last rename
             shutil.rmtree(newest)
             (first / "retired").unlink(missing_ok=True)
         shutil.rmtree(cache)
-    assert status == 0 and step > 20, "every step was one at which it died"
-    assert jobs.left(), "they left something"
-    later = time.time() + 3 * 86400
-    pid = as_alice(
-        lambda: list(
-            store.act(str(jobs.path), UID, store.to_delete(store.look(str(jobs.path), UID), later, None), time.monotonic() + 60)
-        )
-    )
-    assert ended_well(pid) and jobs.left() == [] and jobs.stored(LABEL) == [newest]
-    assert names(newest) == seeded and command(jobs, "verify").returncode == 0
+    assert status == 0 and step > 60, f"killed at {step} steps"
+    assert jobs.left(), "killed publications left debris"
+    assert succeeded(as_alice(lambda: prune_entries(jobs, time.time() + 3 * 86400)))
+    assert jobs.left() == [] and jobs.stored(LABEL) == [newest]
+    assert names(newest) == seeded and store_command(jobs, "verify").returncode == 0
 
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC, errno.EIO])
-def test_a_full_quota_at_every_step(
-    jobs: Jobs,  # noqa: F811
-    template: Template,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+def test_full_quota_at_any_step_leaves_build_as_it_was(
+    jobs: Jobs,
+    template: Template,
     number: int,
 ) -> None:
-    """The build stays as it was, whole and live, however far it came."""
+    """The build stays whole and live."""
     first = published(jobs, template)
     base = names(first)
     for step in range(100):
-        cache = linked(jobs, f"cache-{step}")
+        cache = linked_cache(jobs, f"cache-{step}")
         add_map(cache / template.key, template)
 
         def work(cache: Path = cache, step: int = step) -> None:
-            failing = Failing(step, number)
-            for module in MODULES:
-                monkeypatch.setattr(module, "os", failing)
-            store.publish(open_cache(cache), store.Publisher(str(jobs.path), LABEL), time.monotonic() + 60)
+            os_calls.fail_from(step, number)
+            publish(jobs, cache)
 
         status = os.waitpid(as_alice(work), 0)[1]
         newest = jobs.stored(LABEL)[-1]
         if newest != first:
             break
         assert status != 0 and names(first) == base and live(jobs) == [first]
-        assert whole_or_absent(jobs, template) == 1
-    assert step > 8 and names(newest) == base | {f"cache-{1:016x}.arrow"}
+        assert count_whole_builds(jobs) == 1
+    assert step > 12 and names(newest) == base | {f"cache-{1:016x}.arrow"}
 
 
-def test_a_filesystem_without_hard_links(
-    jobs: Jobs,  # noqa: F811
-    template: Template,  # noqa: F811
+def test_filesystem_without_hard_links_adds_nothing(
+    jobs: Jobs,
+    template: Template,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is added, with the reason, and other builds of the job are published all the same."""
+    """The result has the reason, and other builds of the job are published."""
     first = published(jobs, template)
-    cache = linked(jobs, "cache")
+    cache = linked_cache(jobs, "cache")
     add_map(cache / template.key, template)
     template.put(cache, "json/other/0.0.0/x")
 
@@ -618,16 +577,16 @@ def test_a_filesystem_without_hard_links(
 
     def work() -> None:
         monkeypatch.setattr(os, "link", refuse)
-        done = store.publish(open_cache(cache), store.Publisher(str(jobs.path), LABEL), time.monotonic() + 60)
-        assert done.keys == ["json/other/0.0.0/x"] and "no hard link" in done.broken[template.key]
+        done = publish(jobs, cache)
+        assert done.added == ["json/other/0.0.0/x"] and "hard link" in done.broken[template.key]
 
-    assert ended_well(as_alice(work))
+    assert succeeded(as_alice(work))
     assert first in live(jobs) and len(jobs.stored(LABEL)) == 2 and jobs.left() == []
 
 
-def test_a_store_on_another_filesystem(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """Filled by `store build`: a job is linked to it, and cannot move anything there; the event says so."""
-    with elsewhere(jobs):
+def test_store_on_another_filesystem_is_not_extended(jobs: Jobs, template: Template) -> None:
+    """`store build` has filled it. A job is linked to it and cannot move anything into it; the event has the reason."""
+    with store_elsewhere(jobs):
         filled(jobs, template)
         before = jobs.print()
         add_map(jobs.begin(LABEL) / template.key, template)
@@ -636,35 +595,33 @@ def test_a_store_on_another_filesystem(jobs: Jobs, template: Template) -> None: 
         assert jobs.print().keys() == before.keys()
 
 
-def test_no_time_no_adding(jobs: Jobs, template: Template, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """Wherever time is up, it stops after a few looks at the clock, and there is the one generation or the other."""
+def test_adding_stops_at_any_deadline(jobs: Jobs, template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is read a few times after the deadline, and the store has the old generation or the new one."""
     first = published(jobs, template)
     outcomes = []
     for ticks in range(400):
-        cache = linked(jobs, f"cache-{ticks}")
+        cache = linked_cache(jobs, f"cache-{ticks}")
         for at in range(4):
             add_map(cache / template.key, template, at)
 
         def work(cache: Path = cache, ticks: int = ticks) -> None:
-            clock = Clock()
-            clock.strftime, clock.gmtime = time.strftime, time.gmtime  # type: ignore[attr-defined]
-            for module in (store, builds, map_results, linking, store_reading, arrow):
-                monkeypatch.setattr(module, "time", clock)
-            monkeypatch.setattr(store, "drop", lambda *_: None)  # has a time of its own
-            done = store.publish(open_cache(cache), store.Publisher(str(jobs.path), LABEL), float(ticks))
-            assert clock.now < ticks + 12 and (done.late or done.grown)
+            clock = os_calls.Clock()
+            clock.install()
+            monkeypatch.setattr(removal, "drop", lambda *_: None)  # a deletion has a deadline of its own
+            done = publish(jobs, cache, float(ticks))
+            assert clock.now < ticks + 12 and (done.late or done.extended)
 
-        assert ended_well(as_alice(work))
+        assert succeeded(as_alice(work))
         outcomes.append(len(jobs.stored(LABEL)))
-        assert whole_or_absent(jobs, template) == outcomes[-1]
+        assert count_whole_builds(jobs) == outcomes[-1]
         if outcomes[-1] == 2:
             break
-    assert outcomes == [1] * (len(outcomes) - 1) + [2] and len(outcomes) > 20
+    assert outcomes == [1] * (len(outcomes) - 1) + [2] and len(outcomes) > 60
     assert live(jobs) == [path for path in jobs.stored(LABEL) if path != first]
 
 
-def test_no_budget(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """What does not fit the Epilog's is not added, and said; the cache goes all the same."""
+def test_adds_nothing_beyond_epilog_budget(jobs: Jobs, template: Template) -> None:
+    """The event has the reason, and the Epilog deletes the cache."""
     stored = published(jobs, template)
     jobs.site.configure(epilog={"budget": "0s", "deadline": "30s"})
     cache = jobs.begin(LABEL)
@@ -677,8 +634,8 @@ def test_no_budget(jobs: Jobs, template: Template) -> None:  # noqa: F811
 # ------------------------------------------------------------------------------------------------------ sizes and pruning
 
 
-def test_counted_once_and_freed_when_the_last_name_goes(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """What two generations share counts as one in `list`, and is not said to be freed with the older one."""
+def test_shared_files_count_once_and_are_freed_with_last_name(jobs: Jobs, template: Template) -> None:
+    """Files that two generations share count once in `list`, and are not reported as deleted with the older one."""
     old = published(jobs, template)
     slow = jobs.begin(LABEL)
     number = jobs.number
@@ -686,43 +643,43 @@ def test_counted_once_and_freed_when_the_last_name_goes(jobs: Jobs, template: Te
     add_map(jobs.begin(LABEL) / template.key, template)
     jobs.end()
     (new,) = live(jobs)
-    rows = json.loads(command(jobs, "list", "--json").stdout)
+    rows = json.loads(store_command(jobs, "list", "--json").stdout)
     assert sum(row["bytes"] for row in rows) == on_disk(jobs.path)
     assert {row["state"]: row["bytes"] for row in rows}["live"] == allocated(*(p for p in new.rglob("*") if p.is_file()))
 
-    assert command(jobs, "prune").returncode == 0
-    assert all(path.exists() for path in (slow / template.key).iterdir()), "a live job's links lead somewhere"
+    assert store_command(jobs, "prune").returncode == 0
+    assert all(path.exists() for path in (slow / template.key).iterdir()), "the links of a live job work"
     assert old.exists()
     jobs.number = number
     jobs.end()
     queue(jobs, running(time.time() + 600, jobs.number + 1))
     alone = allocated(*(old / name for name in ("contents", "manifest.json", "retired")))
     before = on_disk(jobs.path)
-    gone = [json.loads(line) for line in command(jobs, "prune", "--json").stdout.splitlines()]
+    gone = [json.loads(line) for line in store_command(jobs, "prune", "--json").stdout.splitlines()]
     (freed,) = [one["bytes"] for one in gone if one["action"] == "delete"]
     assert freed == alone == before - on_disk(jobs.path) and jobs.stored(LABEL) == [new]
-    assert command(jobs, "verify").returncode == 0
+    assert store_command(jobs, "verify").returncode == 0
 
 
-def test_max_size_holds_for_what_is_shared_once(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """Two generations of a build that fits fit; beyond the limit, the longest unused goes, and its size is its own."""
+def test_max_size_counts_shared_files_once(jobs: Jobs, template: Template) -> None:
+    """Two generations of a build fit where the build fits. Beyond the limit, the build unused for longest is retired."""
     published(jobs, template)
     add_map(jobs.begin(LABEL) / template.key, template)
     jobs.end()
     queue(jobs, running(time.time() - 3600))
     limit = on_disk(jobs.path)
     (new,) = live(jobs)
-    (jobs.stored(LABEL)[0] / "retired").unlink()  # whoever added was killed on the way
+    (jobs.stored(LABEL)[0] / "retired").unlink()  # as if the publisher had been killed before
     used(new, 1)
     used(jobs.stored(LABEL)[0], 1)
     jobs.site.configure(store={**jobs.site.keys["store"], "max_size": f"{limit}B"})
-    assert command(jobs, "prune").returncode == 0 and live(jobs) == [new]
+    assert store_command(jobs, "prune").returncode == 0 and live(jobs) == [new]
     jobs.site.configure(store={**jobs.site.keys["store"], "max_size": f"{limit // 2}B"})
-    assert command(jobs, "prune").returncode == 0 and live(jobs) == []
+    assert store_command(jobs, "prune").returncode == 0 and live(jobs) == []
 
 
-def test_no_more_than_the_store_may_hold(jobs: Jobs, template: Template) -> None:  # noqa: F811
-    """A build that is in use every day does not grow without end: the oldest results make room for the new ones."""
+def test_extended_build_stays_within_max_size(jobs: Jobs, template: Template) -> None:
+    """The oldest results make room for new ones, so a build that is used every day stays bounded."""
     stored = published(jobs, template)
     size = allocated(map_in(template))
     base = allocated(*(stored / "files").iterdir()) - size
@@ -738,23 +695,22 @@ def test_no_more_than_the_store_may_hold(jobs: Jobs, template: Template) -> None
     assert jobs.end() == [] and live(jobs) == [new]
 
 
-def test_no_more_generations_than_pruning_keeps_up_with(
-    jobs: Jobs,  # noqa: F811
-    template: Template,  # noqa: F811
+def test_number_of_generations_is_limited_until_pruning(
+    jobs: Jobs,
+    template: Template,
 ) -> None:
-    """Those that wait to be deleted count; when they are gone, jobs add to the build again."""
+    """Generations that wait for deletion count. After their deletion, jobs extend the build again."""
     published(jobs, template)
     queue(jobs, running(time.time() - 3600))
     cache = jobs.begin(LABEL)
     for at in range(1, 40):
         add_map(cache / template.key, template, at)
-        pid = as_alice(lambda: store.publish(open_cache(cache), store.Publisher(str(jobs.path), LABEL), time.monotonic() + 60))
-        assert ended_well(pid)
+        assert succeeded(as_alice(lambda: publish(jobs, cache)))
     assert len(jobs.stored(LABEL)) == 32 and len(live(jobs)) == 1
     (event,) = jobs.end()
     assert (event["outcome"], event["reason"]) == ("skipped", "budget")
     queue(jobs)
-    assert command(jobs, "prune").returncode == 0 and len(jobs.stored(LABEL)) == 1
+    assert store_command(jobs, "prune").returncode == 0 and len(jobs.stored(LABEL)) == 1
     add_map(jobs.begin(LABEL) / template.key, template, 40)
     assert jobs.end()[0]["outcome"] == "published" and live(jobs)[0].name.endswith(".33")
 
@@ -763,11 +719,11 @@ def file_of(size: int, mtime: int) -> map_results.File:
     return map_results.File(os.stat_result((0, 0, 0, 1, 0, 0, size, 0, 0, 0, 0.0, 0.0, 0.0, 0, mtime, 0, 512, size // 512, 0)))
 
 
-def test_which_are_kept() -> None:
-    """The newest first, as many and as much as may be; one that is too large keeps out none that is not."""
+def test_select_keeps_newest_results_that_fit() -> None:
+    """A result that is too large does not exclude smaller ones."""
     files = {"a": file_of(512, 1), "b": file_of(2048, 2), "c": file_of(512, 3), "d": file_of(512, 3)}
     assert files["b"].allocated == 2048
-    assert list(map_results.chosen(files, 9, float("inf"))) == ["c", "d", "b", "a"]
-    assert list(map_results.chosen(files, 2, float("inf"))) == ["c", "d"]
-    assert list(map_results.chosen(files, 9, 1536)) == ["c", "d", "a"]
-    assert map_results.chosen(files, 9, 0) == {} == map_results.chosen(files, 9, -1)
+    assert list(map_results.select(files, 9, float("inf"))) == ["c", "d", "b", "a"]
+    assert list(map_results.select(files, 2, float("inf"))) == ["c", "d"]
+    assert list(map_results.select(files, 9, 1536)) == ["c", "d", "a"]
+    assert map_results.select(files, 9, 0) == {} == map_results.select(files, 9, -1)

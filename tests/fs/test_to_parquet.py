@@ -1,4 +1,4 @@
-"""`jobcache to-parquet`: what it writes is what the real `datasets` loads from the source, or it writes nothing."""
+"""`jobcache to-parquet` writes the values that the real `datasets` loads from the source, or it writes nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> str:
-    """Write the records in the form that the file's name says."""
+    """Write the records in the format that the file's name states."""
     text = json.dumps(records)
     if path.suffix == ".jsonl":
         text = "".join(json.dumps(record) + "\n" for record in records)
@@ -69,15 +69,15 @@ def loaded(kind: str, files: Any, tmp_path: Path, **options: Any) -> Any:
 
 
 def types(dataset: Any) -> str:
-    """Parquet has no moments in seconds: datasets' own to_parquet makes milliseconds of them as well."""
+    """Return the types of the columns. Parquet stores milliseconds in place of seconds, as datasets' own to_parquet does."""
     return str(dataset.features).replace("timestamp[s]", "timestamp[ms]")
 
 
-def same(reference: Any, parquet: str, tmp_path: Path) -> None:
-    """The Parquet file gives the same columns, types and values as `datasets` gave for the source."""
-    ours = loaded("parquet", parquet, tmp_path)
-    assert types(ours) == types(reference)
-    assert ours.to_list() == reference.to_list()
+def assert_same(reference: Any, parquet: str, tmp_path: Path) -> None:
+    """Assert that the Parquet file has the columns, types and values that `datasets` loads from the source."""
+    written = loaded("parquet", parquet, tmp_path)
+    assert types(written) == types(reference)
+    assert written.to_list() == reference.to_list()
 
 
 @pytest.mark.parametrize(
@@ -92,18 +92,18 @@ def same(reference: Any, parquet: str, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("piece", [convert._PIECE, 3000])
-def test_the_values_are_those_of_datasets(
+def test_values_are_those_that_datasets_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, options: dict[str, str], piece: int
 ) -> None:
-    """Text with everything in it, gaps, nested lists and records, dates; in one piece and in many."""
+    """Any text, gaps, nested lists and records, dates; in one piece and in many."""
     monkeypatch.setattr(convert, "_PIECE", piece)
     source = write(tmp_path / name, rows(300))
-    plain = tmp_path / f"plain{Path(name).suffix}"  # a name that is no pattern
+    plain = tmp_path / f"plain{Path(name).suffix}"  # not a pattern
     plain.symlink_to(source)
     fields = [options["field"]] if "field" in options else []
     (done,) = convert.convert(convert.parse_sources([source], fields), str(tmp_path / "out"), silent)
     assert (done.rows, done.split, done.bytes) == (300, "train", os.path.getsize(done.path))
-    same(loaded(kind, str(plain), tmp_path, **options), done.path, tmp_path)
+    assert_same(loaded(kind, str(plain), tmp_path, **options), done.path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -116,29 +116,31 @@ def test_the_values_are_those_of_datasets(
     ],
     ids=["int-then-float", "null-then-text", "late-column", "late-member"],
 )
-def test_types_that_show_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[dict[str, Any]]) -> None:
-    """An array in pieces has the types of the whole."""
+def test_array_in_pieces_has_types_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[dict[str, Any]]
+) -> None:
+    """The type of a column shows in the last rows only."""
     monkeypatch.setattr(convert, "_PIECE", 500)
     source = write(tmp_path / "a.json", records)
     (done,) = convert.convert(convert.parse_sources([source], []), str(tmp_path / "out.parquet"), silent)
     assert done.path == str(tmp_path / "out.parquet")
-    same(loaded("json", source, tmp_path), done.path, tmp_path)
+    assert_same(loaded("json", source, tmp_path), done.path, tmp_path)
 
 
-def test_splits(tmp_path: Path) -> None:
-    """By name, by field, by word; several files of one split follow each other."""
+def test_splits_by_file_name_field_and_word(tmp_path: Path) -> None:
+    """Several files of one split follow each other."""
     a, b, test = (write(tmp_path / name, rows(count)) for name, count in (("a.jsonl", 10), ("b.jsonl", 20), ("test.csv", 5)))
     packed = tmp_path / "packed.json.gz"
     packed.write_bytes(gzip.compress(json.dumps(rows(4)).encode()))
     done = convert.convert(convert.parse_sources([a, b, test, f"extra={packed}"], []), str(tmp_path / "out"), silent)
     assert [(one.split, one.rows) for one in done] == [("train", 30), ("test", 5), ("extra", 4)]
-    same(loaded("json", [a, b], tmp_path), done[0].path, tmp_path)
+    assert_same(loaded("json", [a, b], tmp_path), done[0].path, tmp_path)
     fields = convert.parse_sources([write(tmp_path / "field.json", rows(9))], ["train", "test"])
     done = convert.convert(fields, str(tmp_path / "fields"), silent)
     assert [(one.split, one.rows) for one in done] == [("train", 9), ("test", 3)]
 
 
-def test_what_is_printed_loads_it(tmp_path: Path) -> None:
+def test_printed_lines_load_the_files(tmp_path: Path) -> None:
     """The Python lines run as they are, and the YAML names the same files."""
     import yaml
 
@@ -159,7 +161,7 @@ def test_what_is_printed_loads_it(tmp_path: Path) -> None:
 
 
 def refused(tmp_path: Path, words: list[str], fields: list[str], destination: str = "out") -> str:
-    """What is said of it; and nothing is there that was not before."""
+    """Return the message of a refused conversion, which leaves the directory as it was."""
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(convert.ParquetError) as raised:
         convert.convert(convert.parse_sources(words, fields), str(tmp_path / destination), silent)
@@ -172,22 +174,22 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     a, test = write(tmp_path / "a.jsonl", rows(3)), write(tmp_path / "test.jsonl", rows(3))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/test.parquet").symlink_to("nowhere")
-    assert "is there already" in refused(tmp_path, [a, test], [])
+    assert "the file exists" in refused(tmp_path, [a, test], [])
     assert "name a directory" in refused(tmp_path, [a, test], [], "new.parquet")
 
 
-def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody else's file that appears at the name while we work is not replaced, and the other splits are not left."""
+def test_file_created_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program creates a file with the target's name. It stays, and no split is written."""
     a, test = write(tmp_path / "a.jsonl", rows(3)), write(tmp_path / "test.jsonl", rows(3))
-    put = convert._put
+    move_all = convert._move_all
 
-    def late(files: Any) -> None:
+    def move_late(files: Any) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out/test.parquet").write_text("theirs")
-        put(files)
+        move_all(files)
 
-    monkeypatch.setattr(convert, "_put", late)
-    with pytest.raises(convert.ParquetError, match="is there by now"):
+    monkeypatch.setattr(convert, "_move_all", move_late)
+    with pytest.raises(convert.ParquetError, match="another program created this file"):
         convert.convert(convert.parse_sources([a, test], []), str(tmp_path / "out"), silent)
     assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [("test.parquet", "theirs")]
 
@@ -201,21 +203,21 @@ def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.M
         ("a.txt", "x", "neither .json"),
     ],
 )
-def test_sources_that_cannot_be_read(tmp_path: Path, name: str, text: str, words: str) -> None:
-    """Said with the file's name, and nothing is left."""
+def test_unreadable_source_is_reported_by_name(tmp_path: Path, name: str, text: str, words: str) -> None:
+    """Nothing is left."""
     (tmp_path / name).write_text(text)
-    said = refused(tmp_path, [str(tmp_path / name)], [])
-    assert words in said and name in said
+    message = refused(tmp_path, [str(tmp_path / name)], [])
+    assert words in message and name in message
 
 
-def test_a_field_that_is_not_there(tmp_path: Path) -> None:
-    """The fields that there are."""
+def test_unknown_field_is_reported_with_known_ones(tmp_path: Path) -> None:
+    """For users who mistyped the name."""
     source = write(tmp_path / "field.json", rows(3))
     assert "no field 'trian', but 'meta', 'train', 'test'" in refused(tmp_path, [source], ["trian"])
 
 
-def test_a_source_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the old and half of the new file is no data set."""
+def test_changed_source_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the old and half of the new file is no dataset."""
     source = write(tmp_path / "a.jsonl", rows(3))
 
     def change(what: str, _done: int, _of: int) -> None:
@@ -235,11 +237,11 @@ def command(*argv: str, code: str = "", **more: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupt_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C and SIGTERM in the middle of the work."""
+def test_signal_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C, SIGTERM or SIGHUP during the conversion."""
     source = tmp_path / "a.json"
     source.write_text(json.dumps(rows(20)))
-    slow = "from jobcache.parquet import convert; convert._PIECE = 100"  # some fifty loads, 50 ms each
+    slow = "from jobcache.parquet import convert; convert._PIECE = 100"  # about fifty loads of 50 ms each
     process = command(str(source), str(tmp_path / "out"), code=slow)
     until = time.monotonic() + 60
     while not list(tmp_path.glob(".jobcache-parquet-*/train/cache/*")):
@@ -251,8 +253,8 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, number: signal.Signals) -> 
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_without_datasets(tmp_path: Path) -> None:
-    """What is missing, and how to get it."""
+def test_missing_datasets_is_reported_with_remedy(tmp_path: Path) -> None:
+    """The message has the command that installs it."""
     source = write(tmp_path / "a.jsonl", rows(3))
     process = command(source, str(tmp_path / "out"), code="import sys; sys.modules['datasets'] = None")
     assert "slurm-jobcache[parquet]" in process.communicate(timeout=60)[1] and process.returncode == 1
@@ -260,9 +262,9 @@ def test_without_datasets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.json", "field.json", "a.jsonl", "a.csv"])
 def test_memory_is_bounded(tmp_path: Path, name: str) -> None:
-    """A file of 120 MB takes no more memory than one of 40 MB, give or take what allocators keep.
+    """A file of 120 MB needs about as much memory as one of 40 MB.
 
-    Counted is what is the process's own, without what is mapped from files. To hold the text alone would be 80 MB more.
+    The test counts memory that belongs to the process alone, without mapped files. The text of the larger file is 80 MB more.
     """
     record = "x" * 1000
     used = []
@@ -284,7 +286,7 @@ def test_memory_is_bounded(tmp_path: Path, name: str) -> None:
 
 
 def own_memory(pid: int) -> int:
-    """Bytes of memory that are a process's own."""
+    """Return the bytes of memory that belong to a process alone, without mapped files."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):

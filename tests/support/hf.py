@@ -1,7 +1,7 @@
-"""Programs that use the real `datasets`, run as a user: a server imports numpy and Arrow once, and forks for each of them.
+"""Run programs that use the real `datasets`, as a user. A server imports numpy and Arrow once and forks for each program.
 
-`datasets` itself, which reads its variables when it is imported, is imported in each. JOBCACHE_DATASETS_PYTHONS names
-further Pythons, `:` between them, that have other versions of it: tests of what holds for every version run in these too.
+Each program imports `datasets` itself, which reads its environment variables on import. JOBCACHE_DATASETS_PYTHONS names
+further Pythons with other versions of `datasets`, separated by `:`. Tests that hold for every version run with these too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ for line in sys.stdin:
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        answer = {"error": "it said nothing"}
+        answer = {"error": "the program printed nothing"}
         try:
             os.setgroups([]); os.setgid(ask["gid"]); os.setuid(ask["uid"])
             os.umask(0o077)
@@ -50,29 +50,29 @@ for line in sys.stdin:
     with os.fdopen(read) as pipe:
         text = pipe.read()
     os.waitpid(pid, 0)
-    print(text or '{"error": "it died"}', file=answers, flush=True)
+    print(text or '{"error": "the program died"}', file=answers, flush=True)
 """
 
 
 class JobFailed(Exception):
-    """The program raised; the words are its traceback."""
+    """The program raised an exception; the message is its traceback."""
 
 
 class Python:
-    """A Python that has `datasets`."""
+    """A Python with `datasets`."""
 
     def __init__(self, executable: str) -> None:
         env = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONWARNINGS": "ignore", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         self._server = subprocess.Popen(
-            # Others' libraries may have threads that a fork is the end of.
+            # Libraries of other versions may start threads, which do not survive a fork: import them in each program.
             [executable, "-c", _SERVER, *(["warm"] if executable == sys.executable else [])],
             env=env, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
     def run(self, code: str, home: Path, *, user: str = ALICE, **env: str) -> Any:
-        """Run `code` after `from datasets import *`, and return what it leaves in `result`. Raise JobFailed.
+        """Run `code` after `from datasets import *`, and return its variable `result`. Raise JobFailed.
 
-        home: HOME and HF_HOME, a directory of the user's own. env: the job's, such as HF_DATASETS_CACHE.
+        home: HOME, a directory of the user; HF_HOME lies below. env: the job's variables, such as HF_DATASETS_CACHE.
         """
         who = pwd.getpwnam(user)
         ask = {"code": code, "uid": who.pw_uid, "gid": who.pw_gid, "env": {"HOME": str(home), "HF_HOME": f"{home}/hf", **env}}

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +129,3 @@ def links(build: Path) -> tuple[int, int]:
     """Return how many of a build's files are symlinks, and how many are regular files."""
     found = [path.is_symlink() for path in build.iterdir()]
     return sum(found), len(found) - sum(found)
-
-
-def jobs_of(site: Site) -> Iterator[Jobs]:
-    """Yield the jobs of a site, for a fixture."""
-    yield Jobs(site)

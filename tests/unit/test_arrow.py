@@ -1,4 +1,4 @@
-"""Whether an Arrow stream is whole, held against the library that reads them: never said to be where it is not."""
+"""Arrow streams, compared with pyarrow: a broken stream is never accepted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VALUES = [[1, 2, 3, 4], [["a", "ää", None], [["x"], [], None], [{"a": 1.0}, No
 
 
 def stream(which: int, batches: list[int]) -> bytes:
-    """A stream of batches of so many rows."""
+    """Return an Arrow stream with batches of so many rows."""
     schema = SCHEMAS[which]
     columns = [VALUES[which]] if len(schema) == 1 else VALUES[which]
     out = io.BytesIO()
@@ -53,50 +53,50 @@ streams = st.builds(stream, st.integers(0, 2), st.lists(st.integers(0, 40), max_
 
 
 @given(streams)
-def test_counts_as_the_library_does(data: bytes) -> None:
-    """Of every kind of column, with dictionaries, without a single batch."""
+def test_counts_rows_like_pyarrow(data: bytes) -> None:
+    """Of every kind of column, with dictionaries, and without a single batch."""
     assert rows_of(data) == pa.ipc.open_stream(data).read_all().num_rows
 
 
 @given(streams, st.data())
-def test_what_is_cut_or_longer_is_broken(data: bytes, choose: st.DataObject) -> None:
-    """At any byte; with anything behind it; with its end zeroed from anywhere on."""
+def test_cut_extended_or_zeroed_stream_is_broken(data: bytes, choose: st.DataObject) -> None:
+    """Cut at any byte, followed by anything, or zeroed from any byte to the end."""
     at = choose.draw(st.integers(0, len(data) - 1))
     for broken in (data[:at], data + data[: at + 1], data[:at] + bytes(len(data) - at) if any(data[at:]) else b""):
-        with pytest.raises(arrow.Broken):
+        with pytest.raises(arrow.BrokenStream):
             rows_of(broken)
 
 
 @given(streams, st.data())
-def test_any_bytes_have_an_answer(data: bytes, choose: st.DataObject) -> None:
-    """Some rows, or Broken: nothing else is ever raised, and it ends."""
+def test_changed_bytes_never_raise_another_error(data: bytes, choose: st.DataObject) -> None:
+    """Return some rows or raise BrokenStream, and end."""
     changed = bytearray(data)
     for _ in range(choose.draw(st.integers(1, 4))):
         at = choose.draw(st.integers(0, len(changed) - 1))
         changed[at] = choose.draw(st.integers(0, 255))
     try:
         assert rows_of(bytes(changed)) >= 0
-    except arrow.Broken as broken:
+    except arrow.BrokenStream as broken:
         assert str(broken)
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_are_too_odd(data: bytes) -> None:
-    """Noise, also behind a marker that promises a message."""
+def test_noise_is_broken(data: bytes) -> None:
+    """Noise, also after a marker that announces a message."""
     for noise in (data, b"\xff\xff\xff\xff" + len(data).to_bytes(4, "little") + data + b"\xff\xff\xff\xff\0\0\0\0"):
-        with pytest.raises(arrow.Broken):
+        with pytest.raises(arrow.BrokenStream):
             rows_of(noise)
 
 
-def test_time_is_kept() -> None:
-    """A file of many batches is left when time is up."""
-    with pytest.raises(arrow.Late):
+def test_stops_at_deadline() -> None:
+    """In a file of many batches."""
+    with pytest.raises(arrow.OutOfTime):
         rows_of(stream(0, [1] * 50), until=time.monotonic() - 1)
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo", "symlink"])
-def test_only_plain_files(tmp_path: Path, kind: str) -> None:
-    """Nothing else is opened for reading, nor waited for."""
+def test_only_regular_files_are_read(tmp_path: Path, kind: str) -> None:
+    """Nothing else is opened for reading, and a fifo does not block."""
     path = tmp_path / "x.arrow"
     if kind == "directory":
         path.mkdir()
@@ -106,6 +106,6 @@ def test_only_plain_files(tmp_path: Path, kind: str) -> None:
         (tmp_path / "y").write_bytes(stream(0, [1]))
         path.symlink_to("y")
     fd = os.open(tmp_path, os.O_RDONLY)
-    with pytest.raises((arrow.Broken, OSError)):
+    with pytest.raises((arrow.BrokenStream, OSError)):
         arrow.rows_of("x.arrow", fd, FOREVER)
     os.close(fd)

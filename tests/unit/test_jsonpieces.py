@@ -1,4 +1,4 @@
-"""The elements of a JSON array, cut out of a text that is read in small blocks."""
+"""The elements of a JSON array in a text that is read in small blocks."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 def elements(text: str, field: str | None = None, block: int = 1) -> list[Any]:
-    """The elements, read in blocks of `block` characters."""
-    was, json_pieces._BLOCK = json_pieces._BLOCK, block
+    """Return the elements, read in blocks of `block` characters."""
+    default, json_pieces._BLOCK = json_pieces._BLOCK, block
     try:
         return [json.loads(element) for element in Reader(io.StringIO(text)).elements(field)]
     finally:
-        json_pieces._BLOCK = was
+        json_pieces._BLOCK = default
 
 
 @given(st.lists(VALUES, max_size=6), st.sampled_from([None, 1]), st.booleans(), st.integers(1, 9))
-def test_an_array_at_the_top(values: list[Any], indent: int | None, ascii_only: bool, block: int) -> None:
-    """Whatever it holds, however it is written, wherever a block ends."""
+def test_array_at_the_top(values: list[Any], indent: int | None, ascii_only: bool, block: int) -> None:
+    """Any values, in any formatting, wherever a block ends."""
     assert elements(json.dumps(values, indent=indent, ensure_ascii=ascii_only), block=block) == values
 
 
 @given(st.dictionaries(st.text(max_size=4), VALUES, max_size=4), st.lists(VALUES, max_size=4), st.integers(1, 9))
-def test_an_array_in_a_field(others: dict[str, Any], values: list[Any], block: int) -> None:
-    """Found behind other fields, which are skipped."""
+def test_array_in_a_field(others: dict[str, Any], values: list[Any], block: int) -> None:
+    """The field follows other fields, which are skipped."""
     text = json.dumps({**others, 'train "x"': values, "more": [1]})
     assert elements(text, 'train "x"', block) == values
 
 
-def test_elements_are_given_as_they_are_spelled() -> None:
-    """Nothing is lost on the way: digits, doubled keys, escapes."""
+def test_elements_keep_their_spelling() -> None:
+    """Digits, doubled keys and escapes stay."""
     text = '[1.10000000000000000001, {"a": 1, "a":2}, "\\u00e9é", 1E5]'
     assert list(Reader(io.StringIO(text)).elements()) == ["1.10000000000000000001", '{"a": 1, "a":2}', '"\\u00e9é"', "1E5"]
 
@@ -51,20 +51,20 @@ def test_elements_are_given_as_they_are_spelled() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no list"), ("{}", "no list"), ('{"a": [1]}', "no list"), ("[1, 2", "cut short"), ("[1 2]", "expected"),
-        ("[1,]", "a comma at the end"), ("[tru]", "not JSON"), ('["a]', "cut short"), ("[1] 2", "more after"),
+        ("", "not a list"), ("{}", "not a list"), ('{"a": [1]}', "not a list"), ("[1, 2", "cut short"), ("[1 2]", "expected"),
+        ("[1,]", "a comma at the end"), ("[tru]", "not JSON"), ('["a]', "cut short"), ("[1] 2", "unexpected text after the end"),
     ],
 )  # fmt: skip
-def test_what_is_no_array(text: str, words: str) -> None:
-    """Said in words, whatever block it is read in."""
+def test_other_text_is_reported(text: str, words: str) -> None:
+    """With a message, whatever the size of a block."""
     with pytest.raises(NotRecords, match=words):
         elements(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("[]", "expected"), ('{"a": 1, "b": []}', "no field 'x', but 'a', 'b'"), ('{"x": 1}', "no list")]
+    ("text", "words"), [("[]", "expected"), ('{"a": 1, "b": []}', "no field 'x', but 'a', 'b'"), ('{"x": 1}', "not a list")]
 )
-def test_what_has_no_such_field(text: str, words: str) -> None:
-    """The fields that there are, for who mistyped it."""
+def test_missing_field_is_reported_with_known_ones(text: str, words: str) -> None:
+    """For users who mistyped the name."""
     with pytest.raises(NotRecords, match=words):
         elements(text, "x")

@@ -11,7 +11,7 @@ import click
 
 from jobcache.cache import path_template
 from jobcache.config import compilation, errors, settings
-from jobcache.runner import run
+from jobcache.runner import own_config
 from jobcache.sweep import scanning
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ def load(config_file: str, hooks: Optional[str], path: Optional[str] = None) -> 
     lib = os.path.abspath(hooks) if hooks else settings.LIB
     try:
         if path:
-            return run.own_settings(None if config_file == settings.CONFIG else config_file, path), lib
+            return own_config.own_settings(None if config_file == settings.CONFIG else config_file, path), lib
         if hooks or os.path.exists(f"{lib}/{settings.FILE}"):
             compiled = settings.load(f"{lib}/{settings.FILE}")
             if hooks or config_file == settings.CONFIG or os.path.abspath(config_file) == compiled.config:
                 return compiled, lib
         if os.geteuid() != 0 and config_file == settings.CONFIG and not os.path.exists(config_file):
-            return run.own_settings(None, None), lib
+            return own_config.own_settings(None, None), lib
         return compilation.compile_settings(config_file, lib), lib
     except settings.SettingsError as error:
         raise click.ClickException(str(error)) from None

@@ -1,9 +1,8 @@
-"""The commands `store build`, `verify`, `list` and `prune`: their options, their words and their events."""
+"""The commands `store build`, `verify`, `list` and `prune`: their options, their output and their events."""
 
 import json
 import os
 import pwd
-import signal
 import subprocess
 import sys
 import time
@@ -12,47 +11,50 @@ from typing import Any, Optional
 import click
 
 from jobcache.cache import linking, reasons, store_names
+from jobcache.cli import signals
 from jobcache.cli.common import load, plain, wanted_user
 from jobcache.config.settings import OFF, Settings
-from jobcache.store import pruning, store
+from jobcache.store import as_owner, inventory, places, pruning
+from jobcache.store.building import BuildCache
+from jobcache.store.publication import Destination, Published
 from jobcache.system import command_log
 from jobcache.system.as_user import user_name
 
-_ENDING = 5.0  # seconds that a command has to end when it is told to
-_DAY = 86400 - 3600  # seconds; less than 24 hours, so that a sweep every hour keeps to its hour
+_ENDING = 5.0  # seconds between SIGTERM and SIGKILL to a command
+_DAY = 86400 - 3600  # seconds; less than 24 hours, so that an hourly sweep prunes in the same hour of each day
+
+# -------------------------------------------------------------------------------------------------------------- build
 
 
 def build_command(
     config_file: str, hooks: Optional[str], label: str, sites: bool, rebuild: bool, command: tuple[str, ...]
 ) -> int:
-    """Run a command that builds, and publish what it built; return the exit status."""
+    """Run a command that builds datasets, publish what it built, and return the exit status."""
     site, _ = load(config_file, hooks)
-    to = _to(site, label, sites)
+    to = _destination(site, label, sites)
     sources = [] if rebuild else [linking.Source(to.path, [label, ""] if label else [""], os.geteuid())]
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
-            signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what is under way is cleaned up
+    signals.exit_on_termination()
     try:
-        with pruning.Building(to, sources) as building:
+        with BuildCache(to, sources) as cache:
             try:
-                status = _run(command, {**os.environ, "HF_DATASETS_CACHE": building.path})
+                status = _run(command, {**os.environ, "HF_DATASETS_CACHE": cache.path})
             except OSError as error:
-                raise click.ClickException(f"{command[0]}: {error.strerror}") from None
+                raise click.ClickException(f"cannot run {command[0]}: {error.strerror}") from None
             if status != 0:
-                click.echo(f"nothing is published: {command[0]} ended with status {status}", err=True)
+                click.echo(f"nothing was published: {command[0]} ended with status {status}", err=True)
                 return 1
-            done = building.publish()
+            published = cache.publish()
     except KeyboardInterrupt:
-        click.echo("nothing is published: interrupted", err=True)
+        click.echo("nothing was published: interrupted", err=True)
         return 1
     except (reasons.Refused, OSError) as error:
-        raise click.ClickException(f"{to.path}: {error}") from None
-    _tell_published(site, to, done)
-    return _say_published(to, done)
+        raise click.ClickException(f"cannot publish into {to.path}: {error}") from None
+    _log_published(site, to, published)
+    return _print_published(to, published)
 
 
 def _run(command: tuple[str, ...], env: dict[str, str]) -> int:
-    """Run a command that ends with us; return its status. Raise OSError, and what a signal to us raises."""
+    """Run a command and return its status; end it if a signal ends this process. Raise OSError."""
     process = subprocess.Popen(command, env=env)
     try:
         return process.wait()
@@ -66,119 +68,129 @@ def _run(command: tuple[str, ...], env: dict[str, str]) -> int:
         raise
 
 
-def _to(site: Settings, label: str, sites: bool) -> store.Publisher:
-    """Return the store that is to be filled. Raise click.ClickException with the mend where that cannot be."""
+def _destination(site: Settings, label: str, sites: bool) -> Destination:
+    """Return the destination of the builds. Raise click.ClickException, with the remedy, if this user cannot fill it."""
     if label and not store_names.is_label(label):
-        raise click.BadParameter("a label has letters, digits, . _ and -, 64 at most, and no dot in front", param_hint="--label")
+        raise click.BadParameter(
+            "a label has 1 to 64 of the characters A-Z a-z 0-9 . _ - and does not begin with a dot", param_hint="--label"
+        )
     if os.geteuid() == 0:
         raise click.ClickException(
-            "a store is never filled as root, since what it holds is deleted as its owner, and nothing is deleted as root: "
-            "run this as the account that the store belongs to, such as `sudo -u NAME jobcache store build …`"
+            "root cannot fill a store: builds are deleted as the store's owner, and jobcache deletes nothing as root. "
+            "Run this as the account that owns the store, such as `sudo -u NAME jobcache store build …`"
         )
-    facts = {"cluster": site.cluster, "by": user_name(os.geteuid())}
-    return store.Publisher(place_of(site, sites).path, label, replace=True, shared=sites, most=site.store_max_size, facts=facts)
+    return Destination(
+        place_of(site, sites).path,
+        label,
+        replace=True,
+        shared=sites,
+        max_bytes=site.store_max_size,
+        facts={"cluster": site.cluster, "by": user_name(os.geteuid())},
+    )
 
 
-def place_of(site: Settings, sites: bool, user: Optional[str] = None) -> pruning.Place:
-    """Return the site's store, a user's, or one's own. Raise click.ClickException where the site has none."""
+def place_of(site: Settings, sites: bool, user: Optional[str] = None) -> places.Place:
+    """Return the site's store, or the store of a user, by default of this user.
+
+    Raise click.ClickException if the site has no such store.
+    """
     key = "site" if sites else "user"
     if not (site.store_site if sites else site.store_user):
-        raise click.ClickException(f"there is no such store: `store: {{{key}: …}}` in {site.config} is null")
+        raise click.ClickException(f"no such store is configured: `store: {{{key}: …}}` in {site.config} is null")
     if sites:
         try:
-            return pruning.sites_place(site)
+            return places.site_place(site)
         except OSError as error:
             raise click.ClickException(
-                f"{site.store_site}: {error.strerror}; make it, owned by the account that is to fill it: "
+                f"cannot use the site's store {site.store_site}: {error.strerror}. Create it for the account that fills it: "
                 f"`install -d -m 755 -o NAME {site.store_site}`"
             ) from None
     uid = wanted_user(user)
     if uid is None:
-        raise click.BadParameter("as root, say whose", param_hint="--user")
-    who = pwd.getpwuid(uid)
-    path = store_names.store_path(str(site.store_user), user=who.pw_name, uid=uid, cluster=site.cluster)
-    return pruning.Place(path, uid, who.pw_gid)
+        raise click.BadParameter("required for root", param_hint="--user")
+    return places.user_place(site, pwd.getpwuid(uid))
 
 
-def _tell_published(site: Settings, to: store.Publisher, done: store.Published) -> None:
-    if done.builds:
+def _log_published(site: Settings, to: Destination, published: Published) -> None:
+    """Log the event `store.published` if a build was published."""
+    if published.builds:
         file = site.log_file if os.access(site.log_file or "", os.W_OK) else None
         log = command_log.bound(file, site.log_socket, site.log_level, cluster=site.cluster)
         log.emit(
             "store.published", uid=os.geteuid(), outcome="published", store=to.path,
-            label=to.label or None, builds=done.builds, files=done.files, bytes=done.bytes,
+            label=to.label or None, builds=published.builds, files=published.files, bytes=published.bytes,
         )  # fmt: skip
 
 
-def _say_published(to: store.Publisher, done: store.Published) -> int:
-    for key in done.keys:
+def _print_published(to: Destination, published: Published) -> int:
+    """Print the result of a publication and return the exit status."""
+    for key in published.added:
         click.echo(f"published {plain(key)}")
-    for key in done.grown:
+    for key in published.extended:
         click.echo(f"added results of map to {plain(key)}")
-    for key, why in done.broken.items():
-        click.echo(f"not published: {plain(key)}: {plain(why)}", err=True)
-    as_they_were = max(0, done.used - len(done.grown))
-    click.echo(f"{to.path}: {len(done.keys)} new, {as_they_were} as they were, {done.bytes} bytes more")
-    if not done.builds and not done.used:
+    for key, reason in published.broken.items():
+        click.echo(f"not published: {plain(key)}: {plain(reason)}", err=True)
+    unchanged = max(0, published.used - len(published.extended))
+    click.echo(f"{to.path}: {len(published.added)} new, {unchanged} unchanged, {published.bytes} bytes added")
+    if not published.builds and not published.used:
         click.echo(
             "the command left no dataset in HF_DATASETS_CACHE: does it pass cache_dir= to load_dataset, or set the variable?",
             err=True,
         )
         return 1
-    return 1 if done.broken else 0
+    return 1 if published.broken else 0
 
 
-# --------------------------------------------------------------------------------------------------------------- looking
+# ------------------------------------------------------------------------------------------------------ list and verify
 
 
-def _roots(place: pruning.Place) -> str:
-    """Say what is wrong with a store that is root's, with the mend."""
+def _owned_by_root(place: places.Place) -> str:
+    """Return the message about a store that root owns, with the remedy."""
     return (
-        f"{place.path} belongs to root, and is looked at and pruned as its owner, who is not root: "
-        f"give it to an account of its own (`chown -R NAME {place.path}`)"
+        f"{place.path} belongs to root. A store is read and pruned as its owner, which cannot be root: "
+        f"give it an account of its own (`chown -R NAME {place.path}`)"
     )
 
 
 def list_command(config_file: str, hooks: Optional[str], sites: bool, user: Optional[str], as_json: bool, deep: bool) -> int:
-    """Print what is in a store; `deep` reads each build, and says which are not whole. Return the exit status."""
+    """Print the builds in a store and return the exit status. deep: read each build, and print which are damaged."""
     site, _ = load(config_file, hooks)
     place = place_of(site, sites, user)
     if os.geteuid() == 0 and place.owner == 0:
-        raise click.ClickException(_roots(place))
-    trouble: list[str] = []
-    rows = [_row(place, one) for one in pruning.seen(place, deep, trouble) if one.kind == "build"]
-    bad = [row for row in rows if row["problem"]]
+        raise click.ClickException(_owned_by_root(place))
+    problems: list[str] = []
+    rows = [_row(place, entry) for entry in as_owner.entries(place, problems, deep=deep) if entry.kind == "build"]
+    damaged = [row for row in rows if row["problem"]]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     elif deep:
-        for row in bad:
+        for row in damaged:
             click.echo(f"{plain(row['path'])}: {plain(row['problem'])}", err=True)
-        click.echo(f"{place.path}: {len(rows) - len(bad)} of {len(rows)} builds are whole")
+        click.echo(f"{place.path}: {len(rows) - len(damaged)} of {len(rows)} builds are whole")
     else:
-        _table(sorted(rows, key=lambda row: -row["used"]))
-    for words in trouble:
-        click.echo(plain(words), err=True)
-    return 1 if trouble or (deep and bad) else 0
+        _print_table(sorted(rows, key=lambda row: -row["used"]))
+    for problem in problems:
+        click.echo(plain(problem), err=True)
+    return 1 if problems or (deep and damaged) else 0
 
 
-def _row(place: pruning.Place, one: store.Stored) -> dict[str, Any]:
-    state = "damaged" if one.problem else "live" if one.retired is None else "retired"
+def _row(place: places.Place, entry: inventory.Entry) -> dict[str, Any]:
     return {
-        "label": one.label or None,
-        "key": one.key,
-        "state": state,
-        "rows": one.manifest.get("rows"),
-        "bytes": one.bytes,
-        "files": one.files,
-        "used": round(one.used),
-        "published_at": one.manifest.get("published_at"),
-        "by": one.manifest.get("job_id") or one.manifest.get("by"),
-        "problem": one.problem,
-        "path": f"{place.path}/{one.path}",
+        "label": entry.label or None,
+        "key": entry.key,
+        "state": "damaged" if entry.problem else "live" if entry.retired is None else "retired",
+        "rows": entry.manifest.get("rows"),
+        "bytes": entry.bytes,
+        "files": entry.files,
+        "used": round(entry.used),
+        "published_at": entry.manifest.get("published_at"),
+        "by": entry.manifest.get("job_id") or entry.manifest.get("by"),
+        "problem": entry.problem,
+        "path": f"{place.path}/{entry.path}",
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.filesize import decimal
@@ -196,48 +208,57 @@ def _table(rows: list[dict[str, Any]]) -> None:
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
 
 
-# --------------------------------------------------------------------------------------------------------------- pruning
+# -------------------------------------------------------------------------------------------------------------- prune
 
 
 def prune_command(config_file: str, hooks: Optional[str], sites: bool, user: Optional[str], dry_run: bool, as_json: bool) -> int:
-    """Prune stores; return the exit status."""
+    """Prune stores and return the exit status."""
     site, _ = load(config_file, hooks)
-    trouble: list[str] = []
-    places = [place_of(site, True)] if sites else list(pruning.places(site, wanted_user(user), trouble))
-    if os.geteuid() == 0 and not sites and not user and site.store_site and os.path.isdir(site.store_site):
-        places.append(pruning.sites_place(site))
-    for place in [place for place in places if place.owner == 0 or os.geteuid() not in (0, place.owner)]:
-        places.remove(place)  # the others' can be pruned all the same
-        trouble.append(
-            _roots(place)
-            if place.owner == 0
-            else f"{place.path} belongs to {user_name(place.owner)}: run this as that account, or as root"
-        )
-    result = pruning.run(site, places, dry_run)
+    problems: list[str] = []
+    stores = _prunable(site, sites, user, problems)
+    result = pruning.prune(site, stores, dry_run)
     if not dry_run:
-        _tell_pruned(site, result)
-    for place, verdict, freed, files in result.verdicts:
-        fact = {"store": place.path, "path": verdict.stored.path, "key": verdict.stored.key, "action": verdict.action}
+        _log_pruned(site, result)
+    for place, decision, freed, files in result.decisions:
+        entry = decision.entry
         if as_json:
-            click.echo(json.dumps({**fact, "reason": verdict.reason, "bytes": freed, "files": files}))
-        elif verdict.action != "keep" and (dry_run or sys.stdout.isatty()):
+            fact = {"store": place.path, "path": entry.path, "key": entry.key, "action": decision.action}
+            click.echo(json.dumps({**fact, "reason": decision.reason, "bytes": freed, "files": files}))
+        elif decision.action != "keep" and (dry_run or sys.stdout.isatty()):
             would = "would " if dry_run else ""
-            click.echo(f"{would}{verdict.action} {plain(verdict.stored.key or verdict.stored.path)} ({verdict.reason})")
+            click.echo(f"{would}{decision.action} {plain(entry.key or entry.path)} ({decision.reason})")
     if result.unknown:
-        click.echo(f"nothing is pruned: {result.unknown} ({result.unknown.reason})", err=True)
-    for words in trouble + result.trouble:
-        click.echo(plain(words), err=True)
-    return 1 if result.unknown or result.trouble or trouble else 0
+        click.echo(f"nothing was deleted: {result.unknown} ({result.unknown.reason})", err=True)
+    problems += result.problems
+    for problem in problems:
+        click.echo(plain(problem), err=True)
+    return 1 if result.unknown or problems else 0
+
+
+def _prunable(site: Settings, sites: bool, user: Optional[str], problems: list[str]) -> list[places.Place]:
+    """Return the stores to prune. Add to `problems` which of them this user cannot prune, with the remedy."""
+    stores = [place_of(site, True)] if sites else list(places.user_places(site, wanted_user(user), problems))
+    if os.geteuid() == 0 and not sites and not user and site.store_site and os.path.isdir(site.store_site):
+        stores.append(places.site_place(site))
+    prunable = []
+    for place in stores:
+        if place.owner == 0:
+            problems.append(_owned_by_root(place))
+        elif os.geteuid() not in (0, place.owner):
+            problems.append(f"{place.path} belongs to {user_name(place.owner)}: run this as that account, or as root")
+        else:
+            prunable.append(place)
+    return prunable
 
 
 def prune_daily(config_file: str, hooks: Optional[str]) -> int:
-    """Prune all stores where the last such pruning of this host was a day ago; return the exit status. For root's sweep."""
+    """Prune all stores if this host did so a day ago or earlier, as part of root's sweep. Return the exit status."""
     site, lib = load(config_file, hooks)
     if not (site.store_user or site.store_site) or os.path.lexists(f"{lib}/{OFF}"):
         return 0
     stamp = f"{site.run_dir}/store-pruned"
     try:
-        if 0 <= time.time() - os.stat(stamp).st_mtime < _DAY:  # one of tomorrow is of a clock that was wrong
+        if 0 <= time.time() - os.stat(stamp).st_mtime < _DAY:  # a date in the future comes from a wrong clock
             return 0
     except FileNotFoundError:
         pass
@@ -246,13 +267,14 @@ def prune_daily(config_file: str, hooks: Optional[str]) -> int:
     return prune_command(config_file, hooks, sites=False, user=None, dry_run=False, as_json=False)
 
 
-def _tell_pruned(site: Settings, result: pruning.Result) -> None:
+def _log_pruned(site: Settings, result: pruning.Pruned) -> None:
+    """Log the event `store.pruned` for each store from which builds were deleted."""
     log = command_log.bound(site.log_file if os.geteuid() == 0 else None, site.log_socket, site.log_level, cluster=site.cluster)
-    gone: dict[pruning.Place, list[tuple[int, int]]] = {}
-    for place, verdict, freed, files in result.verdicts:
-        if verdict.action == "delete":
-            gone.setdefault(place, []).append((freed, files))
-    for place, counts in gone.items():
+    deleted: dict[places.Place, list[tuple[int, int]]] = {}
+    for place, decision, freed, files in result.decisions:
+        if decision.action == "delete":
+            deleted.setdefault(place, []).append((freed, files))
+    for place, counts in deleted.items():
         log.emit(
             "store.pruned", uid=place.owner, store=place.path, outcome="pruned", builds=len(counts),
             bytes=sum(freed for freed, _ in counts), files=sum(files for _, files in counts),

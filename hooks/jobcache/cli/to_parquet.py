@@ -1,33 +1,29 @@
-"""The command `to-parquet`: its progress, and what it says in the end."""
+"""The command `to-parquet`: its progress and its output."""
 
 import json
-import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
 
-from jobcache.cli import common
+from jobcache.cli import common, signals
 from jobcache.parquet import convert
 
 
 def command(words: Sequence[str], fields: Sequence[str], destination: str, as_json: bool) -> int:
-    """Convert, and say how to use it; return the exit status."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
-            signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what is under way is cleaned up
+    """Convert the sources, print how to load the result, and return the exit status."""
+    signals.exit_on_termination()
     try:
         sources = convert.parse_sources(words, fields)
-        with common.progress(as_json) as say:
-            written = convert.convert(sources, destination, say)
+        with common.progress(as_json) as report_progress:
+            written = convert.convert(sources, destination, report_progress)
     except convert.ParquetError as error:
         click.echo(f"nothing was written: {error}", err=True)
         return 1
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in written], indent=1))
+        click.echo(json.dumps([asdict(file) for file in written], indent=1))
         return 0
-    for one in written:
-        click.echo(f"{one.path}: {one.rows:,} rows, {one.bytes:,} bytes (of {one.source_bytes:,})")
+    for file in written:
+        click.echo(f"{file.path}: {file.rows:,} rows, {file.bytes:,} bytes (of {file.source_bytes:,})")
     click.echo("\n" + convert.usage(written), nl=False)
     return 0

@@ -1,23 +1,23 @@
-"""The elements of one large JSON array, cut out of a file without ever holding it: at the top, or below one key.
+"""Read the elements of a large JSON array, at the top of a file or in one field, without holding the file in memory.
 
-Each element is given as it is spelled in the file, so that whoever parses it finds what the file says.
+Each element is returned as the text that stands in the file, so that the program that parses it gets the original spelling.
 """
 
 import json
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Optional, TextIO
 
 _BLOCK = 1 << 20  # characters read at once
 _BLANK = " \t\n\r"
-_ENDS = (*_BLANK, ",", ":", "]", "}")  # what comes after a value that is all there
+_AFTER_VALUE = (*_BLANK, ",", ":", "]", "}")  # characters that can follow a complete value
 
 
 class NotRecords(ValueError):
-    """The file is not what was asked for; the words for a person."""
+    """The file has no such array, or is not JSON; the message is for a person."""
 
 
 class Reader:
-    """A JSON text being read from a file, which must be open as text. position: of the file, in characters read."""
+    """A JSON text that is read from a file opened as text. position: characters read from the file."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -27,95 +27,99 @@ class Reader:
         self._decode = json.JSONDecoder().raw_decode
         self.position = 0
 
-    def elements(self, field: "str | None" = None) -> "Iterator[str]":
-        """Yield the elements of the array that the file is, or that is below its key `field`. Raise NotRecords."""
+    def elements(self, field: Optional[str] = None) -> Iterator[str]:
+        """Yield the elements of the array at the top of the file, or in the field `field`. Raise NotRecords."""
         if field is not None:
-            self._find(field)
+            self._go_to(field)
         if self.peek() != "[":
-            where = "at the top of the file" if field is None else f"in field {field!r}"
-            raise NotRecords(f"{where} is no list of records")
+            place = "the top of the file" if field is None else f"field {field!r}"
+            raise NotRecords(f"{place} is not a list of records")
         yield from self._array()
         if field is None and self.peek():
-            raise NotRecords("there is more after the end of the list")
+            raise NotRecords("unexpected text after the end of the list")
 
     def peek(self) -> str:
-        """Return the next character that is not blank, "" at the end."""
+        """Return the next character that is not blank, "" at the end of the file."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _BLANK:
                 self._at += 1
             if self._at < len(self._text):
                 return self._text[self._at]
-            if not self._more():
+            if not self._read_more():
                 return ""
 
-    def _find(self, field: str) -> None:
-        """Stop at the value of a key of the object at the top."""
-        seen = []
+    def _go_to(self, field: str) -> None:
+        """Read up to the value of a key of the object at the top. Raise NotRecords."""
+        others = []
         for key in self._keys():
             if key == field:
                 return
-            seen.append(key)
-            self._skip()
-        raise NotRecords(f"it has no field {field!r}" + (f", but {', '.join(map(repr, seen[:10]))}" if seen else ""))
+            others.append(key)
+            self._skip_value()
+        raise NotRecords(f"no field {field!r}" + (f", but {', '.join(map(repr, others[:10]))}" if others else ""))
 
-    def _keys(self) -> "Iterator[str]":
-        """Yield the keys of an object; whoever takes one deals with its value."""
-        self._take("{")
+    def _keys(self) -> Iterator[str]:
+        """Yield the keys of an object. The caller reads the value of each key before it takes the next."""
+        self._expect("{")
         while self.peek() != "}":
             key = json.loads(self._value())
-            self._take(":")
+            self._expect(":")
             yield key
             if self.peek() != "}":
-                self._take(",")
-        self._take("}")
+                self._expect(",")
+        self._expect("}")
 
-    def _array(self) -> "Iterator[str]":
-        self._take("[")
+    def _array(self) -> Iterator[str]:
+        """Yield the elements of an array."""
+        self._expect("[")
         while self.peek() != "]":
             yield self._value()
             if self.peek() != "]":
-                self._take(",")
+                self._expect(",")
                 if self.peek() == "]":
                     raise NotRecords("a comma at the end of a list")
-        self._take("]")
+        self._expect("]")
 
-    def _skip(self) -> None:
+    def _skip_value(self) -> None:
         first = self.peek()
         if first == "[":
             for _ in self._array():
                 pass
         elif first == "{":
             for _ in self._keys():
-                self._skip()
+                self._skip_value()
         else:
             self._value()
 
-    def _take(self, wanted: str) -> None:
+    def _expect(self, wanted: str) -> None:
+        """Read past the character `wanted`. Raise NotRecords if another one follows."""
         if self.peek() != wanted:
-            raise NotRecords(
-                f"{wanted!r} is expected where {self.peek() or 'the end of the file'!r} is: it is not JSON, or cut short"
-            )
+            found = self.peek() or "the end of the file"
+            raise NotRecords(f"expected {wanted!r}, found {found!r}: the file is not JSON, or is cut short")
         self._at += 1
 
     def _value(self) -> str:
-        """Return the next value as it is spelled. A number at the end of what is read may go on, and so may all else."""
+        """Return the text of the next value. Read on while it may be incomplete: a number can continue in the next block."""
         self.peek()
         while True:
             try:
                 _, end = self._decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                if not self._more():
-                    raise NotRecords(f"it is not JSON, or cut short: {error.msg}") from None
+                if not self._read_more():
+                    raise NotRecords(f"the file is not JSON, or is cut short: {error.msg}") from None
                 continue
             except RecursionError:
-                raise NotRecords("its values are nested too deep") from None
-            if self._text[end : end + 1] in _ENDS or not self._more():
+                raise NotRecords("the values are nested too deeply") from None
+            if self._text[end : end + 1] in _AFTER_VALUE or not self._read_more():
                 value = self._text[self._at : end]
                 self._at = end
                 return value
 
-    def _more(self) -> bool:
-        """Read on, as much again as there is, so that one long value costs its own length and not the square of that."""
+    def _read_more(self) -> bool:
+        """Read the next block; return False at the end of the file.
+
+        A block is as long as the unread text, so that the cost of one long value is linear in its length, not quadratic.
+        """
         if self._ended:
             return False
         rest = self._text[self._at :]

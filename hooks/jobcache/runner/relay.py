@@ -1,9 +1,9 @@
-"""Run a command as if we were not there: its signals, its terminal, its exit status.
+"""Run a command so that it behaves as if it were started directly: signals, terminal and exit status.
 
-The command stays in our process group: it is the terminal's foreground with us, Ctrl-Z stops both, and what Slurm signals
-or kills by process group it signals or kills. So many signals reach it without us. Those that a process sends are handed
-on where we alone got them; a third process of the group, the witness, tells: one that got the signal as well shows that
-it went to all.
+The command stays in the process group of `jobcache run`. Both are in the terminal's foreground, Ctrl-Z stops both, and Slurm
+signals both when it signals the process group: many signals reach the command without help. A signal that a process sends to
+`jobcache run` alone has to be passed on. A third process of the group, the witness, shows the difference: a signal that the
+witness receives as well was sent to the whole group.
 """
 
 import os
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 PASSED = frozenset((signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
-_SI_KERNEL = 0x80  # si_code of a signal that comes from a terminal, and so reaches its whole foreground group
-_TOGETHER = 0.25  # seconds within which a signal to several processes has reached all of them
-_BEGINNING = 5.0  # seconds that the witness has to begin
-_NOT_FOUND, _NOT_RUN = 127, 126  # as shells have it
+_SI_KERNEL = 0x80  # si_code of a signal from a terminal, which reaches the whole foreground group
+_GROUP_DELAY = 0.25  # seconds within which a signal to the group has reached all of its processes
+_WITNESS_START = 5.0  # seconds for the witness to start
+_NOT_FOUND, _CANNOT_EXECUTE = 127, 126  # exit status of shells
 
-# Each signal that the witness gets becomes a byte in the pipe 1, after a 0 that says that it has begun; at the end of
-# what is on 0, which is ours, it ends.
-# A program of its own, so that no `pkill jobcache` hits it along with us.
+# The witness writes a 0 to its standard output when it is ready, and then the number of each signal it receives, as a byte.
+# It ends at the end of its standard input. It is a separate program so that `pkill jobcache` does not reach it.
 _WITNESS = """
 import _signal, os, sys
 for number in map(int, sys.argv[1:]):
@@ -38,32 +37,48 @@ os.read(0, 1)
 
 
 class NoProcess(Exception):
-    """There is no process to be had for the command; nothing has begun."""
+    """The command was not started, because no process could be created."""
 
 
 def replace(command: "Sequence[str]", env: "dict[str, str]") -> "int":
-    """Become the command. Return, having said why, only where that fails: the exit status that a shell would give."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and a command does not expect to be
+    """Become the command. If that fails, print the reason and return the exit status of a shell."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; a command does not expect that
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execvpe(command[0], list(command), env)
     except OSError as error:
-        os.write(2, f"jobcache run: {command[0]}: {error.strerror}\n".encode("utf-8", "backslashreplace"))
-        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUN
+        message = f"jobcache run: cannot run {command[0]}: {error.strerror}\n"
+        os.write(2, message.encode("utf-8", "backslashreplace"))
+        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _CANNOT_EXECUTE
 
 
-def hold_back() -> "set[int]":
-    """Block the signals in PASSED, so that what is begun is ended; return what was blocked before, for `run`."""
-    return set(signal.pthread_sigmask(signal.SIG_BLOCK, PASSED))
+class DeferredSignals:
+    """The signals in PASSED, blocked from `block` on, so that work which has begun is finished or undone.
+
+    before: the signals that were blocked before, None until `block` is called.
+    """
+
+    def __init__(self) -> None:
+        self.before: "set[int] | None" = None
+
+    @property
+    def is_blocking(self) -> bool:
+        """Whether `block` has been called."""
+        return self.before is not None
+
+    def block(self) -> None:
+        """Block the signals."""
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED)
+        self.before = set(blocked) if self.before is None else self.before
+
+    def restore(self) -> None:
+        """Undo `block`."""
+        if self.before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
 
 
-def let_through(before: "Iterable[int]") -> None:
-    """Block what was blocked before, and nothing else."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def came() -> int:
-    """Return the number of a signal that has come meanwhile, and take it; 0 for none."""
+def take_pending() -> int:
+    """Consume one blocked signal of PASSED that has arrived, and return its number; return 0 if none has."""
     info = signal.sigtimedwait(PASSED, 0)
     return info.si_signo if info else 0
 
@@ -72,18 +87,18 @@ def run(
     command: "Sequence[str]",
     env: "dict[str, str]",
     tick: "Callable[[], None]",
-    every: float,
-    held: "Iterable[int] | None" = None,
+    interval: float,
+    blocked_before: "Iterable[int] | None" = None,
 ) -> int:
-    """Run the command to its end; return its exit status as a shell tells it, 128+n where signal n killed it.
+    """Run the command to its end. Return its exit status as a shell does: 128+n if signal n killed it.
 
-    tick: called each `every` seconds meanwhile. From now on the signals in PASSED are blocked in this process, so that
-    what is to be done at the end is done; ask `told`. held: what `hold_back` returned, where that is so already. Raise
-    NoProcess, with all signals as they were.
+    tick: called every `interval` seconds. blocked_before: `DeferredSignals.before`, if signals are deferred already. When
+    this returns, the signals in PASSED are still blocked in this process, so that the cache can be deleted; `take_pending`
+    returns them. Raise NoProcess, with all signals as they were.
     """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED | {signal.SIGCHLD})
-    before = blocked if held is None else held
-    reaping = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it, as some who start us do, is told no status
+    before = blocked if blocked_before is None else blocked_before
+    on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, as by some parents, no status is available
     witness = None
     try:
         witness = _Witness()
@@ -91,39 +106,34 @@ def run(
     except OSError as error:
         if witness:
             witness.dismiss()
-        signal.signal(signal.SIGCHLD, reaping)
+        signal.signal(signal.SIGCHLD, on_child)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise NoProcess(str(error)) from None
     if pid == 0:
-        signal.signal(signal.SIGCHLD, reaping)
+        signal.signal(signal.SIGCHLD, on_child)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os._exit(replace(command, env))
     try:
-        return _exit_status(_attend(pid, witness, tick, every))
+        return _exit_status(_attend(pid, witness, tick, interval))
     finally:
         witness.dismiss()
 
 
-def told(*numbers: int) -> bool:
-    """Whether one of these signals has come since `run` blocked them and nobody took it."""
-    return signal.sigtimedwait(numbers, 0) is not None
-
-
-def _attend(pid: int, witness: "_Witness", tick: "Callable[[], None]", every: float) -> int:
-    """Wait for the command, hand on its signals; return its wait status."""
-    due = time.monotonic() + every
+def _attend(pid: int, witness: "_Witness", tick: "Callable[[], None]", interval: float) -> int:
+    """Wait for the command and pass its signals on; return its wait status."""
+    due = time.monotonic() + interval
     while True:
-        came = signal.sigtimedwait(PASSED | {signal.SIGCHLD}, max(0.0, due - time.monotonic()))
+        info = signal.sigtimedwait(PASSED | {signal.SIGCHLD}, max(0.0, due - time.monotonic()))
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return status
-        if came is not None and came.si_signo != signal.SIGCHLD:
-            seen = witness.saw(came.si_signo)
-            if came.si_code != _SI_KERNEL and not seen:
-                os.kill(pid, came.si_signo)
+        if info is not None and info.si_signo != signal.SIGCHLD:
+            in_group = witness.received(info.si_signo)
+            if info.si_code != _SI_KERNEL and not in_group:
+                os.kill(pid, info.si_signo)
         if time.monotonic() >= due:
             tick()
-            due = time.monotonic() + every
+            due = time.monotonic() + interval
 
 
 def _exit_status(status: int) -> int:
@@ -132,49 +142,49 @@ def _exit_status(status: int) -> int:
 
 
 class _Witness:
-    """The third process of the group. Where there is none to be had, every signal that a process sends is handed on."""
+    """The third process of the group. If it cannot be started, every signal that a process sends is passed on."""
 
     def __init__(self) -> None:
         self._pid = 0
-        self._begun = False
-        self._seen = b""
-        self._words, says = os.pipe()
-        listens, self._lifeline = os.pipe()
+        self._ready = False
+        self._signals = b""
+        self._pipe, output = os.pipe()
+        standard_input, self._lifeline = os.pipe()
         try:
             self._pid = os.posix_spawn(
                 sys.executable,
                 ["signal-witness", "-I", "-S", "-c", _WITNESS, *(str(int(number)) for number in PASSED)],
                 {},
                 file_actions=[
-                    (os.POSIX_SPAWN_DUP2, listens, 0),
-                    (os.POSIX_SPAWN_DUP2, says, 1),
+                    (os.POSIX_SPAWN_DUP2, standard_input, 0),
+                    (os.POSIX_SPAWN_DUP2, output, 1),
                     (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
                 ],
             )
         except OSError:
             pass
-        os.close(says)
-        os.close(listens)
+        os.close(output)
+        os.close(standard_input)
 
-    def saw(self, number: int) -> bool:
-        """Whether the witness gets this signal as well."""
-        until = time.monotonic() + (_TOGETHER if self._begun else _BEGINNING)
-        while self._pid and number not in self._seen:
-            if not select.select([self._words], [], [], max(0.0, until - time.monotonic()))[0]:
+    def received(self, number: int) -> bool:
+        """Return whether the witness receives this signal as well, and forget one such signal."""
+        until = time.monotonic() + (_GROUP_DELAY if self._ready else _WITNESS_START)
+        while self._pid and number not in self._signals:
+            if not select.select([self._pipe], [], [], max(0.0, until - time.monotonic()))[0]:
                 return False
-            words = os.read(self._words, 4096)
-            if not words:
-                return False  # it is no more
-            if not self._begun:
-                self._begun, until = True, time.monotonic() + _TOGETHER
-            self._seen += words.replace(b"\0", b"")
-        at = self._seen.find(bytes((number,)))
-        self._seen = self._seen[:at] + self._seen[at + 1 :] if at >= 0 else self._seen
+            data = os.read(self._pipe, 4096)
+            if not data:
+                return False  # the witness has ended
+            if not self._ready:
+                self._ready, until = True, time.monotonic() + _GROUP_DELAY
+            self._signals += data.replace(b"\0", b"")
+        at = self._signals.find(bytes((number,)))
+        self._signals = self._signals[:at] + self._signals[at + 1 :] if at >= 0 else self._signals
         return at >= 0
 
     def dismiss(self) -> None:
-        """Let it end."""
+        """End the witness."""
         os.close(self._lifeline)
-        os.close(self._words)
+        os.close(self._pipe)
         if self._pid:
             os.waitpid(self._pid, 0)

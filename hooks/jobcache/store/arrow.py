@@ -1,7 +1,7 @@
-"""Arrow's stream format, as far as it takes to tell whether a file is whole and how many rows it has.
+"""Arrow's stream format, as far as needed to check that a file is whole and to count its rows.
 
-Walks from message to message over their framing; what is in the columns is not looked at. The bytes are the user's, and
-may be anything: every offset is held against the message it is in, and what does not fit is `Broken`.
+The functions walk from message to message and read no column data. All bytes are untrusted: every offset is checked against
+the bounds of its message, and a mismatch raises BrokenStream.
 """
 
 import os
@@ -11,68 +11,70 @@ import time
 
 from jobcache.cache import dirfd
 
-_CONTINUES = 0xFFFFFFFF
+_CONTINUATION = 0xFFFFFFFF  # the marker in front of each message
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # kinds of messages
-_METADATA_MAX = 1 << 24  # bytes; a schema of ten thousand columns has a tenth of it
-_AHEAD = 4096  # bytes read at once: the metadata of most messages
+_MAX_METADATA = 1 << 24  # bytes; a schema of ten thousand columns has a tenth of this
+_READ_AHEAD = 4096  # bytes; the metadata of most messages fits
 
 
-class Broken(ValueError):
-    """The file is no whole Arrow stream; the words say why."""
+class BrokenStream(ValueError):
+    """The file is not a whole Arrow stream; the message is the reason."""
 
 
-class Late(Exception):
-    """Time was up before the end of the file."""
+class OutOfTime(Exception):
+    """The deadline passed before the end of the file."""
 
 
 def rows_of(name: str, dir_fd: int, until: float) -> int:
-    """Return the rows of the Arrow stream in the file `name`, which ends where the stream does.
+    """Return the rows of the Arrow stream in a file. The stream must end where the file ends.
 
-    Raise Broken where it is no plain file or no whole stream, Late after `until` (seconds of time.monotonic), OSError.
+    until: in seconds of time.monotonic. Raise BrokenStream if the file is not regular or not a whole stream,
+    OutOfTime after `until`, OSError.
     """
     fd = os.open(name, dirfd.FILE, dir_fd=dir_fd)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise Broken("not a plain file")
-        return _walk(fd, found.st_size, until)
+            raise BrokenStream("not a regular file")
+        return _count_rows(fd, found.st_size, until)
     finally:
         os.close(fd)
 
 
-def _walk(fd: int, size: int, until: float) -> int:
+def _count_rows(fd: int, size: int, until: float) -> int:
     rows = at = 0
     first = True
     while time.monotonic() < until:
-        ahead = os.pread(fd, _AHEAD, at)
-        if len(ahead) < 8:
-            raise Broken(f"no end of stream at byte {at}")
-        marker, length = struct.unpack_from("<II", ahead)
-        if marker != _CONTINUES:
-            raise Broken(f"no message at byte {at}")
+        data = os.pread(fd, _READ_AHEAD, at)
+        if len(data) < 8:
+            raise BrokenStream(f"the stream has no end at byte {at}")
+        marker, length = struct.unpack_from("<II", data)
+        if marker != _CONTINUATION:
+            raise BrokenStream(f"no message begins at byte {at}")
         if length == 0:
             if first or at + 8 != size:
-                raise Broken(f"the stream ends at byte {at + 8} of {size}")
+                raise BrokenStream(f"the stream ends at byte {at + 8} of {size}")
             return rows
-        if length > _METADATA_MAX or at + 8 + length > size:
-            raise Broken(f"a message at byte {at} goes beyond the end")
-        if 8 + length > len(ahead):
-            ahead = os.pread(fd, 8 + length, at)
-        kind, body, count = _message(ahead[8 : 8 + length])
+        if length > _MAX_METADATA or at + 8 + length > size:
+            raise BrokenStream(f"the message at byte {at} extends beyond the end of the file")
+        if 8 + length > len(data):
+            data = os.pread(fd, 8 + length, at)
+        kind, body, count = _parse_message(data[8 : 8 + length])
         if (kind == _SCHEMA) != first or kind not in (_SCHEMA, _DICTIONARY, _BATCH):
-            raise Broken(f"a message of kind {kind} at byte {at}")
+            raise BrokenStream(f"unexpected message of kind {kind} at byte {at}")
         rows += count
         first = False
         at += 8 + length + body
         if at > size:
-            raise Broken(f"a batch goes beyond the end, to byte {at} of {size}")
-    raise Late
+            raise BrokenStream(f"a batch extends to byte {at} of {size}")
+    raise OutOfTime
 
 
-def _message(data: bytes) -> "tuple[int, int, int]":
-    """Return (kind, bytes of the body, rows) of a message's metadata. Raise Broken.
+def _parse_message(data: bytes) -> "tuple[int, int, int]":
+    """Return (kind, bytes of the body, rows) of a message's metadata. Raise BrokenStream.
 
-    Flatbuffers: a table begins with the distance back to its vtable, which has the places of its fields, 0 for none.
+    The metadata is a Flatbuffers table: it begins with the distance back to its vtable, and the vtable has the position of
+    each field, 0 for a field that is absent.
     """
     try:
         table = struct.unpack_from("<I", data)[0]
@@ -80,24 +82,25 @@ def _message(data: bytes) -> "tuple[int, int, int]":
         body = _field(data, table, 3, "<q")
         rows = 0
         if kind == _BATCH:
-            header = _place(data, table, 2)
+            header = _position(data, table, 2)
             if not header:
-                raise Broken("a batch without a header")
+                raise BrokenStream("a batch without a header")
             rows = _field(data, header + struct.unpack_from("<I", data, header)[0], 0, "<q")
     except struct.error:
-        raise Broken("a message that is none") from None
+        raise BrokenStream("the metadata of a message cannot be parsed") from None
     if body < 0 or rows < 0:
-        raise Broken("a message of negative length")
+        raise BrokenStream("a message of negative length")
     return kind, body, rows
 
 
 def _field(data: bytes, table: int, number: int, form: str) -> int:
-    place = _place(data, table, number)
-    return int(struct.unpack_from(form, data, place)[0]) if place else 0
+    """Return the value of a field of a table, 0 if it is absent. Raise struct.error outside of the data."""
+    position = _position(data, table, number)
+    return int(struct.unpack_from(form, data, position)[0]) if position else 0
 
 
-def _place(data: bytes, table: int, number: int) -> int:
-    """Return where a field of a table is, 0 where the table has none. Raise struct.error beyond the data."""
+def _position(data: bytes, table: int, number: int) -> int:
+    """Return the position of a field of a table, 0 if it is absent. Raise struct.error outside of the data."""
     vtable = table - struct.unpack_from("<i", data, table)[0]
     if vtable < 0:
         raise struct.error

@@ -5,7 +5,8 @@ from typing import Any, Optional
 
 from jobcache.cache import node_leases, path_template, reasons, store_names
 from jobcache.config.settings import Settings
-from jobcache.store import store
+from jobcache.store import publishing, usage
+from jobcache.store.publication import Destination
 from jobcache.system.epilog_job import Job
 from jobcache.system.epilog_work import Cache, reason_of
 
@@ -22,14 +23,15 @@ def publish_cache(job: Job, site: Settings, cache: Cache, record: Fact, until: f
     began = time.monotonic()
     try:
         place = store_names.store_path(str(site.store_user), user=job.path_user(), uid=job.uid, cluster=site.cluster)
-        store.mark_used(cache.fd, place, until)
+        usage.mark_used(cache.fd, place, until)
         label = record.get("label")
         if not isinstance(label, str) or not store_names.is_label(label):
             return None
         if job.nodes not in (1, None) or node_leases.is_shared(cache.fd, job.node, record):
             return None
         facts = {"cluster": site.cluster, "job_id": job.job_id}
-        done = store.publish(cache.fd, store.Publisher(place, label, most=site.store_max_size, facts=facts), until)
+        to = Destination(place, label, max_bytes=site.store_max_size, facts=facts)
+        done = publishing.publish(cache.fd, to, until)
     except (OSError, reasons.Refused, path_template.BadName) as error:
         reason = error.reason if isinstance(error, reasons.Refused) else reason_of(error)
         return cache.fact("store.published", "warning", "refused", reason, error=str(error))

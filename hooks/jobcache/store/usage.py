@@ -1,0 +1,72 @@
+"""The last use of each build in a store: its mtime, set when a job that used the build ends."""
+
+import os
+import time
+
+from jobcache.cache import reasons, store_names, store_reading
+from jobcache.store import builds, sections
+
+_LINK_LEVELS = 5  # <version>/<section>/<build>/files/<file>, below the store
+
+
+def mark_used(cache_fd: int, path: str, until: float) -> int:
+    """Given a cache and the path of a store, date the store's builds that the cache's programs used; return how many.
+
+    `datasets` leaves a lock file, named after the build's path, for each build it opens. Raise OSError.
+    """
+    locks: "dict[str, list[str]]" = {}
+    marked = 0
+    for below, key in builds.find(cache_fd, until):
+        build_fd = builds.open_build(cache_fd, below, key)
+        if build_fd is None:
+            continue
+        try:
+            link = builds.link_of(build_fd)
+        finally:
+            os.close(build_fd)
+        if link is None or time.monotonic() >= until:
+            continue
+        if below not in locks:
+            locks[below] = [name for name in os.listdir(f"/proc/self/fd/{cache_fd}/{below}") if name.endswith(".lock")]
+        lock = f"_{key}.lock".replace("/", "_")
+        if any(name.endswith(lock) for name in locks[below]):
+            marked += _touch(path, link)
+    return marked
+
+
+def _touch(path: str, link: str) -> bool:
+    """Date the build that `link` leads to, if it is in the store at `path` and owned by this user. Return whether it was.
+
+    The user can forge the link.
+    """
+    if not link.startswith(f"{path}/{store_names.VERSION}/"):
+        return False
+    parts = link[len(path) + 1 :].split("/")
+    if len(parts) != _LINK_LEVELS or store_names.parse_section(parts[1]) is None or store_names.parse_build(parts[2]) is None:
+        return False
+    try:
+        store_fd, owner = store_reading.open_store(path, os.geteuid())
+        try:
+            section_fd = store_reading.open_below(store_fd, "/".join(parts[:2]), owner)
+        finally:
+            os.close(store_fd)
+        try:
+            fd = store_reading.open_below(section_fd, _current_generation(section_fd, parts[2]), owner)
+        finally:
+            os.close(section_fd)
+        try:
+            os.utime(fd)
+        finally:
+            os.close(fd)
+    except (OSError, reasons.Refused):
+        return False
+    return True
+
+
+def _current_generation(section_fd: int, name: str) -> str:
+    """Return the newest generation of the build `name` if other jobs have extended it meanwhile, else `name`."""
+    if not sections.is_retired(section_fd, name):
+        return name
+    digest = name.partition(".")[0]
+    newest = sections.newest_name(digest, sections.generations(section_fd, digest))
+    return newest if sections.are_one_build(section_fd, name, newest) else name
