@@ -18,7 +18,7 @@ from jobcache.diagnostics import reason_texts, units
 from jobcache.diagnostics.explain import explain
 from jobcache.diagnostics.explain_facts import Explanation, JobDirectory, SiteFacts, SlurmJob, TimelineEntry
 from jobcache.sweep.plan import Directory
-from jobcache.system.slurm import ALIVE, DEAD
+from jobcache.system.live_jobs import ALIVE, DEAD
 
 SITE = SiteFacts("abc", first_event="2026-11-01T00:00:00Z", sources=("/var/log/jobcache/events.jsonl",))
 PATH = "/s/alice/hf-datasets-42"
