@@ -33,7 +33,7 @@ def _in_force(facts: Compiled) -> Iterator[Finding]:
         text = f"{facts.lib}/off exists: the hooks and the sweep do nothing"
         yield Finding("config", "off", WARNING, text, f"rm {facts.lib}/off")
     elif facts.mode != "on":
-        text = f"mode is {facts.mode}: no job gets a cache, unless a rule says otherwise"
+        text = f"mode is {facts.mode}: no job gets a cache, except by a rule"
         yield Finding("config", "mode", WARNING, text, f"sed -i 's/^mode:.*/mode: on/' {facts.config} && {facts.command}")
 
 

@@ -5,7 +5,7 @@ _INSPECT = "look at it"
 
 # Reason: (meaning, remedy or "").
 REASONS = {
-    "rule": ("a rule of the site says that such jobs get no cache", ""),
+    "rule": ("a rule of the site gives such jobs no cache", ""),
     "user_off": ("the user set JOBCACHE=off", ""),
     "user_value": ("the user set every variable that the site exports, and jobcache does not change these", ""),
     "offline": (
