@@ -1,4 +1,4 @@
-"""Root's errands as a user: wholly that user, out of the user's reach, and never waited for beyond the deadline."""
+"""Children that act as a user: with the user's rights alone, out of the user's reach, and within their deadline."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run_dir(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    """No descriptor and no zombie is left in the parent."""
+    """Assert that no descriptor and no zombie is left in the parent."""
     before, children = len(os.listdir("/proc/self/fd")), psutil.Process().children()
     yield
     assert len(os.listdir("/proc/self/fd")) == before
@@ -62,20 +62,20 @@ def start(work: Callable[[Report], None], places: list[int] | None = None, **who
     return as_user.start(work, places=places or [], **who)
 
 
-def told(work: Callable[[Report], None], seconds: float = 20, **who: Any) -> tuple[children.Child, list[dict[str, Any]]]:
-    """Run `work` as Alice; return the child when it is over, and what it reported."""
+def run(work: Callable[[Report], None], seconds: float = 20, **who: Any) -> tuple[children.Child, list[dict[str, Any]]]:
+    """Run `work` as Alice; return the child after its end, and what it reported."""
     child = start(work, **who)
     return child, list(child.facts(time.monotonic() + seconds))
 
 
 def idle(report: Report) -> None:
-    """Report our pid, and wait to be killed."""
+    """Report the pid, and wait to be killed."""
     report({"pid": os.getpid()})
     time.sleep(60)
 
 
 def pipe_of(_: Report) -> int:
-    """The child's report pipe, to write to it what `report` would not."""
+    """Return the child's report pipe, to write invalid data to it."""
     for fd in range(3, 1000):
         try:
             if stat.S_ISFIFO(os.fstat(fd).st_mode):
@@ -85,16 +85,16 @@ def pipe_of(_: Report) -> int:
     raise AssertionError
 
 
-# ------------------------------------------------------------------------------------------------------- who it is
+# ------------------------------------------------------------------------------------------------------------- identity
 
 
-def test_is_that_user_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """uid, gid and groups are exactly the user's: none of the parent's, none of root's, and no capability."""
+def test_child_has_the_rights_of_the_user_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uid, gid and groups are the user's, without the parent's groups, root's groups, or capabilities."""
     groups = os.getgroups()
     monkeypatch.setattr(os, "getgrouplist", lambda user, gid: [gid, 33, 34])
     os.setgroups([0, 4, 24])
     try:
-        child, facts = told(
+        child, facts = run(
             lambda report: report(
                 {
                     "uid": os.getresuid(),
@@ -112,18 +112,18 @@ def test_is_that_user_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     status = dict(line.split(":\t", 1) for line in fact.pop("status").splitlines())
     assert child.status == "done"
     assert fact == {"uid": [5] * 3, "gid": [60] * 3, "groups": [33, 34, 60], "cwd": "/", "umask": 0o077}
-    assert status["Uid"].split() == ["5"] * 4 and status["Gid"].split() == ["60"] * 4  # the filesystem's too
+    assert status["Uid"].split() == ["5"] * 4 and status["Gid"].split() == ["60"] * 4  # the filesystem uid as well
     assert [int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")] == [0] * 4
 
 
-def test_a_group_that_slurm_named() -> None:
-    """Where the group is given, and the name is unknown on this node, that group is the only one."""
-    _, facts = told(lambda report: report({"gid": os.getresgid(), "groups": os.getgroups()}), gid=33, user="no-such-user")
+def test_group_from_slurm_suffices_for_an_unknown_name() -> None:
+    """If the group is given and the name is unknown on this node, the child has this group only."""
+    _, facts = run(lambda report: report({"gid": os.getresgid(), "groups": os.getgroups()}), gid=33, user="no-such-user")
     assert facts == [{"gid": [33] * 3, "groups": [33]}]
 
 
-def test_cannot_become_root_again() -> None:
-    """No call leads back."""
+def test_child_cannot_become_root_again() -> None:
+    """No system call leads back to root."""
 
     def work(report: Report) -> None:
         calls = (
@@ -136,41 +136,41 @@ def test_cannot_become_root_again() -> None:
             except PermissionError:
                 report({"refused": True})
 
-    _, facts = told(work)
+    _, facts = run(work)
     assert facts == [{"refused": True}] * 8
 
 
 @pytest.mark.parametrize("who", [{"uid": 0}, {"uid": 0, "gid": 60}, {"uid": 4294967294}])
-def test_refused(who: dict[str, int]) -> None:
-    """Nothing is done as root, nor as a user whom nobody knows; the work is never begun."""
-    child, facts = told(lambda report: report({"done": True}), **who)
+def test_root_and_unknown_users_are_refused(who: dict[str, int]) -> None:
+    """The work does not begin."""
+    child, facts = run(lambda report: report({"done": True}), **who)
     assert (child.status, facts) == ("died", []) and child.error
 
 
 @pytest.mark.parametrize("faked", ["nothing", "getresuid"])
-def test_an_identity_that_does_not_hold(monkeypatch: pytest.MonkeyPatch, faked: str) -> None:
-    """What the kernel says of the new identity is checked before any work, and so is whether root is out of reach."""
+def test_change_of_user_is_verified_before_the_work(monkeypatch: pytest.MonkeyPatch, faked: str) -> None:
+    """The kernel's view of the new identity is checked, and that root is out of reach."""
     monkeypatch.setattr(os, "setresuid", lambda *_: None)
     if faked == "getresuid":
         monkeypatch.setattr(os, "getresuid", lambda: (5, 5, 5))
-    child, facts = told(lambda report: report({"done": True}))
+    child, facts = run(lambda report: report({"done": True}))
     words = "could not become uid 5" if faked == "nothing" else "could become root again"
     assert (child.status, facts, child.error) == ("died", [], f"PermissionError: {words}")
 
 
-def test_from_within_the_same_user() -> None:
-    """Where the caller is that user already, it is done without root."""
+def test_same_user_needs_no_root() -> None:
+    """If the caller is the user already, root is not needed."""
 
     def work(report: Report) -> None:
         child = start(lambda inner: inner({"uid": os.getresuid()}))
         for fact in child.facts(time.monotonic() + 20):
             report({**fact, "status": child.status})
 
-    assert told(work)[1] == [{"uid": [5] * 3, "status": ""}]
+    assert run(work)[1] == [{"uid": [5] * 3, "status": ""}]
 
 
-def test_holds_nothing_of_ours(run_dir: str) -> None:
-    """The only descriptors are the report pipe and the places; standard input, output and error lead nowhere."""
+def test_child_holds_only_its_pipe_and_places(run_dir: str) -> None:
+    """Standard input, output and error are /dev/null."""
     held = os.open("/etc/shadow", os.O_RDONLY)
     os.dup2(held, 777, inheritable=True)
     os.close(held)
@@ -180,7 +180,7 @@ def test_holds_nothing_of_ours(run_dir: str) -> None:
 
     places = stuck_places.open_places(run_dir, "1:2")
     try:
-        child, (links,) = told(work, places=places)
+        child, (links,) = run(work, places=places)
     finally:
         os.close(777)
     assert {fd: link for fd, link in links.items() if int(fd) < 3} == dict.fromkeys("012", "/dev/null")
@@ -189,18 +189,18 @@ def test_holds_nothing_of_ours(run_dir: str) -> None:
 
 
 def descriptors(pid: object) -> dict[str, str]:
-    """What a process holds open: where each descriptor leads."""
+    """Return the targets of all open descriptors of a process."""
     links = {}
     for fd in os.listdir(f"/proc/{pid}/fd"):
         try:
             links[fd] = os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")[0]
         except FileNotFoundError:
-            continue  # the listing's own
+            continue  # the descriptor of the listing
     return links
 
 
-def test_is_out_of_its_users_reach() -> None:
-    """Another process of the user can neither trace it nor look into it."""
+def test_user_cannot_trace_the_child() -> None:
+    """Another process of the user can neither trace the child nor read its memory, environment or descriptors."""
     child = start(idle)
     facts = child.facts(time.monotonic() + 60)
     attacked = attack(next(facts)["pid"])
@@ -208,8 +208,8 @@ def test_is_out_of_its_users_reach() -> None:
     assert (list(facts), attacked) == ([], [])
 
 
-def test_that_attack_works_on_others() -> None:
-    """The control: what has been exec'd as the user is within reach."""
+def test_user_can_trace_an_executed_process() -> None:
+    """The control: a process that was exec'd as the user is within reach."""
     if Path("/proc/sys/kernel/yama/ptrace_scope").exists():
         pytest.skip("Yama lets nobody trace")
     with subprocess.Popen(["/bin/sleep", "60"], user=ALICE) as sleep:
@@ -223,28 +223,28 @@ def attack(pid: int) -> list[str]:
     return done.stdout.split()
 
 
-# ----------------------------------------------------------------------------------------------------- how it ends
+# -------------------------------------------------------------------------------------------------------------- the end
 
 
-def test_done() -> None:
-    """Facts come in order, whatever they hold, and the end is known."""
+def test_facts_arrive_in_order() -> None:
+    """Facts of any content arrive in order, and the status is done."""
     facts = [{"n": at, "text": '\udcff\n"ü' * at} for at in range(200)]
-    child, found = told(lambda report: [report(fact) for fact in facts] and None)
+    child, found = run(lambda report: [report(fact) for fact in facts] and None)
     assert (child.status, child.error, found) == ("done", "", facts)
 
 
-def test_late() -> None:
-    """At the deadline it is killed, and what it reported before is there."""
+def test_late_child_is_killed() -> None:
+    """At the deadline the child is killed. Earlier facts are returned."""
     began = time.monotonic()
-    child, facts = told(idle, seconds=0.2)
+    child, facts = run(idle, seconds=0.2)
     assert (child.status, facts) == ("late", [{"pid": child.pid}])
     assert time.monotonic() - began < 5
     with pytest.raises(ProcessLookupError):
         os.kill(child.pid, 0)
 
 
-def test_died_by_its_users_hand() -> None:
-    """The user can kill it, and that is said."""
+def test_child_killed_by_its_user_has_died() -> None:
+    """The user can kill the child, and the status shows it."""
     child = start(idle)
     facts = child.facts(time.monotonic() + 60)
     pid = next(facts)["pid"]
@@ -253,8 +253,8 @@ def test_died_by_its_users_hand() -> None:
     assert (list(facts), child.status) == ([], "died")
 
 
-def test_stopped_by_its_users_hand() -> None:
-    """The user can stop it: that is no way round the deadline."""
+def test_stopped_child_is_late() -> None:
+    """The user can stop the child, but that does not extend the deadline."""
     child = start(idle)
     pid = next(child.facts(time.monotonic() + 60))["pid"]
     os.kill(pid, signal.SIGSTOP)
@@ -262,75 +262,75 @@ def test_stopped_by_its_users_hand() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no \udcff"), SystemExit(0), KeyboardInterrupt(), OSError(28, "No space")])
-def test_died_of_an_error(error: BaseException) -> None:
-    """Whatever the work raises ends the child, with its words."""
+def test_error_of_the_work_is_reported(error: BaseException) -> None:
+    """Whatever exception the work raises, the child dies with its text."""
 
     def work(report: Report) -> None:
         report({"n": 1})
         raise error
 
-    child, facts = told(work)
+    child, facts = run(work)
     assert (child.status, facts, child.error) == ("died", [{"n": 1}], f"{type(error).__name__}: {error}")
 
 
-def test_reports_too_much() -> None:
-    """A child that reports without end is killed; the parent's memory is bounded."""
+def test_report_is_limited() -> None:
+    """A child that reports without end is killed, so the parent's memory is bounded."""
 
     def work(report: Report) -> None:
         while True:
             report({"x": "x" * 1000})
 
-    child, facts = told(work)
+    child, facts = run(work)
     assert (child.status, child.error) == ("died", "it reported too much data")
     assert sum(len(str(fact)) for fact in facts) <= children.REPORT_MAX
 
 
 @pytest.mark.parametrize("data", [b'{"b": ', b"{", b'{"b": 2}'])
-def test_a_fact_cut_short_by_death(data: bytes) -> None:
-    """A last line that is not whole is no fact, and no trouble."""
+def test_incomplete_fact_is_ignored(data: bytes) -> None:
+    """An incomplete last line is not a fact and not an error."""
 
     def work(report: Report) -> None:
         report({"a": 1})
         os.write(pipe_of(report), data)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    child, facts = told(work)
+    child, facts = run(work)
     assert (child.status, facts) == ("died", [{"a": 1}])
 
 
 @pytest.mark.parametrize("data", [b"nonsense\n", b"\n", b"\xff\n", b"[1]\n", b'"died"\n', b"null\n"])
-def test_what_is_no_fact(data: bytes) -> None:
-    """A whole line that is no fact ends the child, not the parent."""
+def test_invalid_fact_ends_the_child(data: bytes) -> None:
+    """A complete line that is not a fact kills the child, and raises nothing in the parent."""
 
     def work(report: Report) -> None:
         os.write(pipe_of(report), data)
         time.sleep(60)
 
-    child, facts = told(work)
+    child, facts = run(work)
     assert (child.status, facts, child.error) == ("died", [], "it reported invalid data")
 
 
-def test_hangs_at_its_end() -> None:
-    """A child that has closed its pipe and does not end, as one that a filesystem holds, is waited for until the deadline."""
+def test_child_that_hangs_at_its_end_is_late() -> None:
+    """The parent waits until the deadline for a child that has closed its pipe and does not end."""
 
     def work(report: Report) -> None:
         report({"n": 1})
         os.close(pipe_of(report))
         time.sleep(60)
 
-    child, facts = told(work, seconds=0.3)
+    child, facts = run(work, seconds=0.3)
     assert (child.status, facts) == ("late", [{"n": 1}])
 
 
-def test_what_was_reported_in_time_counts() -> None:
-    """One child may use up the time of all: what the others did meanwhile is heard all the same."""
+def test_facts_reported_in_time_count() -> None:
+    """While one child uses up the time, the others' facts are kept."""
     child = start(lambda report: report({"n": 1}))
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert (list(child.facts(time.monotonic() - 10)), child.status) == ([{"n": 1}], "done")
 
 
-def test_takes_a_moment_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that is done is not called late for the moment that its end takes."""
+def test_finished_child_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that has finished its work gets a moment to end."""
     monkeypatch.setattr(children, "_GRACE", 10)
 
     def work(report: Report) -> None:
@@ -344,8 +344,8 @@ def test_takes_a_moment_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (list(child.facts(time.monotonic())), child.status) == ([{"n": 1}], "done")
 
 
-def test_no_process_to_be_had(run_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where fork fails, that is raised, and nothing is left open."""
+def test_failed_fork_closes_everything(run_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of fork is raised, and no descriptor stays open."""
 
     def fork() -> int:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
@@ -356,7 +356,7 @@ def test_no_process_to_be_had(run_dir: str, monkeypatch: pytest.MonkeyPatch) -> 
         start(idle, places)
 
 
-# ----------------------------------------------------------------------------------- filesystems that hold a process
+# ----------------------------------------------------------------------------------------------------- hung filesystems
 
 
 @pytest.fixture
@@ -367,13 +367,13 @@ def point() -> Iterator[Path]:
     directory.rmdir()
 
 
-def test_the_number_of_stuck_processes_is_bounded(point: Path, run_dir: str) -> None:
-    """Four processes that not even SIGKILL ends are enough for one filesystem; their places come free when they end."""
+def test_stuck_processes_are_limited(point: Path, run_dir: str) -> None:
+    """At most four processes that SIGKILL does not end hang on one filesystem. When they end, their places are free."""
     stuck = []
     with hung(point) as server:
         for at in range(4):
             began = time.monotonic()
-            child, facts = told(
+            child, facts = run(
                 lambda _, at=at: os.stat(point / str(at)) and None, seconds=0.1, places=stuck_places.open_places(run_dir, "0:99")
             )
             assert (child.status, facts) == ("late", []) and time.monotonic() - began < 5
@@ -381,44 +381,44 @@ def test_the_number_of_stuck_processes_is_bounded(point: Path, run_dir: str) -> 
         assert server.waiting == 4
         with pytest.raises(stuck_places.Stuck):
             stuck_places.open_places(run_dir, "0:99")
-        assert told(lambda _: None, places=stuck_places.open_places(run_dir, "8:1"))[0].status == "done"
+        assert run(lambda _: None, places=stuck_places.open_places(run_dir, "8:1"))[0].status == "done"
     for pid in stuck:
         os.waitpid(pid, 0)
-    assert told(lambda _: None, places=stuck_places.open_places(run_dir, "0:99"))[0].status == "done"
+    assert run(lambda _: None, places=stuck_places.open_places(run_dir, "0:99"))[0].status == "done"
 
 
-def test_a_killed_process_takes_no_place(point: Path, run_dir: str) -> None:
-    """Processes that were late and could be killed do not count."""
+def test_killed_process_occupies_no_place(point: Path, run_dir: str) -> None:
+    """A late process that could be killed does not count."""
     with hung(point, killable=True):
         for _ in range(6):
-            child, _ = told(
+            child, _ = run(
                 lambda _: os.stat(point / "x") and None, seconds=0.05, places=stuck_places.open_places(run_dir, "0:99")
             )
             assert child.status == "late"
 
 
-def test_looking_for_a_place_takes_none(run_dir: str) -> None:
-    """Many who look at the same moment do not take each other for stuck."""
-    looking = [stuck_places.open_places(run_dir, "1:2") for _ in range(8)]
-    for places in looking:
+def test_checking_for_a_place_occupies_none(run_dir: str) -> None:
+    """Concurrent checks do not take each other for stuck processes."""
+    checks = [stuck_places.open_places(run_dir, "1:2") for _ in range(8)]
+    for places in checks:
         for place in places:
             fcntl.flock(place, fcntl.LOCK_SH)
-    looking.append(stuck_places.open_places(run_dir, "1:2"))
-    for places in looking:
+    checks.append(stuck_places.open_places(run_dir, "1:2"))
+    for places in checks:
         for place in places:
             os.close(place)
 
 
-def test_no_place_to_count(tmp_path: Path) -> None:
-    """Where the directory of the places cannot be had, the work is done without."""
+def test_missing_run_dir_means_no_limit(tmp_path: Path) -> None:
+    """If the directory of the places cannot be used, the work is done without a limit."""
     (tmp_path / "file").write_text("")
     places = stuck_places.open_places(str(tmp_path / "file"), "1:2")
     assert places == []
-    assert told(lambda report: report({}), places=places)[1] == [{}]
+    assert run(lambda report: report({}), places=places)[1] == [{}]
 
 
-def test_places_are_roots_own(run_dir: str) -> None:
-    """Nobody else can look at the places, and a symlink in their stead is not followed."""
+def test_places_are_private(run_dir: str) -> None:
+    """Only root can open the places, and a symlink in their stead is not followed."""
     for place in stuck_places.open_places(run_dir, "1:2"):
         os.close(place)
     modes = {os.stat(path).st_mode & 0o777 for path in (run_dir, f"{run_dir}/stuck-1:2.0")}
@@ -427,15 +427,15 @@ def test_places_are_roots_own(run_dir: str) -> None:
     assert stuck_places.open_places(run_dir, "3:4") == []
 
 
-# ----------------------------------------------------------------------------------------- many children, many users
+# -------------------------------------------------------------------------------------------- many children, many users
 
 
 def starter(work: Callable[[Report], None]) -> Callable[[], children.Child]:
     return lambda: start(work)
 
 
-def test_many_children() -> None:
-    """All are run, at most so many at once; the facts of each come in order, and its end after them."""
+def test_children_run_a_few_at_a_time() -> None:
+    """All children run, with a limit at any time. The facts of each arrive in order, then its end."""
     running, most, ended, heard = 0, 0, [], {}
 
     def counted(at: int) -> Callable[[], children.Child]:
@@ -458,8 +458,8 @@ def test_many_children() -> None:
     assert sorted(ended) == list(range(20)) and most == 3
 
 
-def test_one_of_many_is_silent() -> None:
-    """A child that says nothing for so long is late, one that dies has died, and the others are heard."""
+def test_silent_child_is_late_and_others_continue() -> None:
+    """A silent child is late, a failing child has died, and the facts of the others arrive."""
 
     def talk(report: Report) -> None:
         for n in range(10):
@@ -477,8 +477,8 @@ def test_one_of_many_is_silent() -> None:
     assert ends == {"silent": "late", "talks": "done", "dies": "died"}
 
 
-def test_rights_for_a_while() -> None:
-    """With a user's rights and no more, and afterwards root's again, also where the look failed."""
+def test_acting_switches_rights_for_a_block() -> None:
+    """In the block the process has the user's rights alone. Afterwards root's rights are back, also after an error."""
 
     def work(report: Report) -> None:
         os.setgroups([0, 4])
@@ -498,8 +498,8 @@ def test_rights_for_a_while() -> None:
     assert list(facts) == []
 
 
-def test_rights_of_another_are_not_to_be_had() -> None:
-    """Who is not root has nobody's rights but their own."""
+def test_acting_as_another_user_requires_root() -> None:
+    """A user can act as nobody else."""
 
     def work(report: Report) -> None:
         with as_user.Acting(5, 60):
@@ -507,12 +507,12 @@ def test_rights_of_another_are_not_to_be_had() -> None:
         with as_user.Acting(33, 33):
             report({"anothers": True})
 
-    child, facts = told(work)
+    child, facts = run(work)
     assert (child.status, facts) == ("died", [{"own": True}])
 
 
-def test_out_of_reach_with_a_users_rights() -> None:
-    """While root has a user's rights, that user can neither signal nor trace it."""
+def test_user_cannot_trace_root_with_its_rights() -> None:
+    """While root has a user's rights, the user can neither signal nor trace it."""
 
     def work(report: Report) -> None:
         with as_user.Acting(5, 60):
@@ -527,8 +527,8 @@ def test_out_of_reach_with_a_users_rights() -> None:
     assert list(facts) == []
 
 
-def test_who_stops_listening_leaves_no_child() -> None:
-    """The children that still run when the consumer of `each` leaves are ended."""
+def test_closing_the_iterator_kills_the_children() -> None:
+    """If the consumer of `each` stops, the running children are killed."""
 
     def work(report: Callable[[dict[str, Any]], None]) -> None:
         report({"pid": os.getpid()})
@@ -543,8 +543,8 @@ def test_who_stops_listening_leaves_no_child() -> None:
     assert len(pids) == 3 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-def test_a_long_line_is_whole() -> None:
-    """A fact that comes in many pieces is one fact."""
+def test_long_fact_arrives_complete() -> None:
+    """A fact that arrives in many pieces is one fact."""
     text = "x" * (8 << 20)
     child = as_user.start(lambda report: report({"text": text}), uid=None, gid=None, user=None, places=[], most=1 << 28)
     assert [fact["text"] for fact in child.facts(time.monotonic() + 30)] == [text]

@@ -1,4 +1,4 @@
-"""What hostile users, and bad luck, have been seen to try."""
+"""Attacks and accidents that earlier versions did not withstand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALICES, BOBS = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(BOB).pw_uid
 
 
 def test_a_late_epilog_leaves_the_next_runs_unrecorded_cache(site: Site) -> None:
-    """Run 0's node comes back and runs its Epilog while run 1's script has removed and remade its cache elsewhere."""
+    """The node of run 0 runs its Epilog late, while run 1's script has created its cache directory again elsewhere."""
     site.task_prolog(SLURM_RESTART_COUNT="1", node="n2")
     live = site.cache(run=1)
     for path in sorted(live.rglob("*"), reverse=True):
@@ -28,7 +28,7 @@ def test_a_late_epilog_leaves_the_next_runs_unrecorded_cache(site: Site) -> None
 
 
 def test_roots_symlink_to_a_users_symlink_is_not_followed(site: Site) -> None:
-    """A link of root's is followed, and what it leads to is walked by the same rule."""
+    """A symlink of root is followed, and its target is walked by the same rule."""
     home, other = site.dir / "home", site.dir / "other"
     for path, uid in ((home, ALICES), (other, BOBS)):
         path.mkdir()
@@ -47,8 +47,8 @@ def test_roots_symlink_to_a_users_symlink_is_not_followed(site: Site) -> None:
     assert not site.cache().exists()
 
 
-def test_an_id_that_somebody_else_put_there_says_nothing(site: Site) -> None:
-    """Who may write in another's directory could else give it a name and an id of ours, and have it deleted."""
+def test_id_of_another_owner_is_not_trusted(site: Site) -> None:
+    """A user who can write to another user's directory could otherwise turn it into a cache, and have it deleted."""
     own = site.cache()
     (own / ".jobcache/nodes").mkdir(parents=True)
     (own / ".jobcache/id").write_text(f"test 4242 0 {ALICES}\n")
@@ -61,7 +61,7 @@ def test_an_id_that_somebody_else_put_there_says_nothing(site: Site) -> None:
 
 
 def test_no_cache_is_made_in_another_users_directory(site: Site) -> None:
-    """Somebody who was faster in making this user's directory does not get to own what lies in it."""
+    """A user who creates another user's directory first does not become the owner of the cache in it."""
     parent = site.cache().parent
     parent.mkdir(parents=True)
     os.chown(parent, BOBS, -1)
@@ -78,14 +78,14 @@ RULES = Rules(cluster="t", grace=1, confirm=0, keep_max=1, node="n1")
 NOBODY = [Listing(0, {}), Listing(1, {})]
 
 
-def test_another_nodes_lease_on_local_scratch_keeps() -> None:
-    """Scratch that the configuration calls node-local, and that is not, has other nodes' leases on it."""
-    ours, others = replace(FOUND, local=True, nodes=("n1",)), replace(FOUND, local=True, nodes=("n1", "n2"))
-    assert [decision.reason for decision in plan([ours, others], NOBODY, RULES)] == ["orphan", "other_node"]
+def test_lease_of_another_node_on_local_scratch_keeps_the_cache() -> None:
+    """Scratch that the configuration declares node-local by mistake has leases of other nodes."""
+    alone, shared = replace(FOUND, local=True, nodes=("n1",)), replace(FOUND, local=True, nodes=("n1", "n2"))
+    assert [decision.reason for decision in plan([alone, shared], NOBODY, RULES)] == ["orphan", "other_node"]
 
 
-def test_trash_by_its_name_alone_is_reported() -> None:
-    """A directory that somebody has renamed like our trash, and that has no id of ours, is not ours to delete."""
+def test_trash_without_an_id_is_reported() -> None:
+    """A directory with the name of trash, but without an id, is not deleted."""
     planted = replace(FOUND, kind=TRASH, run=None, identity=None)
     assert [(d.action, d.reason) for d in plan([planted], NOBODY, RULES)] == [(REPORT, "unrecorded")]
     assert plan([replace(planted, bare=True)], NOBODY, RULES)[0].action != KEEP

@@ -1,4 +1,4 @@
-"""The Epilog as slurmd runs it: what it reaps, what it keeps, what it says, and that it exits 0 in time whatever happens."""
+"""The Epilog as slurmd runs it: it reaps, keeps and reports caches, and exits 0 in time whatever happens."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from support.mounts import mount
 from support.site_dir import ALICE, BOB, SHELLS, Site, validated
 
 
-def entered(site: Site, job: int = 4242, **more: Any) -> Path:
-    """A cache that a job has, with two files in it."""
-    told = site.task_prolog(job, **more)
-    assert told.cache is not None
-    cache = Path(told.cache)
+def make_cache(site: Site, job: int = 4242, **more: Any) -> Path:
+    """Run the TaskProlog of a job; return the job's cache, with two files in it."""
+    prologue = site.task_prolog(job, **more)
+    assert prologue.cache is not None
+    cache = Path(prologue.cache)
     site.fill(cache, "json/a.arrow", "json/b.arrow")
     return cache
 
 
-def said(site: Site) -> list[tuple[object, ...]]:
-    """What the events say, in short."""
+def outcomes(site: Site) -> list[tuple[object, ...]]:
+    """Return (event, outcome, reason) of each event."""
     return [(event["event"], event["outcome"], event.get("reason")) for event in site.events()]
 
 
 def hook(site: Site, shell: str = "/bin/sh", **env: str) -> float:
-    """Run the Epilog with this environment and no other; return the seconds that it took. It exits 0 and prints nothing."""
+    """Run the Epilog with exactly this environment; return the duration in seconds. Assert that it exits 0 and prints nothing."""
     time.sleep(0.02)  # as in Site.epilog
     began = time.monotonic()
     done = subprocess.run(
@@ -53,7 +53,7 @@ def hook(site: Site, shell: str = "/bin/sh", **env: str) -> float:
 
 
 def job_env(job: int = 4242) -> dict[str, str]:
-    """What is needed of Slurm's variables, and that the job was alone."""
+    """Return the variables of Slurm that are required, and the user's name."""
     who = pwd.getpwnam(ALICE)
     return {"SLURM_JOB_ID": str(job), "SLURM_JOB_UID": str(who.pw_uid), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
 
@@ -62,60 +62,60 @@ def debug(site: Site) -> None:
     site.configure(log={"file": str(site.log), "syslog": str(site.syslog.path), "level": "debug"})
 
 
-# --------------------------------------------------------------------------------------------------------- whose it is
+# ------------------------------------------------------------------------------------------------------------ the owner
 
 
-def test_a_job_that_slurm_does_not_know(site: Site) -> None:
-    """Slurm says uid 0 for it: nothing is done, as nobody can know whose it was."""
+def test_job_unknown_to_slurm_is_skipped(site: Site) -> None:
+    """Slurm sets uid 0 for it. Nothing is done, because the owner is unknown."""
     debug(site)
-    cache = entered(site)
+    cache = make_cache(site)
     site.epilog(SLURM_JOB_UID="0", SLURM_JOB_USER="root")
-    assert cache.exists() and said(site) == [("cache.skipped", "skipped", "unknown_job")]
+    assert cache.exists() and outcomes(site) == [("cache.skipped", "skipped", "unknown_job")]
 
 
-def test_a_system_user(site: Site) -> None:
-    """Below min_uid there are no caches, and no looking for any."""
+def test_user_below_min_uid_is_skipped(site: Site) -> None:
+    """Users below min_uid have no caches, and nothing is searched."""
     debug(site)
-    cache = entered(site)
+    cache = make_cache(site)
     site.configure(min_uid=1000)
     site.epilog()
-    assert cache.exists() and said(site) == [("cache.skipped", "skipped", "min_uid")]
+    assert cache.exists() and outcomes(site) == [("cache.skipped", "skipped", "min_uid")]
 
 
-def test_another_clusters_cache(site: Site) -> None:
-    """Two clusters on one scratch share the job ids, not the caches."""
-    cache = entered(site)
+def test_cache_of_another_cluster_is_kept(site: Site) -> None:
+    """Two clusters on one scratch share job ids, but not caches."""
+    cache = make_cache(site)
     (cache / ".jobcache/id").write_text("other 4242 0 5\n")
     before = fingerprint(cache)
     site.epilog()
-    assert fingerprint(cache) == before and said(site) == [("cache.kept", "kept", "foreign")]
+    assert fingerprint(cache) == before and outcomes(site) == [("cache.kept", "kept", "foreign")]
 
 
 @pytest.mark.parametrize("line", ["", "test 4242 0 5", "test 4242 1 5\n", "test 4242 0 33\n", "test 4243 0 5\n", "x" * 100_000])
-def test_an_id_that_is_not_this_jobs(site: Site, line: str) -> None:
-    """An id that is torn, forged or of another life is not this job's."""
-    cache = entered(site)
+def test_cache_with_another_id_is_kept(site: Site, line: str) -> None:
+    """An id that is torn, forged or of another run does not identify this job."""
+    cache = make_cache(site)
     (cache / ".jobcache/id").write_text(line)
     before = fingerprint(cache)
     site.epilog()
-    assert fingerprint(cache) == before and said(site) == [("cache.kept", "kept", "foreign")]
+    assert fingerprint(cache) == before and outcomes(site) == [("cache.kept", "kept", "foreign")]
 
 
-def test_another_users_directory(site: Site) -> None:
-    """A directory at the cache's path that is not the job's user's is not touched."""
-    cache = entered(site)
+def test_directory_of_another_user_is_kept(site: Site) -> None:
+    """A directory at the path of the cache that belongs to another user is not touched."""
+    cache = make_cache(site)
     shutil.rmtree(cache)
     plant(cache)
     subprocess.run(["chown", "-R", BOB, str(cache)], check=True)
     before = fingerprint(cache)
     site.epilog()
-    assert fingerprint(cache) == before and said(site) == [("cache.kept", "kept", "foreign")]
+    assert fingerprint(cache) == before and outcomes(site) == [("cache.kept", "kept", "foreign")]
 
 
 @pytest.mark.parametrize("kind", ["symlink", "file", "fifo"])
-def test_what_is_no_directory(site: Site, kind: str) -> None:
-    """What stands at the path and is no directory stays, as does what it leads to."""
-    cache = entered(site)
+def test_anything_but_a_directory_is_kept(site: Site, kind: str) -> None:
+    """A symlink, file or fifo at the path stays, and so does the target."""
+    cache = make_cache(site)
     with acting_as(ALICE):
         target = cache.with_name("mine")
         cache.rename(target)
@@ -123,51 +123,51 @@ def test_what_is_no_directory(site: Site, kind: str) -> None:
     before = fingerprint(target)
     site.epilog()
     assert fingerprint(target) == before and os.path.lexists(cache)
-    assert said(site) == [("cache.kept", "kept", "not_directory")]
+    assert outcomes(site) == [("cache.kept", "kept", "not_directory")]
 
 
 @pytest.mark.parametrize(("owner", "reaped"), [("root", True), (ALICE, False)])
-def test_a_symlink_on_the_way(site: Site, owner: str, reaped: bool) -> None:
-    """A site's own symlinks are followed, a user's never: it could lead into anything that is the user's."""
-    cache = entered(site)
+def test_only_roots_symlinks_are_followed(site: Site, owner: str, reaped: bool) -> None:
+    """A site's own symlinks are followed, a user's are not: they could lead to any directory of the user."""
+    cache = make_cache(site)
     cache.parent.rename(site.dir / "elsewhere")
     cache.parent.symlink_to(site.dir / "elsewhere")
     os.lchown(cache.parent, uid_of(owner), -1)
     site.epilog()
     assert cache.exists() is not reaped
-    assert said(site) == [("cache.reaped", "reaped", None) if reaped else ("cache.kept", "kept", "not_directory")]
+    assert outcomes(site) == [("cache.reaped", "reaped", None) if reaped else ("cache.kept", "kept", "not_directory")]
 
 
 @pytest.mark.parametrize("closed", ["", ".jobcache", ".jobcache/nodes"])
-def test_a_cache_that_its_user_closed(site: Site, closed: str) -> None:
-    """What the user's own rights do not suffice for is kept, unchanged, and said."""
-    cache = entered(site)
+def test_cache_without_permissions_is_kept(site: Site, closed: str) -> None:
+    """A cache that its owner has no access to is kept unchanged, and reported."""
+    cache = make_cache(site)
     (cache / closed).chmod(0)
     before = fingerprint(cache)
     site.epilog()
-    assert fingerprint(cache) == before and said(site) == [("cache.kept", "kept", "no_access")]
+    assert fingerprint(cache) == before and outcomes(site) == [("cache.kept", "kept", "no_access")]
 
 
-def test_a_cache_that_its_user_made_read_only(site: Site) -> None:
-    """`chmod -R a-w`, so that nobody spoils the data: another node still joins, and the last one out reaps."""
-    cache = entered(site)
+def test_read_only_cache_is_joined_and_reaped(site: Site) -> None:
+    """After `chmod -R a-w` another node can still join, and the last one reaps."""
+    cache = make_cache(site)
     subprocess.run(["chmod", "-R", "a-w", str(cache)], check=True)
     assert site.task_prolog(node="n2", step="0").cache == str(cache)
     site.epilog(nodes=2)
     assert os.listdir(cache / ".jobcache/nodes") == ["n2"]
     subprocess.run(["chmod", "-R", "a-w", str(cache)], check=True)
     site.epilog(node="n2", nodes=2)
-    assert not cache.exists() and site.debris() == [] and said(site) == [("cache.reaped", "reaped", None)]
+    assert not cache.exists() and site.debris() == [] and outcomes(site) == [("cache.reaped", "reaped", None)]
 
 
-# ------------------------------------------------------------------------------------------------------ kept, or not
+# -------------------------------------------------------------------------------------------------------------- keeping
 
 
 @pytest.mark.parametrize("exit_code", ["0", "256"])
-def test_kept_as_the_user_said(site: Site, exit_code: str) -> None:
-    """JOBCACHE=keep outlives the job for keep_max; record and event say until when."""
+def test_jobcache_keep_keeps_the_cache(site: Site, exit_code: str) -> None:
+    """JOBCACHE=keep keeps the cache for keep_max. Record and event have the end of that time."""
     site.configure(keep_max="2h")
-    cache = entered(site, JOBCACHE="keep")
+    cache = make_cache(site, JOBCACHE="keep")
     site.epilog(SLURM_JOB_EXIT_CODE=exit_code)
     (kept,) = site.events()
     assert (kept["event"], kept["reason"]) == ("cache.kept", "user_keep")
@@ -177,10 +177,10 @@ def test_kept_as_the_user_said(site: Site, exit_code: str) -> None:
 
 
 @pytest.mark.parametrize(("exit_code", "kept"), [("256", True), ("9", True), ("", True), ("nonsense", True), ("0", False)])
-def test_kept_as_the_job_failed(site: Site, exit_code: str, kept: bool) -> None:
-    """With keep_failed, the cache of a job that ended badly stays, and so does one of which nobody knows."""
+def test_keep_failed_keeps_the_cache_of_a_failed_job(site: Site, exit_code: str, kept: bool) -> None:
+    """With keep_failed, the cache of a failed job is kept. An unknown exit status counts as a failure."""
     site.configure(keep_failed="10m")
-    cache = entered(site)
+    cache = make_cache(site)
     site.epilog(SLURM_JOB_EXIT_CODE=exit_code)
     assert cache.exists() is kept
     (event,) = site.events()
@@ -194,47 +194,47 @@ def seconds_to(stamp: str) -> float:
     return calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ")) - time.time()
 
 
-def test_a_repeated_epilog(site: Site) -> None:
-    """Slurm repeats an Epilog whose completion was lost: the second has nothing to do and nothing to say."""
+def test_repeated_epilog_does_nothing(site: Site) -> None:
+    """Slurm repeats an Epilog whose completion was lost. The second one finds nothing and logs nothing."""
     debug(site)
-    entered(site)
+    make_cache(site)
     site.epilog()
     assert len(site.events("cache.reaped")) == 1
     site.epilog()
     assert len(site.events()) == 1
 
 
-def test_a_repeated_epilog_of_a_kept_cache(site: Site) -> None:
-    """Nor does it reap what the first one kept."""
-    cache = entered(site, JOBCACHE="keep")
+def test_repeated_epilog_does_not_reap_a_kept_cache(site: Site) -> None:
+    """A cache that the first Epilog has kept stays."""
+    cache = make_cache(site, JOBCACHE="keep")
     site.epilog()
     site.epilog()
     assert cache.exists() and len(site.events()) == 1
 
 
-def test_two_nodes(site: Site) -> None:
-    """The node that is done first lets the other one be; the last one reaps."""
+def test_last_node_reaps(site: Site) -> None:
+    """The node that ends first releases its lease, and the last one reaps."""
     debug(site)
-    cache = entered(site)
+    cache = make_cache(site)
     assert site.task_prolog(node="n2", step="0").cache == str(cache)
     site.epilog(nodes=2)
-    assert cache.exists() and said(site) == [("cache.released", "released", None)]
+    assert cache.exists() and outcomes(site) == [("cache.released", "released", None)]
     site.epilog(nodes=2, node="n2")
-    assert not cache.exists() and said(site)[1:] == [("cache.reaped", "reaped", None)]
+    assert not cache.exists() and outcomes(site)[1:] == [("cache.reaped", "reaped", None)]
 
 
-def test_a_node_that_never_joined(site: Site) -> None:
-    """A node of the job that ran no task of it has no say."""
+def test_node_without_a_lease_does_nothing(site: Site) -> None:
+    """A node of the job without a task on it has no lease to release."""
     debug(site)
-    cache = entered(site)
+    cache = make_cache(site)
     site.epilog(nodes=2, node="n2")
-    assert cache.exists() and said(site) == []
+    assert cache.exists() and outcomes(site) == []
 
 
 @pytest.mark.parametrize("direct", [False, True], ids=["younger-lease", "older-epilog"])
-def test_a_late_epilog(site: Site, direct: bool) -> None:
-    """The late Epilog of a lost run leaves alone what the next run is using on the same node."""
-    cache = entered(site, SLURM_RESTART_COUNT="1")
+def test_late_epilog_leaves_the_next_run_alone(site: Site, direct: bool) -> None:
+    """The late Epilog of a lost run does not touch the cache that the next run uses on the same node."""
+    cache = make_cache(site, SLURM_RESTART_COUNT="1")
     assert cache == site.cache(run=1)
     lease = cache / ".jobcache/nodes/n1"
     boot, uptime = lease.read_text().split()
@@ -245,38 +245,38 @@ def test_a_late_epilog(site: Site, direct: bool) -> None:
     else:
         lease.write_text(f"{boot} {float(uptime) + 1000:.2f}\n")
         site.epilog()
-    assert lease.exists() and said(site) == [("cache.kept", "kept", "lease_live")]
+    assert lease.exists() and outcomes(site) == [("cache.kept", "kept", "lease_live")]
 
 
-def test_a_lease_of_an_earlier_boot(site: Site) -> None:
-    """A lease from before the node's last boot is nobody's, however late in that boot it was made."""
-    cache = entered(site)
+def test_lease_of_an_earlier_boot_is_released(site: Site) -> None:
+    """A lease from before the last boot is not in use, whatever its uptime."""
+    cache = make_cache(site)
     (cache / ".jobcache/nodes/n1").write_text("00000000-0000-0000-0000-000000000000 9999999.00\n")
     site.epilog()
-    assert not cache.exists() and said(site) == [("cache.reaped", "reaped", None)]
+    assert not cache.exists() and outcomes(site) == [("cache.reaped", "reaped", None)]
 
 
 @pytest.mark.parametrize("lease", ["", "boot\n", "a b", "a b\n", "1 2 3\n", "x" * 100_000 + "\n"])
-def test_a_lease_that_cannot_be_dated(site: Site, lease: str) -> None:
-    """In doubt the node is still using it."""
-    cache = entered(site)
+def test_unreadable_lease_keeps_the_cache(site: Site, lease: str) -> None:
+    """In doubt, the node still uses the cache."""
+    cache = make_cache(site)
     (cache / ".jobcache/nodes/n1").write_text(lease)
     site.epilog()
-    assert (cache / ".jobcache/nodes/n1").exists() and said(site) == [("cache.kept", "kept", "lease_unreadable")]
+    assert (cache / ".jobcache/nodes/n1").exists() and outcomes(site) == [("cache.kept", "kept", "lease_unreadable")]
 
 
-def test_all_runs_of_the_job(site: Site) -> None:
-    """Whatever SLURM_JOB_RESTART_COUNT says, every run of the job that this node has a lease of is reaped."""
-    caches = [entered(site), entered(site, SLURM_RESTART_COUNT="1"), entered(site, SLURM_RESTART_COUNT="7")]
-    others = [entered(site, job=424), entered(site, job=42420)]
+def test_all_runs_of_the_job_are_reaped(site: Site) -> None:
+    """Whatever SLURM_JOB_RESTART_COUNT is, every run of the job with a lease of this node is reaped."""
+    caches = [make_cache(site), make_cache(site, SLURM_RESTART_COUNT="1"), make_cache(site, SLURM_RESTART_COUNT="7")]
+    others = [make_cache(site, job=424), make_cache(site, job=42420)]
     site.epilog(SLURM_JOB_RESTART_COUNT="3")
     assert [event["run"] for event in site.events("cache.reaped")] == [0, 1, 7]
     assert not any(cache.exists() for cache in caches) and all(cache.exists() for cache in others)
 
 
-def test_a_het_job(site: Site) -> None:
-    """The cache of a het job is its leader's, in the Epilogs of all its components."""
-    cache = entered(site, job=100)
+def test_het_job_has_the_cache_of_its_leader(site: Site) -> None:
+    """The Epilogs of all components of a het job reap the leader's cache."""
+    cache = make_cache(site, job=100)
     site.epilog(101, SLURM_HET_JOB_ID="100")
     assert not cache.exists() and site.events("cache.reaped")[0]["job_id"] == 100
 
@@ -292,23 +292,25 @@ def test_a_het_job(site: Site) -> None:
         (1, {"SLURM_JOB_START_TIME": "1000000000"}, None),
     ],
 )
-def test_a_directory_without_a_record(site: Site, nodes: int, env: dict[str, str], reason: str | None) -> None:
-    """The job's script removed and remade its cache: only a job of one node, alone, knows that it is over."""
+def test_unrecorded_directory_is_reaped_after_a_job_of_one_node(
+    site: Site, nodes: int, env: dict[str, str], reason: str | None
+) -> None:
+    """If the job's script created the directory again, only a job of one node knows that it is the last user."""
     with acting_as(ALICE):
         plant(site.cache())
     before = fingerprint(site.cache())
     site.epilog(nodes=nodes, **env)
     if reason:
-        assert fingerprint(site.cache()) == before and said(site) == [("cache.kept", "kept", reason)]
+        assert fingerprint(site.cache()) == before and outcomes(site) == [("cache.kept", "kept", reason)]
     else:
-        assert not site.cache().exists() and said(site) == [("cache.reaped", "reaped", None)]
+        assert not site.cache().exists() and outcomes(site) == [("cache.reaped", "reaped", None)]
 
 
 @pytest.mark.parametrize(("days", "reason"), [(0, None), (2, "older_than_job")])
-def test_a_directory_without_a_record_of_a_job_that_began_nobody_knows_when(
+def test_old_unrecorded_directory_is_kept_if_the_start_is_unknown(
     site: Site, monkeypatch: pytest.MonkeyPatch, days: int, reason: str | None
 ) -> None:
-    """Slurm before 23.02 does not say when: what has not changed for long was kept by hand, and its name has come again."""
+    """Slurm before 23.02 does not report the start. A directory that has not changed for long was kept by hand."""
     facts: list[dict[str, Any]] = []
     compiled = settings.load(str(site.hooks / settings.FILE))
     ended = from_epilog({**job_env(), "SLURM_JOB_NUM_NODES": "1"})
@@ -321,19 +323,19 @@ def test_a_directory_without_a_record_of_a_job_that_began_nobody_knows_when(
     assert facts[-1]["reason"] == reason
 
 
-# ------------------------------------------------------------------------------------------------- templates, filesystems
+# -------------------------------------------------------------------------------------------- templates and filesystems
 
 
 def other_template(site: Site) -> str:
     return f"{site.dir}/local/{{user}}/hf-{{job_id}}"
 
 
-def test_two_filesystems(site: Site) -> None:
-    """A cache is found by its job's id under every template of the site."""
+def test_caches_under_all_templates_are_reaped(site: Site) -> None:
+    """A cache is found by the job's id under every template of the site."""
     (site.dir / "local").mkdir()
     with mount("none", site.dir / "local", options="mode=1777,size=64m"):
         site.configure(rules=[{"match": {"account": ["astro"]}, "path": other_template(site)}])
-        caches = [entered(site), entered(site, SLURM_JOB_ACCOUNT="astro")]
+        caches = [make_cache(site), make_cache(site, SLURM_JOB_ACCOUNT="astro")]
         assert str(caches[1]).startswith(f"{site.dir}/local/")
         site.epilog()
         assert not any(cache.exists() for cache in caches)
@@ -341,16 +343,16 @@ def test_two_filesystems(site: Site) -> None:
     assert len({event["fs_total_bytes"] for event in site.events("cache.reaped")}) == 2
 
 
-def test_a_path_that_was_changed(site: Site) -> None:
-    """What was made by a template that the site has given up is still reaped."""
-    cache = entered(site)
+def test_cache_of_a_former_template_is_reaped(site: Site) -> None:
+    """A cache at a path that the site no longer uses is still reaped."""
+    cache = make_cache(site)
     site.configure(path=other_template(site))
     site.epilog()
-    assert not cache.exists() and said(site) == [("cache.reaped", "reaped", None)]
+    assert not cache.exists() and outcomes(site) == [("cache.reaped", "reaped", None)]
 
 
-def test_a_mount_table_with_odd_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Templates are put to filesystems by the longest mount point, the last one mounted there."""
+def test_templates_are_grouped_by_mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A template belongs to the longest mount point, and there to the last mount."""
     table = tmp_path / "mountinfo"
     points = ("8:1 / /", "0:40 / /scratch", "0:41 / /scratch", "0:42 /x /scratch/a\\040b", "0:43 / /scr", "0:44 / /scratch/a")
     table.write_text("".join(f"1 1 {point} rw - tmpfs none rw\n" for point in points))
@@ -369,23 +371,23 @@ def test_a_mount_table_with_odd_names(monkeypatch: pytest.MonkeyPatch, tmp_path:
     }
 
 
-def test_scratch_hangs(site: Site) -> None:
-    """A scratch that hangs costs no node its time: exit in time, said, four processes at the most, the others reaped."""
+def test_hung_scratch_ends_at_the_deadline(site: Site) -> None:
+    """The hook ends in time and logs it, at most four processes hang, and caches on other filesystems are reaped."""
     (site.dir / "local").mkdir()
     (site.dir / "local").chmod(0o1777)
     site.configure(epilog={"deadline": "4s"}, rules=[{"match": {"account": ["astro"]}, "path": other_template(site)}])
-    good = [entered(site, job=job, SLURM_JOB_ACCOUNT="astro") for job in range(1, 6)]
-    bad = [entered(site, job=job) for job in range(1, 6)]
+    good = [make_cache(site, job=job, SLURM_JOB_ACCOUNT="astro") for job in range(1, 6)]
+    bad = [make_cache(site, job=job) for job in range(1, 6)]
     with hung(site.scratch):
         began = time.monotonic()
         environments = [job_env(job) for job in range(1, 5)]
         running = [subprocess.Popen([str(site.hooks / "epilog")], env=env, stdout=subprocess.PIPE) for env in environments]
-        outputs = [one.communicate()[0] for one in running]  # to the end of file: nobody who hangs holds the pipe
+        outputs = [one.communicate()[0] for one in running]  # until the end of file: no hung process holds the pipe
         assert [one.returncode for one in running] == [0] * 4 and outputs == [b""] * 4
         assert time.monotonic() - began < 4
-        assert sorted(said(site)) == [("cache.reaped", "reaped", None)] * 4 + [("hook.failed", "failed", "deadline")] * 4
-        assert hook(site, **job_env(5)) < 2  # at once: it does not wait for what would hang
-        assert ("hook.failed", "failed", "stuck") in said(site)
+        assert sorted(outcomes(site)) == [("cache.reaped", "reaped", None)] * 4 + [("hook.failed", "failed", "deadline")] * 4
+        assert hook(site, **job_env(5)) < 2  # at once: it starts no process that would hang
+        assert ("hook.failed", "failed", "stuck") in outcomes(site)
     assert not any(cache.exists() for cache in good) and all(cache.exists() for cache in bad)
     wait_for(lambda: hook(site, **job_env(5)) and not bad[4].exists())
 
@@ -397,31 +399,31 @@ def wait_for(true: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_scratch_is_read_only(site: Site) -> None:
-    """What a scratch refuses is kept, and said with the reason."""
+def test_read_only_scratch_keeps_the_cache(site: Site) -> None:
+    """The cache is kept and reported with the reason."""
     with mount("none", site.scratch, options="mode=1777"):
-        cache = entered(site)
+        cache = make_cache(site)
         subprocess.run(["mount", "-o", "remount,ro", str(site.scratch)], check=True)
         site.epilog()
         assert cache.exists()
-    assert said(site) == [("cache.kept", "kept", "read_only")]
+    assert outcomes(site) == [("cache.kept", "kept", "read_only")]
 
 
-def test_scratch_is_not_there(site: Site) -> None:
-    """Where there is no scratch there is no cache, and nothing to say."""
+def test_missing_scratch_is_no_error(site: Site) -> None:
+    """Without scratch there is no cache, and no event."""
     site.scratch.rename(site.dir / "gone")
     site.epilog()
-    assert said(site) == []
+    assert outcomes(site) == []
 
 
-def test_scratch_is_full(site: Site) -> None:
+def test_full_scratch_is_reaped(site: Site) -> None:
     """A full scratch can still be reaped."""
     with mount("none", site.scratch, options="mode=1777,size=256k"):
-        cache = entered(site)
+        cache = make_cache(site)
         fill_up(site.scratch / "filler")
         site.epilog()
         assert not cache.exists()
-    assert said(site) == [("cache.reaped", "reaped", None)]
+    assert outcomes(site) == [("cache.reaped", "reaped", None)]
 
 
 def fill_up(filler: Path) -> None:
@@ -433,12 +435,12 @@ def fill_up(filler: Path) -> None:
             return
 
 
-# ------------------------------------------------------------------------------------------------------ what it says
+# --------------------------------------------------------------------------------------------------------------- events
 
 
-def test_what_an_event_tells(site: Site) -> None:
-    """One event says whose cache it was, where, what came free, and how full the filesystem is."""
-    cache = entered(site)
+def test_event_has_job_path_sizes_and_filesystem(site: Site) -> None:
+    """One event has the job, the path, the freed space and the usage of the filesystem."""
+    cache = make_cache(site)
     record = json.loads((cache / ".jobcache/job.json").read_text())
     site.epilog()
     (event,) = site.events()
@@ -449,9 +451,9 @@ def test_what_an_event_tells(site: Site) -> None:
     assert [sent["event"] for sent in site.syslog.events()] == ["cache.created", "cache.reaped"]
 
 
-def test_a_forged_record_tells_nothing(site: Site) -> None:
-    """The record is the user's to write: of it, only what looks as we write it is repeated."""
-    cache = entered(site)
+def test_forged_record_does_not_reach_the_event(site: Site) -> None:
+    """Users can write any record. Only values that jobcache writes are repeated in an event."""
+    cache = make_cache(site)
     forged = {"created_at": '2026\n{"event": "x"}', "policy": "a b", "user": "root", "keep_until": 7, "schema": 99}
     (cache / ".jobcache/job.json").write_text(json.dumps(forged))
     site.epilog()
@@ -459,10 +461,10 @@ def test_a_forged_record_tells_nothing(site: Site) -> None:
     assert "created_at" not in event and "policy" not in event and event["user"] == ALICE
 
 
-def test_the_budget_runs_out(site: Site) -> None:
-    """What is not deleted in time lies under a name that the sweep knows, and the event says where."""
+def test_exceeded_budget_leaves_trash(site: Site) -> None:
+    """What is not deleted in time has a name that the sweep recognizes, and the event has its path."""
     site.configure(epilog={"budget": "0s"})
-    cache = entered(site)
+    cache = make_cache(site)
     site.epilog()
     (event,) = site.events()
     assert (event["event"], event["outcome"], event["reason"]) == ("cache.reaped", "trashed", "budget")
@@ -470,9 +472,9 @@ def test_the_budget_runs_out(site: Site) -> None:
     assert cache_names.parse_debris(site.debris()[0]) == (cache_names.TRASH, 4242)
 
 
-def test_what_cannot_go_is_said(site: Site) -> None:
-    """Entries that could not be deleted are counted, and their names break no line and forge none."""
-    cache = entered(site)
+def test_undeletable_entries_are_reported(site: Site) -> None:
+    """Entries that could not be deleted are counted, and their names neither break nor forge a line."""
+    cache = make_cache(site)
     (cache / "bobs").mkdir()
     os.mkdir(os.fsencode(cache) + b'/bobs/x\n{"event": "cache.reaped"}\xff"')
     site.epilog()
@@ -481,9 +483,9 @@ def test_what_cannot_go_is_said(site: Site) -> None:
     assert event["left"] >= 1 and "cache.reaped" in event["error"]
 
 
-def test_a_mount_in_a_cache_is_said(site: Site) -> None:
-    """The reason for what is left is then the mount."""
-    cache = entered(site)
+def test_mount_in_a_cache_is_reported(site: Site) -> None:
+    """The reason for the rest is then the mount."""
+    cache = make_cache(site)
     with mount("none", cache / "json"):
         site.epilog()
     (event,) = site.events()
@@ -491,11 +493,11 @@ def test_a_mount_in_a_cache_is_said(site: Site) -> None:
 
 
 @pytest.mark.parametrize("name", [b'we"ird', b"a b'c\\", b"\xc3\xbc", b"\xff\xfe", b"$(reboot)"])
-def test_user_names_break_no_line(site: Site, name: bytes) -> None:
-    """A name can hold anything: the event is one whole line of JSON, and the cache is found."""
+def test_any_user_name_is_one_line(site: Site, name: bytes) -> None:
+    """A name can contain anything: the event is one line of JSON, and the cache is found."""
     parent = os.fsencode(site.scratch) + b"/" + name + b"/.cache"
     os.makedirs(parent)
-    entered(site).rename(os.fsdecode(parent + b"/hf-datasets-4242"))
+    make_cache(site).rename(os.fsdecode(parent + b"/hf-datasets-4242"))
     shutil.chown(parent, ALICE)
     site.epilog(SLURM_JOB_USER=os.fsdecode(name))
     (event,) = site.events()
@@ -504,14 +506,14 @@ def test_user_names_break_no_line(site: Site, name: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["../bob", "a/b", "..", "a\nb", "\x7f", "x" * 300])
-def test_user_names_that_are_none(site: Site, name: str) -> None:
-    """What cannot be a component of a path is not used as one: the name that goes with the uid is."""
-    entered(site)
+def test_invalid_user_name_is_looked_up_by_uid(site: Site, name: str) -> None:
+    """A name that cannot be part of a path is replaced by the name of the uid's account."""
+    make_cache(site)
     site.epilog(SLURM_JOB_USER=name)
     assert not site.cache().exists() and len(site.events("cache.reaped")) == 1
 
 
-# --------------------------------------------------------------------------------------------------------------- the log
+# -------------------------------------------------------------------------------------------------------------- the log
 
 
 def log_at(site: Site, path: Path) -> Path:
@@ -523,43 +525,43 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [validated(line) for line in path.read_text().splitlines()]
 
 
-def test_the_log_is_roots_alone(site: Site) -> None:
-    """Others than root and its group cannot read who ran what."""
-    entered(site)
+def test_log_is_readable_by_root_and_its_group_alone(site: Site) -> None:
+    """Other users cannot read which user ran which job."""
+    make_cache(site)
     site.epilog()
     assert site.log.stat().st_mode & 0o777 == 0o640 & ~0o022
 
 
-def test_no_directory_for_the_log(site: Site) -> None:
-    """Then the system log alone has the event."""
+def test_missing_log_directory_leaves_the_event_to_the_system_log(site: Site) -> None:
+    """The system log has the event."""
     log = log_at(site, site.dir / "nowhere/events.jsonl")
-    entered(site)
+    make_cache(site)
     site.epilog()
     assert not log.exists() and len(site.syslog.events("cache.reaped")) == 1
 
 
-def test_no_system_log(site: Site) -> None:
-    """Nobody listens there, or nobody takes: the log file has the event, and nothing waits."""
+def test_missing_system_log_leaves_the_event_to_the_file(site: Site) -> None:
+    """The log file has the event, and nothing waits."""
     site.configure(log={"file": str(site.log), "syslog": str(site.dir / "nobody")})
-    entered(site)
+    make_cache(site)
     assert hook(site, **job_env(), SLURM_JOB_NUM_NODES="1") < 5
-    assert said(site) == [("cache.reaped", "reaped", None)]
+    assert outcomes(site) == [("cache.reaped", "reaped", None)]
 
 
 @pytest.mark.parametrize("failing", [False, True], ids=["python", "shim"])
-def test_the_log_is_on_a_full_disk(site: Site, failing: bool) -> None:
-    """A line that a full disk cut short spoils none that come when there is room again."""
+def test_full_disk_damages_no_later_line(site: Site, failing: bool) -> None:
+    """A line that a full disk cut short does not damage the lines that follow when there is room again."""
     (site.dir / "log").mkdir()
     with mount("none", site.dir / "log", options="size=64k"):
         log = log_at(site, site.dir / "log/events.jsonl")
         log.write_text("x" * 4000 + "\n")
         fill_up(site.dir / "log/filler")
-        entered(site)
+        make_cache(site)
         site.epilog()
         assert not site.cache().exists() and len(site.syslog.events("cache.reaped")) == 1
         assert 4001 < log.stat().st_size <= 4096 and not log.read_text().endswith("\n")
         (site.dir / "log/filler").unlink()
-        entered(site)
+        make_cache(site)
         if failing:
             site.policy(python="/nonexistent")
         site.epilog()
@@ -567,17 +569,17 @@ def test_the_log_is_on_a_full_disk(site: Site, failing: bool) -> None:
         assert validated(last)["event"] == ("hook.failed" if failing else "cache.reaped")
 
 
-def test_the_log_is_rotated(site: Site) -> None:
-    """A log that was renamed away is begun anew."""
+def test_rotated_log_is_created_again(site: Site) -> None:
+    """After the log was renamed, the next event creates it."""
     for job in (1, 2):
-        entered(site, job=job)
+        make_cache(site, job=job)
         site.epilog(job)
         site.log.rename(site.dir / f"events.{job}")
     assert [lines_of(site.dir / f"events.{job}")[0]["job_id"] for job in (1, 2)] == [1, 2]
 
 
-def test_many_write_at_once(site: Site) -> None:
-    """Lines of writers at the same time are whole, long ones too, and none is lost."""
+def test_lines_of_concurrent_writers_are_whole(site: Site) -> None:
+    """Lines of concurrent writers, also long ones, are complete, and none is lost."""
     log = site.dir / "log"
     lines = [[f"{writer}-{at}-" + "x" * (20_000 if at % 20 == 0 else at) for at in range(200)] for writer in range(10)]
     children = []
@@ -592,13 +594,13 @@ def test_many_write_at_once(site: Site) -> None:
 
 @pytest.mark.parametrize("python", ["", "/nonexistent"], ids=["python", "shim"])
 @pytest.mark.parametrize("kind", ["symlink", "directory", "fifo"])
-def test_a_log_that_is_no_file(site: Site, kind: str, python: str) -> None:
-    """A log that is something else takes no event and keeps nobody waiting."""
+def test_log_that_is_no_file_gets_no_event(site: Site, kind: str, python: str) -> None:
+    """It gets no event and delays nobody."""
     target = site.dir / "target"
     target.touch()
     log = log_at(site, site.dir / "odd")
     {"symlink": lambda: log.symlink_to(target), "directory": log.mkdir, "fifo": lambda: os.mkfifo(log)}[kind]()
-    entered(site)
+    make_cache(site)
     if python:
         site.policy(python=python)
     site.epilog()
@@ -607,7 +609,7 @@ def test_a_log_that_is_no_file(site: Site, kind: str, python: str) -> None:
     assert target.read_text() == ""
 
 
-# -------------------------------------------------------------------------------------------- what it runs on is broken
+# ------------------------------------------------------------------------ a broken Python, configuration or environment
 
 
 def broken_python(site: Site, script: str) -> None:
@@ -627,9 +629,9 @@ def broken_python(site: Site, script: str) -> None:
         ("", "no_python", 127),
     ],
 )
-def test_python_is_broken(site: Site, shell: str, script: str, reason: str, status: int | None) -> None:
-    """Python hangs, fails, crashes or is missing: exit 0 in time, one event that says which, and nothing deleted."""
-    entered(site)
+def test_broken_python_is_reported(site: Site, shell: str, script: str, reason: str, status: int | None) -> None:
+    """If Python hangs, fails, crashes or is missing, the hook exits 0 in time, logs the reason and deletes nothing."""
+    make_cache(site)
     site.configure(epilog={"deadline": "1s", "budget": "0s"})
     if script:
         broken_python(site, script)
@@ -644,8 +646,8 @@ def test_python_is_broken(site: Site, shell: str, script: str, reason: str, stat
         assert [sent["event"] for sent in site.syslog.events()] == ["cache.created", "hook.failed"]
 
 
-def test_the_shims_facts_are_numbers_and_names(site: Site) -> None:
-    """What the shim says in Python's place holds nothing that could forge a line."""
+def test_event_of_the_shim_cannot_be_forged(site: Site) -> None:
+    """The shim writes only valid numbers and names into an event."""
     site.policy(python="/nonexistent")
     hook(site, SLURM_JOB_ID='1", "event": "x', SLURMD_NODENAME='n"\n{')
     hook(site, SLURM_JOB_ID="007", SLURMD_NODENAME="n1.example-x_1")
@@ -653,27 +655,27 @@ def test_the_shims_facts_are_numbers_and_names(site: Site) -> None:
 
 
 @pytest.mark.parametrize("python", ["", "/nonexistent"], ids=["python", "shim"])
-def test_a_system_log_that_takes_nothing(site: Site, python: str) -> None:
-    """Nobody waits for a stuck system log: Python not at all, the shim for a second."""
+def test_stuck_system_log_delays_the_hook_for_a_second(site: Site, python: str) -> None:
+    """Python does not wait for a stuck system log, and the shim waits for a second."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stuck, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         stuck.bind(str(site.dir / "stuck"))
         sender.setblocking(False)
         with pytest.raises(BlockingIOError):
             while True:
                 sender.sendto(b"x", str(site.dir / "stuck"))
-        entered(site)
+        make_cache(site)
         site.configure(epilog={"deadline": "2s", "budget": "1s"}, log={"file": str(site.log), "syslog": str(site.dir / "stuck")})
         if python:
             site.policy(python=python)
         assert hook(site, **job_env()) < 4
-    assert said(site) == [("hook.failed", "failed", "no_python") if python else ("cache.reaped", "reaped", None)]
+    assert outcomes(site) == [("hook.failed", "failed", "no_python") if python else ("cache.reaped", "reaped", None)]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("script", ["", "exit 1"], ids=["python", "shim"])
-def test_the_log_is_on_a_filesystem_that_hangs(site: Site, shell: str, script: str) -> None:
-    """Neither Python's word nor the shim's holds the node beyond the deadline; the cache is reaped all the same."""
-    entered(site)
+def test_log_on_a_hung_filesystem_delays_the_hook_until_its_deadline(site: Site, shell: str, script: str) -> None:
+    """Neither Python nor the shim holds the node beyond the deadline. The cache is reaped."""
+    make_cache(site)
     (site.dir / "log").mkdir()
     site.configure(epilog={"deadline": "2s"}, log={"file": f"{site.dir}/log/events.jsonl", "syslog": str(site.syslog.path)})
     if script:
@@ -706,12 +708,12 @@ SETTINGS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", SETTINGS)
-def test_settings_that_cannot_be_trusted(site: Site, how: str) -> None:
-    """Root obeys no settings that are torn, missing or could be another's: said, and nothing deleted."""
-    entered(site)
+def test_untrusted_settings_are_refused(site: Site, how: str) -> None:
+    """Settings that are torn, missing or writable by others are reported, and nothing is deleted."""
+    make_cache(site)
     SETTINGS[how](site.hooks / settings.FILE)
     site.epilog()
-    assert said(site) == [("hook.failed", "failed", "settings")]
+    assert outcomes(site) == [("hook.failed", "failed", "settings")]
     assert (site.cache() / ".jobcache/nodes/n1").exists()
 
 
@@ -732,30 +734,30 @@ POLICIES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("how", POLICIES)
-def test_a_policy_that_cannot_be_trusted(site: Site, how: str, shell: str) -> None:
-    """The shim obeys no policy that is torn, missing or could be another's: exit 0, and nothing happens."""
-    entered(site)
+def test_untrusted_policy_is_refused(site: Site, how: str, shell: str) -> None:
+    """With a policy that is torn, missing or writable by others, the shim exits 0 and does nothing."""
+    make_cache(site)
     POLICIES[how](site.hooks / settings.POLICY)
     hook(site, shell=shell, **job_env())
-    assert said(site) == [] and (site.cache() / ".jobcache/nodes/n1").exists()
+    assert outcomes(site) == [] and (site.cache() / ".jobcache/nodes/n1").exists()
 
 
-def test_switched_off(site: Site) -> None:
-    """A file `off` beside the compiled pair stops the hook at once."""
-    entered(site)
+def test_file_off_disables_the_hook(site: Site) -> None:
+    """A file `off` beside the compiled policy ends the hook at once."""
+    make_cache(site)
     (site.hooks / settings.OFF).touch()
     site.policy(python="/nonexistent")
     site.epilog()
-    assert said(site) == [] and (site.cache() / ".jobcache/nodes/n1").exists()
+    assert outcomes(site) == [] and (site.cache() / ".jobcache/nodes/n1").exists()
 
 
-def test_an_empty_environment(site: Site) -> None:
-    """Without any variable: no job, said, exit 0."""
+def test_empty_environment_is_reported(site: Site) -> None:
+    """Without any variable there is no job: the hook logs it and exits 0."""
     hook(site)
-    assert said(site) == [("hook.failed", "failed", "no_job")]
+    assert outcomes(site) == [("hook.failed", "failed", "no_job")]
 
 
-ABSURD = {
+INVALID = {
     "SLURM_JOB_ID": ("0", "-1", "4242x", "04242", "4294967296", "1e3", " 4242", "../4242", "４２４２", "9" * 5000),
     "SLURM_JOB_UID": ("-1", "+5", "05", "4294967295", "games", "5.0"),
     "SLURMD_NODENAME": ("..", ".", "a/b", "a\nb", "../../id", ".hidden", "x" * 300),
@@ -763,25 +765,25 @@ ABSURD = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ABSURD.items() for value in values])
-def test_absurd_variables(site: Site, name: str, value: str) -> None:
-    """What is not a job, a user or a node is refused, and nothing is looked for."""
-    entered(site)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in INVALID.items() for value in values])
+def test_invalid_variables_are_refused(site: Site, name: str, value: str) -> None:
+    """Without a valid job, user and node, nothing is searched."""
+    make_cache(site)
     hook(site, **{**job_env(), name: value})
-    assert said(site) == [("hook.failed", "failed", "no_job")]
+    assert outcomes(site) == [("hook.failed", "failed", "no_job")]
     assert (site.cache() / ".jobcache/nodes/n1").exists()
 
 
-def test_only_three_variables_are_needed(site: Site) -> None:
-    """Slurm may leave out all but the job's id, its user's and the node's name."""
-    cache = entered(site)
+def test_three_variables_suffice(site: Site) -> None:
+    """Slurm may omit all but the job's id, the user's uid and the node's name."""
+    cache = make_cache(site)
     hook(site, SLURM_JOB_ID="4242", SLURM_JOB_UID=str(uid_of(ALICE)), SLURMD_NODENAME="n1")
-    assert not cache.exists() and said(site) == [("cache.reaped", "reaped", None)]
+    assert not cache.exists() and outcomes(site) == [("cache.reaped", "reaped", None)]
 
 
-def test_a_hostile_environment(site: Site) -> None:
-    """Nothing of the environment leads root's shell or Python anywhere."""
-    cache = entered(site)
+def test_hostile_environment_has_no_effect(site: Site) -> None:
+    """No variable changes which programs root's shell and Python run."""
+    cache = make_cache(site)
     evil = site.dir / "evil"
     evil.mkdir()
     programs = ["date", "json.py", "ls", "os.py", "sitecustomize.py", "sleep"]

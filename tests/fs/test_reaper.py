@@ -1,4 +1,4 @@
-"""Deletion: all of a cache goes, whatever its user made of it, and nothing else is touched, whatever its user does."""
+"""Deletion: a cache is deleted whatever its user put into it, and nothing else is touched whatever its user does."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -32,14 +33,14 @@ EXCHANGE = 2  # of renameat2
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["alone", "helped"])
 def helped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything has to hold with one thread, and with helpers wherever there can be one."""
+    """Run every test with one thread, and with helpers for every directory."""
     if request.param:
         monkeypatch.setattr(reaper, "_SLOW", 0)
 
 
 @pytest.fixture
 def home() -> Iterator[Home]:
-    """Alice's directory; whatever a test does, the canaries around the cache have to be as they were."""
+    """Return Alice's directory. Afterwards, the trees around the cache must be unchanged."""
     made = Home()
     try:
         yield made
@@ -50,7 +51,7 @@ def home() -> Iterator[Home]:
 
 @contextmanager
 def opened(directory: Path) -> Iterator[tuple[int, int]]:
-    """The descriptors of the directory's parent and of itself, as the Epilog opens them."""
+    """Yield descriptors of the directory's parent and of the directory, as the Epilog opens them."""
     parent_fd = os.open(directory.parent, SEARCH)
     fd = os.open(directory, READ)
     try:
@@ -61,7 +62,7 @@ def opened(directory: Path) -> Iterator[tuple[int, int]]:
 
 
 def reap(cache: Path, then: Callable[[], object] = lambda: None) -> tuple[str, Tally]:
-    """Open, retire and delete a cache as Alice; return the trash's name and the tally. then: done after the opening."""
+    """Open, retire and delete a cache as Alice; return the trash's name and the tally. then: called after the cache is opened."""
     with acting_as(ALICE), opened(cache) as (parent_fd, fd):
         then()
         trash = reaper.retire(parent_fd, cache.name, fd, uid_of(ALICE), JOB)
@@ -69,7 +70,7 @@ def reap(cache: Path, then: Callable[[], object] = lambda: None) -> tuple[str, T
 
 
 def finish(trash: Path, until: float | None = None) -> Tally:
-    """Delete what is left in `trash`, as Alice."""
+    """Delete the rest of `trash`, as Alice."""
     with acting_as(ALICE), opened(trash) as (parent_fd, fd):
         return reaper.delete(parent_fd, trash.name, fd, time.monotonic() + 60 if until is None else until)
 
@@ -85,7 +86,7 @@ def few_descriptors() -> Iterator[None]:
 
 
 def deepen(top: Path, levels: int) -> None:
-    """Make directories one in another, each with a file, deeper than any path can say."""
+    """Create nested directories, each with a file, deeper than a path can be long."""
     fd = os.open(top, READ)
     for _ in range(levels):
         os.mkdir("d", dir_fd=fd)
@@ -96,7 +97,7 @@ def deepen(top: Path, levels: int) -> None:
     os.close(fd)
 
 
-# -------------------------------------------------------------------------------------------------------- all of it goes
+# ------------------------------------------------------------------------------------------- the whole cache is deleted
 
 
 def closed_directories(cache: Path) -> None:
@@ -180,8 +181,8 @@ SHAPES = (
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_all_of_it_goes(home: Home, shape: Callable[[Path], None]) -> None:
-    """Whatever modes, names, numbers and kinds a user gave to what is in a cache, nothing of it is left."""
+def test_cache_of_any_content_is_deleted(home: Home, shape: Callable[[Path], None]) -> None:
+    """Whatever modes, names, numbers and kinds its entries have, nothing of the cache is left."""
     with acting_as(ALICE):
         shape(home.cache)
     trash, tally = reap(home.cache)
@@ -189,16 +190,16 @@ def test_all_of_it_goes(home: Home, shape: Callable[[Path], None]) -> None:
     assert cache_names.parse_debris(trash) == (cache_names.TRASH, JOB)
 
 
-def test_a_cache_that_is_itself_closed(home: Home) -> None:
-    """Its mode may change to 000 even after it was opened."""
+def test_cache_without_permissions_is_deleted(home: Home) -> None:
+    """The mode may change to 000 even after the cache was opened."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f")
     _, tally = reap(home.cache, then=lambda: home.cache.chmod(0))
     assert (home.rest(), tally.done) == ([], True)
 
 
-def test_a_tree_deeper_than_any_path(home: Home) -> None:
-    """10,000 levels go, without recursion and with few descriptors."""
+def test_tree_deeper_than_any_path_is_deleted(home: Home) -> None:
+    """10,000 levels are deleted, without recursion and with few descriptors."""
     with mount("none", home.cache_dir, options="mode=777"):
         with acting_as(ALICE):
             make_cache(home.cache)
@@ -208,8 +209,8 @@ def test_a_tree_deeper_than_any_path(home: Home) -> None:
         assert (os.listdir(home.cache_dir), tally.done, tally.files) == ([], True, 10_000)
 
 
-def test_another_users_directory_in_it(home: Home) -> None:
-    """What another user put there is left, and said; it does not stop the rest. An empty directory of theirs goes."""
+def test_other_users_files_are_left(home: Home) -> None:
+    """Another user's files stay and are counted, and the rest is deleted. Another user's empty directory is removed."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f", "z/f")
     for name in ("a/open/of-bob", "a/closed/of-bob", "empty"):
@@ -231,8 +232,8 @@ def test_another_users_directory_in_it(home: Home) -> None:
     assert (home.cache_dir / trash / ".jobcache/id").exists()
 
 
-def test_an_immutable_file_in_it(home: Home) -> None:
-    """What the filesystem will not give up is left, counted and said; a later call finishes."""
+def test_immutable_file_is_left_and_counted(home: Home) -> None:
+    """An entry that cannot be removed is counted with its error. A later call finishes."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/b/f", "a/b/g", "h")
     if subprocess.run(["chattr", "+i", str(home.cache / "a/b/f")], capture_output=True, check=False).returncode:
@@ -244,8 +245,8 @@ def test_an_immutable_file_in_it(home: Home) -> None:
     assert finish(home.cache_dir / trash).done and home.rest() == []
 
 
-def test_entries_that_come_and_go_meanwhile(home: Home) -> None:
-    """A process that still works in the cache neither breaks the deletion nor has the last word."""
+def test_cache_in_use_is_deleted(home: Home) -> None:
+    """A process that still works in the cache neither breaks the deletion nor prevents its end."""
     with acting_as(ALICE):
         make_cache(home.cache, *(f"{at}/f" for at in range(300)))
         top = os.open(home.cache, READ)
@@ -265,7 +266,7 @@ def test_entries_that_come_and_go_meanwhile(home: Home) -> None:
                     try:
                         call()
                     except OSError:
-                        continue  # it has been deleted
+                        continue  # the entry has been deleted
 
         worker = threading.Thread(target=work)
         worker.start()
@@ -287,8 +288,8 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_two_who_delete_the_same(home: Home) -> None:
-    """A sweep and a late Epilog may empty the same trash at the same time: neither calls that a failure."""
+def test_two_processes_delete_the_same_trash(home: Home) -> None:
+    """A sweep and a late Epilog may empty the same trash at the same time. Neither reports an error."""
     with acting_as(ALICE):
         make_cache(home.cache, *(f"{at % 40}/{at}" for at in range(2000)))
         trash = home.cache_dir / cache_names.trash_name(JOB, "00ff")
@@ -309,8 +310,11 @@ def test_two_who_delete_the_same(home: Home) -> None:
     assert home.rest() == []
 
 
-def test_somebody_else_deletes_it_at_any_moment(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever all of it vanishes, that is no failure."""
+def test_cache_vanishes_at_any_moment(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may delete the cache at any moment. That is not an error.
+
+    The other process ignores what a helper has removed before it.
+    """
     vanished, step = True, 0
     while vanished:
         with acting_as(ALICE):
@@ -323,7 +327,7 @@ def test_somebody_else_deletes_it_at_any_moment(home: Home, monkeypatch: pytest.
             now = next(clock)
             if now == last:
                 vanished = True
-                shutil.rmtree(home.cache)
+                shutil.rmtree(home.cache, ignore_errors=True)
             return now
 
         monkeypatch.setattr(reaper, "time", SimpleNamespace(monotonic=monotonic))
@@ -332,17 +336,17 @@ def test_somebody_else_deletes_it_at_any_moment(home: Home, monkeypatch: pytest.
     assert step > 10
 
 
-def test_directories_that_cannot_be_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of the filesystem in one directory is said, and stops nothing else."""
+def test_unreadable_directory_is_left_and_counted(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An I/O error in one directory is reported, and the rest is deleted."""
     with acting_as(ALICE):
         make_cache(home.cache, "refused/f", "broken/f", "refused-later/f", "fine/f")
     inodes = {os.stat(home.cache / name).st_ino: name for name in os.listdir(home.cache)}
-    real, looks = os.scandir, []
+    real, scanned = os.scandir, []
 
     def scandir(fd: int) -> object:
         name = inodes.get(os.fstat(fd).st_ino, "")
-        looks.append(name)
-        if name == "refused" or (name == "refused-later" and looks.count(name) > 1):
+        scanned.append(name)
+        if name == "refused" or (name == "refused-later" and scanned.count(name) > 1):
             raise OSError(errno.EIO, "Input/output error")
         return Broken(real(fd)) if name == "broken" else real(fd)
 
@@ -363,11 +367,11 @@ def test_directories_that_cannot_be_read(home: Home, monkeypatch: pytest.MonkeyP
     assert finish(home.cache_dir / trash).done
 
 
-# ------------------------------------------------------------------------------------------------- what is counted
+# --------------------------------------------------------------------------------------------------------------- counts
 
 
-def test_bytes_are_those_that_come_free(home: Home) -> None:
-    """bytes is what du says of the files: blocks, not sizes; hardlinks once; nothing for one whose other link stays."""
+def test_bytes_are_the_space_that_becomes_free(home: Home) -> None:
+    """bytes is the size from du: blocks, not file sizes; hard links once; nothing for a file whose other link stays."""
     with acting_as(ALICE):
         make_cache(home.cache, "a", "b/c", "b/d", ".jobcache/uncounted")
         os.link(home.cache / "b/c", home.cache / "twin")
@@ -380,7 +384,7 @@ def test_bytes_are_those_that_come_free(home: Home) -> None:
         outside = home.cache_dir.parent / "outside"
         outside.write_bytes(b"x" * 4096)
         os.link(outside, home.cache / "stays")
-    os.sync()  # blocks are allocated at the latest now
+    os.sync()  # now all blocks are allocated
     counted = [home.cache / name for name in ("a", "b/c", "b/d", "big", "sparse", "long", "short")]
     expected = sum(path.lstat().st_blocks * 512 for path in counted)
     before = outside.stat()
@@ -393,7 +397,7 @@ def test_bytes_are_those_that_come_free(home: Home) -> None:
 
 
 def test_memory_does_not_grow_with_a_directory(home: Home) -> None:
-    """100,000 files in one directory are deleted in the memory that ten need."""
+    """100,000 files in one directory are deleted with the memory that ten need."""
     directory = home.dir / "tmpfs"
     directory.mkdir()
 
@@ -410,14 +414,14 @@ def test_memory_does_not_grow_with_a_directory(home: Home) -> None:
 
     with mount("none", directory, options="mode=777"):
         child = as_user.start(work, uid=uid_of(ALICE), gid=None, user=None, places=[])
-        (told,) = child.facts(time.monotonic() + 60)
-    assert told["files"] == 100_000 and told["kib"] < 4096
+        (fact,) = child.facts(time.monotonic() + 60)
+    assert fact["files"] == 100_000 and fact["kib"] < 4096
 
 
-# ------------------------------------------------------------------------------------------------------ nothing else
+# ---------------------------------------------------------------------------------------------- nothing else is touched
 
 
-def test_symlinks_go_and_their_targets_stay(home: Home) -> None:
+def test_symlinks_are_deleted_and_their_targets_stay(home: Home) -> None:
     """No symlink is followed, wherever it leads."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f")
@@ -433,8 +437,10 @@ def test_symlinks_go_and_their_targets_stay(home: Home) -> None:
 @pytest.mark.parametrize("fdinfo", [True, False], ids=["fdinfo", "before-5.14"])
 @pytest.mark.parametrize("inside", ["", "a/", ".jobcache/"])
 @pytest.mark.parametrize("what", ["tmpfs", "bind", "bind-of-closed", "bind-file"])
-def test_mounts_in_it_are_left_alone(home: Home, monkeypatch: pytest.MonkeyPatch, what: str, inside: str, fdinfo: bool) -> None:
-    """What is mounted in a cache is not entered, not changed, and said; the rest goes, and all when it is unmounted."""
+def test_mounts_in_a_cache_are_left_alone(
+    home: Home, monkeypatch: pytest.MonkeyPatch, what: str, inside: str, fdinfo: bool
+) -> None:
+    """A mount in a cache stays unchanged and is reported. The rest is deleted, and after the unmount all of it."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f", "g")
         point = home.cache / f"{inside}point"
@@ -463,8 +469,8 @@ def no_fdinfo(path: str, **_: object) -> None:
     raise PermissionError(errno.EACCES, "Permission denied", path)
 
 
-def test_a_mount_in_place_of_its_record(home: Home) -> None:
-    """The same for .jobcache itself."""
+def test_mount_on_the_record_is_left_alone(home: Home) -> None:
+    """A mount on .jobcache is not entered, and is reported."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f")
     with mount(home.canary, home.cache / ".jobcache", "bind"):
@@ -474,8 +480,8 @@ def test_a_mount_in_place_of_its_record(home: Home) -> None:
     assert finish(home.cache_dir / trash).done
 
 
-def test_a_file_mounted_in_place_of_its_record(home: Home) -> None:
-    """The same for a .jobcache that is a file."""
+def test_file_mounted_on_the_record_is_left_alone(home: Home) -> None:
+    """A mount on a .jobcache that is a file is reported."""
     with acting_as(ALICE):
         record_is_a_file(home.cache)
     with mount(home.canary / "e", home.cache / ".jobcache", "bind"):
@@ -486,8 +492,8 @@ def test_a_file_mounted_in_place_of_its_record(home: Home) -> None:
 
 @pytest.mark.parametrize("fdinfo", [True, False], ids=["fdinfo", "before-5.14"])
 @pytest.mark.parametrize("kind", ["tmpfs", "bind"])
-def test_a_cache_that_is_a_mount_point(home: Home, monkeypatch: pytest.MonkeyPatch, kind: str, fdinfo: bool) -> None:
-    """A cache on which something is mounted is kept, with the reason, and keeps its name."""
+def test_cache_that_is_a_mount_point_is_kept(home: Home, monkeypatch: pytest.MonkeyPatch, kind: str, fdinfo: bool) -> None:
+    """It is kept with the reason `mount`, and keeps its name."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f")
     if not fdinfo:
@@ -499,8 +505,8 @@ def test_a_cache_that_is_a_mount_point(home: Home, monkeypatch: pytest.MonkeyPat
     assert home.rest() == [home.cache.name] and (home.cache / "a/f").exists()
 
 
-def test_a_filesystem_that_has_no_handles() -> None:
-    """Where the kernel tells neither the mount nor a handle, filesystems are told apart by their device."""
+def test_mounts_without_handles_differ_by_device() -> None:
+    """Without a mount ID and without handles, filesystems are distinguished by their device."""
     fds = [os.open(path, SEARCH) for path in ("/proc", "/sys", "/proc/self")]
     proc, sys, below = map(mounts._mount_id_by_handle, fds)
     for fd in fds:
@@ -508,16 +514,16 @@ def test_a_filesystem_that_has_no_handles() -> None:
     assert proc == below != sys
 
 
-def test_wrong_owner(home: Home) -> None:
-    """A directory that is not the job's user's is kept."""
+def test_directory_of_another_owner_is_kept(home: Home) -> None:
+    """A directory that the job's user does not own is kept."""
     with acting_as(BOB), opened(home.dir / "bob" / f"hf-datasets-{JOB}") as (parent_fd, fd), pytest.raises(reaper.Kept) as kept:
         reaper.retire(parent_fd, f"hf-datasets-{JOB}", fd, uid_of(ALICE), JOB)
     assert kept.value.reason == "foreign"
 
 
 @pytest.mark.parametrize("owner", ["root", ALICE])
-def test_nothing_is_deleted_as_root(home: Home, owner: str) -> None:
-    """Root's identity deletes nothing, neither root's nor anybody's."""
+def test_root_deletes_nothing(home: Home, owner: str) -> None:
+    """As root, the reaper deletes neither root's files nor a user's."""
     cache = home.dir / "root" / f"hf-datasets-{JOB}" if owner == "root" else home.cache
     if owner != "root":
         with acting_as(ALICE):
@@ -532,8 +538,8 @@ def test_nothing_is_deleted_as_root(home: Home, owner: str) -> None:
     assert fingerprint(cache) == before
 
 
-def test_trash_that_is_anothers(home: Home) -> None:
-    """`delete` by itself refuses what is not its caller's, even where that could write there."""
+def test_delete_refuses_another_users_trash(home: Home) -> None:
+    """`delete` refuses a directory of another owner, even if the caller could write to it."""
     place = home.dir / "of-bob"
     make_cache(place / "x", "f")
     shutil.chown(place / "x", BOB)
@@ -552,8 +558,8 @@ SWAPPED_IN: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", SWAPPED_IN)
-def test_another_directory_comes_into_its_place(home: Home, what: str) -> None:
-    """What was put at a cache's name between the opening and the renaming gets its name back, and nothing is deleted."""
+def test_directory_swapped_in_gets_its_name_back(home: Home, what: str) -> None:
+    """An entry that replaces the cache between open and rename gets its name back, and nothing is deleted."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f")
     before = fingerprint(home.cache)
@@ -581,8 +587,8 @@ def identity(path: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("taken_by", SWAPPED_IN)
 @pytest.mark.parametrize("what", SWAPPED_IN)
-def test_its_place_is_taken_again(home: Home, monkeypatch: pytest.MonkeyPatch, what: str, taken_by: str) -> None:
-    """Where the name is taken before it can be given back, both stay, and neither has a name that anything deletes."""
+def test_directory_swapped_in_twice_is_put_aside(home: Home, monkeypatch: pytest.MonkeyPatch, what: str, taken_by: str) -> None:
+    """If the name is taken before it can be given back, both entries stay, and neither has a name that anything deletes."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f")
     identities: list[dict[str, object]] = []
@@ -607,8 +613,8 @@ def test_its_place_is_taken_again(home: Home, monkeypatch: pytest.MonkeyPatch, w
     assert cache_names.parse_debris(aside) == (cache_names.ASIDE, JOB)
 
 
-def test_symlinks_that_replace_directories_meanwhile(home: Home) -> None:
-    """A user who swaps directories for symlinks while root's errand deletes gains nothing: the canary never changes."""
+def test_symlinks_swapped_in_lead_nowhere(home: Home) -> None:
+    """A user who swaps directories for symlinks during the deletion gains nothing: the victim's tree stays unchanged."""
     with mount("none", home.cache_dir, options="mode=777"):
         victim = home.cache_dir / "victim"
         with acting_as(ALICE):
@@ -619,7 +625,7 @@ def test_symlinks_that_replace_directories_meanwhile(home: Home) -> None:
         if attacker == 0:
             try:
                 as_user.become(uid_of(ALICE), None, None)
-                swap_for_ever(os.fsencode(home.cache_dir))
+                swap_forever(os.fsencode(home.cache_dir))
             finally:
                 os._exit(1)
         try:
@@ -631,7 +637,7 @@ def test_symlinks_that_replace_directories_meanwhile(home: Home) -> None:
                     for at in range(4):
                         (home.cache / f"s{at}").symlink_to(victim)
                 trash, tally = reap(home.cache)
-                while not tally.done:  # the attacker can keep entries from going, for as long as there are any
+                while not tally.done:  # the attacker can prevent removals, as long as entries exist
                     tally = finish(home.cache_dir / trash)
             assert os.waitpid(attacker, os.WNOHANG) == (0, 0), "the attacker lives"
         finally:
@@ -640,8 +646,8 @@ def test_symlinks_that_replace_directories_meanwhile(home: Home) -> None:
         assert fingerprint(victim) == before
 
 
-def swap_for_ever(parent: bytes) -> None:
-    """In whatever caches or trash there is, exchange directories and symlinks as fast as possible."""
+def swap_forever(parent: bytes) -> None:
+    """In all caches and trash, exchange directories and symlinks as fast as possible."""
     libc = ctypes.CDLL(None)
     here = os.open(parent, SEARCH)
     while True:
@@ -651,8 +657,8 @@ def swap_for_ever(parent: bytes) -> None:
 
 
 @pytest.mark.parametrize("when", ["refused", "held"])
-def test_a_symlink_that_replaces_a_closed_directory(home: Home, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
-    """A directory that has to be opened up first can be swapped before and after it is held: its target stays as it is."""
+def test_symlink_swapped_in_for_a_closed_directory(home: Home, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """A directory without permissions can be swapped before and after it is opened. The symlink's target stays unchanged."""
     with acting_as(ALICE):
         make_cache(home.cache, "closed/f")
         (home.cache / "closed").chmod(0)
@@ -679,7 +685,7 @@ def test_a_symlink_that_replaces_a_closed_directory(home: Home, monkeypatch: pyt
     assert tally.done or finish(home.cache_dir / trash).done
 
 
-# ------------------------------------------------------------------------------------------------ a slow filesystem
+# ---------------------------------------------------------------------------------------------------- a slow filesystem
 
 
 Slowly = Callable[..., "tuple[Slow, Tally]"]
@@ -688,7 +694,7 @@ TREE = [f"cache/{at}/{name}" for at in range(12) for name in ("f", "g", "d/h")]
 
 @pytest.fixture
 def slowly(home: Home) -> Slowly:
-    """A function that deletes a tree on a filesystem that takes a millisecond to answer; it returns the server and the tally."""
+    """Return a function that deletes a tree on a filesystem with a latency of 1 ms. It returns the server and the tally."""
 
     def delete(*, refused: str = "", seconds: float = 60, rate: float | None = None) -> tuple[Slow, Tally]:
         with slow(home.cache_dir, [*TREE, "cache/.jobcache/id"], uid=uid_of(ALICE)) as server:
@@ -702,47 +708,47 @@ def slowly(home: Home) -> Slowly:
     return delete
 
 
-def test_several_directories_at_once(slowly: Slowly) -> None:
-    """Where an answer takes long, up to four are waited for at the same time, and no more."""
+def test_slow_filesystem_gets_up_to_four_requests_at_once(slowly: Slowly) -> None:
+    """Up to four directories are emptied at the same time, and not more."""
     server, tally = slowly()
     assert (tally.done, tally.files, tally.left, server.left()) == (True, len(TREE), 0, 0)
     assert tally.bytes == len(TREE) * 4096
     assert 1 < server.most <= 4
 
 
-def test_a_pace_is_kept_by_one(slowly: Slowly) -> None:
-    """A deletion that was told to go slowly has no helpers."""
+def test_deletion_with_a_rate_has_no_helpers(slowly: Slowly) -> None:
+    """A rate limit holds for one thread."""
     server, tally = slowly(rate=2000)
     assert (tally.done, server.most) == (True, 1)
 
 
-def test_what_a_helper_cannot_remove(slowly: Slowly) -> None:
-    """It is counted as by one alone: the twelve that cannot go, and each directory that they keep; the rest goes."""
+def test_helper_counts_what_it_cannot_remove(slowly: Slowly) -> None:
+    """A helper counts as a single thread does: the twelve files that stay, and each directory above them. The rest is deleted."""
     server, tally = slowly(refused="h")
     assert (tally.done, tally.files, tally.left) == (False, 24, 12 * 3) and "Operation not permitted: 'h'" in tally.error
     assert server.left() == 12 * 3 + 3
 
 
-def test_helpers_are_late_together(slowly: Slowly) -> None:
-    """When the time is over, all of them stop, and nothing counts as failed."""
+def test_helpers_stop_at_the_deadline(slowly: Slowly) -> None:
+    """At the deadline all threads stop, and nothing counts as left."""
     server, tally = slowly(seconds=0.05)
     assert (tally.done, tally.left, tally.error) == (False, 0, "") and server.left() > 3
 
 
-def test_no_thread_to_be_had(slowly: Slowly, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then one does it alone."""
+def test_deletion_continues_without_threads(slowly: Slowly, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no thread can be started, one thread deletes everything."""
 
     def no_thread(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    with slow_server_started_first(monkeypatch, no_thread):
+    with with_thread_start(monkeypatch, no_thread):
         server, tally = slowly()
     assert (tally.done, tally.files, server.most) == (True, len(TREE), 1)
 
 
 @contextmanager
-def slow_server_started_first(monkeypatch: pytest.MonkeyPatch, start: Callable[[threading.Thread], None]) -> Iterator[None]:
-    """Let `start` stand for Thread.start from the moment at which the deletion begins."""
+def with_thread_start(monkeypatch: pytest.MonkeyPatch, start: Callable[[threading.Thread], None]) -> Iterator[None]:
+    """Replace Thread.start by `start` when the deletion begins, after the server's threads have started."""
     real = reaper.delete
 
     def delete(*words: object) -> Tally:
@@ -754,16 +760,36 @@ def slow_server_started_first(monkeypatch: pytest.MonkeyPatch, start: Callable[[
     yield
 
 
+def test_helper_that_fails_counts_as_left(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A helper can run out of memory. Then its directory is left, counted and reported, and the id stays."""
+    with acting_as(ALICE):
+        make_cache(home.cache, "a/f")
+    real = reaper._Emptying._remove_files
+
+    def out_of_memory(self: Any, *words: Any) -> str | None:
+        if not self.helped:
+            raise MemoryError
+        return real(self, *words)
+
+    monkeypatch.setattr(reaper, "_SLOW", 0)
+    monkeypatch.setattr(reaper._Emptying, "_remove_files", out_of_memory)
+    trash, tally = reap(home.cache)
+    assert (tally.done, tally.error) == (False, "MemoryError") and tally.left >= 1
+    assert (home.cache_dir / trash / ".jobcache/id").exists() and (home.cache_dir / trash / "a/f").exists()
+    monkeypatch.undo()
+    assert finish(home.cache_dir / trash).done and home.rest() == []
+
+
 @pytest.mark.parametrize("meanwhile", ["gone", "filled"])
-def test_what_a_helper_emptied_changes(home: Home, monkeypatch: pytest.MonkeyPatch, meanwhile: str) -> None:
-    """A directory that vanishes before it is removed is no failure; one that is filled again is looked at again."""
+def test_directory_changes_after_a_helper_emptied_it(home: Home, monkeypatch: pytest.MonkeyPatch, meanwhile: str) -> None:
+    """A directory that vanishes before it is removed is not an error. A directory that is filled again is emptied again."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f", "z")
-    real, seen = os.rmdir, []
+    real, removed = os.rmdir, []
 
     def rmdir(name: str, dir_fd: int) -> None:
-        if name == "a" and not seen:
-            seen.append(name)
+        if name == "a" and not removed:
+            removed.append(name)
             if meanwhile == "gone":
                 real(name, dir_fd=dir_fd)
             else:
@@ -774,11 +800,11 @@ def test_what_a_helper_emptied_changes(home: Home, monkeypatch: pytest.MonkeyPat
     trash, tally = reap(home.cache)
     assert tally.error == "" or meanwhile == "filled"
     assert tally.done or finish(home.cache_dir / trash).done
-    assert seen and home.rest() == []
+    assert removed and home.rest() == []
 
 
-def test_a_helper_that_may_not_begin(home: Home) -> None:
-    """Another user's directory that is closed to us is left, and said, whoever finds it."""
+def test_helper_reports_another_users_directory(home: Home) -> None:
+    """Another user's directory without access is left and counted, whichever thread finds it."""
     with acting_as(ALICE):
         make_cache(home.cache, "f")
     plant(home.cache / "bobs")
@@ -788,11 +814,11 @@ def test_a_helper_that_may_not_begin(home: Home) -> None:
     assert not tally.done and tally.left >= 1 and tally.error and tally.files == 1
 
 
-# ------------------------------------------------------------------------------------------------------- the budget
+# --------------------------------------------------------------------------------------------------------- the deadline
 
 
-def test_a_budget_of_nothing(home: Home) -> None:
-    """Without time nothing is deleted; the trash has a name by which the sweep knows it, and it finishes."""
+def test_no_time_deletes_nothing(home: Home) -> None:
+    """Without time, nothing is deleted. The trash has a name that the sweep recognizes, and the next call finishes."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f", "g")
         before = len(fingerprint(home.cache))
@@ -805,8 +831,8 @@ def test_a_budget_of_nothing(home: Home) -> None:
     assert finish(home.cache_dir / trash).done and home.rest() == []
 
 
-def test_a_pace(home: Home) -> None:
-    """A deletion can be told to leave a shared filesystem time between entries."""
+def test_rate_limits_the_deletion(home: Home) -> None:
+    """A rate leaves a shared filesystem time between entries."""
     with acting_as(ALICE):
         make_cache(home.cache, *(f"a/{at}" for at in range(20)))
         with opened(home.cache) as (parent_fd, fd):
@@ -816,18 +842,18 @@ def test_a_pace(home: Home) -> None:
 
 
 @pytest.mark.parametrize("deep", [3, 40])
-def test_a_budget_that_ends_anywhere(home: Home, monkeypatch: pytest.MonkeyPatch, deep: int) -> None:
-    """However often the time runs out, nothing is counted twice or lost, the id is the last to go, and the end comes."""
+def test_deadline_at_any_moment_loses_no_count(home: Home, monkeypatch: pytest.MonkeyPatch, deep: int) -> None:
+    """However often the time runs out, nothing is counted twice or lost, the id is removed last, and the deletion ends."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f", "a/b/g", "h")
         deepen(home.cache, deep)
         (home.cache / ".jobcache/nodes").mkdir()
-    files = little_by_little(home.cache, monkeypatch)
+    files = delete_in_steps(home.cache, monkeypatch)
     assert files == 3 + deep
 
 
-def little_by_little(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Delete in ever larger steps, each cut short; return how many files went. The id has to be there until the end."""
+def delete_in_steps(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Delete in steps of growing length, each cut short; return the number of files. Assert that the id is removed last."""
     steps, files, tally = 0, 0, None
     name = directory / ".jobcache/id"
     while tally is None or not tally.done:
@@ -850,7 +876,7 @@ def little_by_little(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture
 def lower(home: Home) -> Iterator[Callable[[Callable[[Path], None]], Path]]:
-    """A function that puts a cache on the lower layer of an overlay, where no directory can be renamed."""
+    """Return a function that puts a cache on the lower layer of an overlay, where no directory can be renamed."""
     layers = home.dir / "layers"
     layers.mkdir(mode=0o755)
     top = home.dir / "overlay"
@@ -880,21 +906,21 @@ def lower(home: Home) -> Iterator[Callable[[Callable[[Path], None]], Path]]:
 Lower = Callable[[Callable[[Path], None]], Path]
 
 
-def test_deleted_in_place(lower: Lower) -> None:
-    """Where the rename is impossible (EXDEV), the cache is deleted where it is."""
+def test_cache_that_cannot_be_renamed_is_deleted_in_place(lower: Lower) -> None:
+    """If the rename fails with EXDEV, the cache is deleted under its own name."""
     cache = lower(lambda cache: make_cache(cache, "a/f", "b/c/g"))
     name, tally = reap(cache)
     assert (name, tally.done, tally.files, os.listdir(cache.parent)) == (cache.name, True, 2, [])
 
 
-def test_deleted_in_place_little_by_little(lower: Lower, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There, the id stays until all else has gone: what is left over is still known to be a cache of ours."""
+def test_deletion_in_place_removes_the_id_last(lower: Lower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until everything else is gone, the id shows that the rest is a cache of jobcache."""
     cache = lower(lambda cache: make_cache(cache, "a/f", "b/c/g", ".jobcache/x", ".jobcache/zz/z"))
-    assert little_by_little(cache, monkeypatch) == 2
+    assert delete_in_steps(cache, monkeypatch) == 2
 
 
-def test_swapped_in_place(lower: Lower) -> None:
-    """There too, another directory at the name is not touched."""
+def test_directory_swapped_in_is_not_deleted_in_place(lower: Lower) -> None:
+    """Another directory with the name of the cache is not touched."""
     cache = lower(lambda cache: make_cache(cache, "a/f"))
     with acting_as(ALICE):
         make_cache(cache.with_name("other"), "b")
@@ -903,8 +929,8 @@ def test_swapped_in_place(lower: Lower) -> None:
     assert kept.value.reason == "changed" and (cache / "a/f").exists()
 
 
-def test_deep_where_nothing_can_be_moved_up(lower: Lower) -> None:
-    """A deep tree goes there too, by as many descriptors as there are."""
+def test_deep_tree_is_deleted_in_place(lower: Lower) -> None:
+    """A deep tree that cannot be moved up takes one descriptor for each level."""
 
     def shape(cache: Path) -> None:
         make_cache(cache)
@@ -915,8 +941,8 @@ def test_deep_where_nothing_can_be_moved_up(lower: Lower) -> None:
     assert (tally.done, tally.files) == (True, 100)
 
 
-def test_too_deep_where_nothing_can_be_moved_up(lower: Lower) -> None:
-    """Where the descriptors do not suffice, that is said, and what can go has gone."""
+def test_too_deep_tree_is_reported(lower: Lower) -> None:
+    """If descriptors run out, that is reported, and the rest is deleted."""
 
     def shape(cache: Path) -> None:
         make_cache(cache, "f")
@@ -929,8 +955,8 @@ def test_too_deep_where_nothing_can_be_moved_up(lower: Lower) -> None:
     assert finish(cache).done
 
 
-def test_a_rename_that_fails(home: Home) -> None:
-    """An error of the rename is the caller's to say; nothing has happened."""
+def test_failed_rename_changes_nothing(home: Home) -> None:
+    """An error of the rename is raised, and nothing has changed."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f")
     os.chown(home.cache_dir, 0, 0)
@@ -940,8 +966,8 @@ def test_a_rename_that_fails(home: Home) -> None:
     assert home.rest() == [home.cache.name] and (home.cache / "a/f").exists()
 
 
-def test_gone_before_the_rename(home: Home) -> None:
-    """A cache that its user removes at that moment is nobody's failure but a FileNotFoundError."""
+def test_cache_removed_before_the_rename(home: Home) -> None:
+    """If the user removes the cache at that moment, FileNotFoundError is raised."""
     with acting_as(ALICE):
         make_cache(home.cache)
     with pytest.raises(FileNotFoundError):

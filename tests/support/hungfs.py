@@ -1,7 +1,7 @@
-"""A filesystem that hangs: whoever looks at it or below it waits, until it is gone.
+"""A filesystem that hangs: every process that accesses it waits until it is unmounted.
 
-It is a FUSE filesystem, mounted by root, whose server answers the kernel's greeting and nothing else. By default the
-server takes each request before it ignores it: then not even SIGKILL ends the wait, as with a dead NFS or Lustre server.
+It is a FUSE filesystem whose server answers the kernel's INIT request and nothing else. By default, the server reads each
+request before it ignores it. Then not even SIGKILL ends the wait, as with a dead NFS or Lustre server.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pathlib import Path
 
 from support.mounts import mount
 
-_INIT = 26  # the opcode of the kernel's greeting
-_INTERRUPT = 36  # of the kernel's word that a process which waits has got a signal
-_PARALLEL = 1 << 18  # FUSE_PARALLEL_DIROPS: those who look up different names do not wait for each other
+_INIT = 26  # opcode of the kernel's first request
+_INTERRUPT = 36  # opcode: a waiting process got a signal
+_PARALLEL = 1 << 18  # FUSE_PARALLEL_DIROPS: lookups of different names do not wait for each other
 _MNT_FORCE = 1
 _IN = struct.Struct("=IIQ")  # of each request: length, opcode, unique id
 _OUT = struct.Struct("=IiQ")  # of each answer: length, error, unique id
-_GREETING = struct.Struct("=IIIIHHIIHHI28x")  # major, minor, readahead, flags, background, congestion, max_write, time_gran …
+_INIT_REPLY = struct.Struct("=IIIIHHIIHHI28x")  # major, minor, readahead, flags, background, congestion, max_write, time_gran …
 
 
 @contextmanager
 def hung(path: Path, *, killable: bool = False) -> Iterator[Hung]:
     """Mount a filesystem that hangs on the existing directory `path`, for the length of the block.
 
-    Afterwards those that still wait get an error (ENOTCONN), and `path` is as it was. killable: SIGKILL ends a wait.
-    Needs root and /dev/fuse. Nothing that is not meant to wait may look at `path` meanwhile, statvfs and `ls -l` of its
-    parent included.
+    Afterwards, the waiting processes get ENOTCONN. Requires root and /dev/fuse. In the block, statvfs of `path` and `ls -l`
+    of its parent hang as well.
+    killable: SIGKILL ends a wait.
     """
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
@@ -48,7 +48,7 @@ def hung(path: Path, *, killable: bool = False) -> Iterator[Hung]:
 
 
 class Hung:
-    """The server. waiting: how many requests it has taken and ignored."""
+    """The server. waiting: number of requests that it has read and ignored."""
 
     def __init__(self, device: int, killable: bool) -> None:
         self.waiting = 0
@@ -57,21 +57,21 @@ class Hung:
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def start(self) -> None:
-        self._greet()
+        self._answer_init()
         if not self._killable:
             self._thread.start()
 
     def stop(self, path: Path) -> None:
-        """Abort the connection: every wait ends, the server's own included."""
+        """Abort the connection, which ends every wait, also the server's."""
         ctypes.CDLL(None).umount2(os.fsencode(path), _MNT_FORCE)
         if self._thread.is_alive():
             self._thread.join()
 
-    def _greet(self) -> None:
+    def _answer_init(self) -> None:
         request = os.read(self._device, 1 << 17)
         _, opcode, unique = _IN.unpack_from(request)
         assert opcode == _INIT
-        body = _GREETING.pack(7, 31, 0, _PARALLEL, 16, 12, 4096, 1, 1, 0, 0)
+        body = _INIT_REPLY.pack(7, 31, 0, _PARALLEL, 16, 12, 4096, 1, 1, 0, 0)
         os.write(self._device, _OUT.pack(_OUT.size + len(body), 0, unique) + body)
 
     def _serve(self) -> None:

@@ -1,4 +1,4 @@
-"""Mounts of a test's own, and a check that they are its own: gone when the block ends, whatever happens in it."""
+"""Mounts for one block of a test, below the directory for temporary files alone."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MNT_DETACH = 2
 
 @contextmanager
 def mount(source: object, target: Path, kind: str = "tmpfs", options: str = "") -> Iterator[Path]:
-    """Mount on the existing `target`, below the directory for temporary files, for the length of the block."""
+    """Mount `source` on the existing directory or file `target` for the length of the block. Raise OSError."""
     flags = _MS_BIND if kind == "bind" else 0
-    assert os.fspath(target).startswith(f"{tempfile.gettempdir()}/"), "tests mount nothing elsewhere"
+    assert os.fspath(target).startswith(f"{tempfile.gettempdir()}/"), "tests mount only below the directory for temporary files"
     libc = ctypes.CDLL(None, use_errno=True)
     where = os.fsencode(target)
     if libc.mount(os.fsencode(str(source)), where, kind.encode(), flags, options.encode()):
@@ -26,5 +26,5 @@ def mount(source: object, target: Path, kind: str = "tmpfs", options: str = "") 
     try:
         yield target
     finally:
-        libc.umount2(b"/proc/self/fd/%d" % root, _MNT_DETACH)  # wherever it is by now
+        libc.umount2(b"/proc/self/fd/%d" % root, _MNT_DETACH)  # also if it was renamed meanwhile
         os.close(root)

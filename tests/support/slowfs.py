@@ -1,7 +1,7 @@
-"""A filesystem that is slow to answer: each question costs its asker a delay, as a busy metadata server does.
+"""A filesystem with latency: each request takes a delay, as with a busy metadata server.
 
-It is a FUSE filesystem, mounted by root, whose server keeps a tree of names in memory. What can be done with it is what
-a deletion does: look up, list, stat, rename, remove. The kernel may remember for a second what it was told.
+It is a FUSE filesystem whose server keeps a tree of names in memory. It supports the requests of a deletion: lookup, list,
+stat, rename, remove. The kernel may cache attributes for a second.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 from support.hungfs import _IN, _OUT, Hung
 from support.mounts import mount
 
-_SERVERS = 16  # questions that are answered at the same time
+_SERVERS = 16  # requests that are answered at the same time
 _ROOT = 1
 _HEAD = struct.Struct("=IIQQIIII")  # length, opcode, unique id, node, uid, gid, pid, padding
 _ATTR = struct.Struct("=QQQQQQIIIIIIIIII")  # inode, size, blocks, three times, their nanoseconds, mode, links, uid, gid …
-_ENTRY = struct.Struct("=QQQQII")  # node, generation, how long name and attributes hold, their nanoseconds
+_ENTRY = struct.Struct("=QQQQII")  # node, generation, validity of name and attributes, their nanoseconds
 _DIRENT = struct.Struct("=QQII")
 _STATFS = struct.Struct("=QQQQQIIII24x")
 LOOKUP, FORGET, GETATTR, SETATTR, UNLINK, RMDIR, RENAME = 1, 2, 3, 4, 10, 11, 12
@@ -34,9 +34,9 @@ _UNANSWERED = {FORGET, INTERRUPT, BATCH_FORGET}
 
 @contextmanager
 def slow(path: Path, files: list[str], *, uid: int, delay: float = 0.001) -> Iterator[Slow]:
-    """Mount a filesystem that holds `files` (relative paths), all of it `uid`'s, on the existing directory `path`.
+    """Mount a filesystem on the existing directory `path` for the length of the block. Requires root and /dev/fuse.
 
-    delay: seconds that each answer takes. Needs root and /dev/fuse.
+    files: relative paths of its files. uid: owner of all entries. delay: seconds for each answer.
     """
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={device},rootmode=40755,user_id=0,group_id=0,allow_other"
@@ -55,9 +55,9 @@ def slow(path: Path, files: list[str], *, uid: int, delay: float = 0.001) -> Ite
 
 
 class Slow(Hung):
-    """The server. asked: how often each opcode was asked for. most: how many askers waited at the same time.
+    """The server. asked: number of requests by opcode. most: highest number of simultaneous requests.
 
-    refused: names that nobody may remove.
+    refused: names that cannot be removed.
     """
 
     def __init__(self, device: int, uid: int, delay: float) -> None:
@@ -83,7 +83,7 @@ class Slow(Hung):
         self._add(at, name, None)
 
     def left(self) -> int:
-        """How many files and directories there are."""
+        """Return the number of files and directories."""
         return len(self._nodes) - 1
 
     def start(self) -> None:
@@ -116,21 +116,21 @@ class Slow(Hung):
                 _, opcode, unique, node = _HEAD.unpack_from(request)[:4]
                 if opcode in _UNANSWERED:
                     continue
-                waited_for = opcode != RELEASEDIR
+                is_waiting = opcode != RELEASEDIR
                 with self._lock:
-                    self._busy += waited_for
+                    self._busy += is_waiting
                     self.most = max(self.most, self._busy)
                     self.asked[opcode] += 1
                 time.sleep(self._delay)
                 with self._lock:
-                    self._busy -= waited_for
+                    self._busy -= is_waiting
                     error, body = self._answer(opcode, node, request[_HEAD.size :])
                 os.write(self._device, _OUT.pack(_OUT.size + len(body), -error, unique) + body)
         except OSError:
             return  # the connection was aborted
 
     def _answer(self, opcode: int, node: int, body: bytes) -> tuple[int, bytes]:
-        """Return (errno, what is answered)."""
+        """Return (errno, body of the answer)."""
         if opcode == LOOKUP:
             child = self._entries(node).get(body[:-1])
             return (0, _ENTRY.pack(child, 0, 1, 1, 0, 0) + self._attr(child)) if child else (errno.ENOENT, b"")

@@ -1,4 +1,4 @@
-"""Reading events back: whatever form the log has by now, and whatever somebody has written into it."""
+"""Reading events back, from every form of a log, and whatever anybody has written into it."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ def jobs(text: bytes, **options: Any) -> list[int]:
     return [event.get("job_id", 0) for event in read(text, **options)[0]]
 
 
-def test_a_plain_log() -> None:
-    """Every event, in order, with all its fields."""
+def test_events_are_read_in_order() -> None:
+    """Every event is returned, in order, with all its fields."""
     events, tally = read(line() + line(job_id=7))
     assert [event["job_id"] for event in events] == [4242, 7]
     assert events[0] == {**REAPED, "source": "log"}
     assert (tally.lines, tally.events, tally.torn) == (2, 2, 0)
 
 
-def test_one_job() -> None:
-    """Only that job's: not one whose number begins alike, nor one that a path names."""
+def test_events_of_one_job() -> None:
+    """A job id that begins with the same digits, or that is part of a path, does not match."""
     text = line() + line(job_id=42) + line(job_id=42421) + line(job_id=5, path='/s/"job_id": 42/x') + line(job_id=42, run=1)
     assert [event["run"] for event in read(text, job_id=42)[0]] == [0, 1]
     assert jobs(json.dumps(REAPED, separators=(",", ":")).encode(), job_id=4242) == [4242]
 
 
-def test_a_span_of_time() -> None:
-    """From a moment on, up to another, whole seconds and fractions alike."""
+def test_events_of_a_time_span() -> None:
+    """From `since` to before `until`, in whole seconds and in fractions."""
     text = b"".join(
         line(ts=ts, job_id=at + 1)
         for at, ts in enumerate(("2026-11-21T23:59:59Z", "2026-11-22T00:00:00.001Z", "2026-11-23T00:00:00Z"))
@@ -63,8 +63,8 @@ def test_a_span_of_time() -> None:
     assert event_log.epoch("2026-11-22T00:00:00.001Z") == pytest.approx(1795305600.001)
 
 
-def test_torn_lines() -> None:
-    """A full disk cuts a line short; what follows it is read, on a line of its own or behind the cut one."""
+def test_torn_lines_are_skipped() -> None:
+    """After a line that a full disk cut short, the next event is read, on its own line or on the same one."""
     torn = line()[:100]
     events, tally = read(torn + b"\n" + line(job_id=5) + torn + line(job_id=6) + torn)
     assert [event["job_id"] for event in events] == [5, 6]
@@ -88,26 +88,26 @@ FORGED = [
 
 
 @pytest.mark.parametrize("forged", FORGED, ids=range(len(FORGED)))
-def test_forged_lines(forged: bytes) -> None:
-    """What is no event is passed over, and what comes after it is read."""
+def test_forged_lines_are_skipped(forged: bytes) -> None:
+    """A line without an event is skipped, and the next one is read."""
     assert jobs(forged + b"\n" + line()) == [4242]
 
 
-def test_fields_of_another_kind_are_dropped() -> None:
-    """An event with a job's id that is a list has none; numbers that are texts, or true, are none."""
+def test_fields_of_the_wrong_type_are_dropped() -> None:
+    """A job id that is a list, a number that is a text, and a boolean number are dropped."""
     (event,) = read(line(job_id=[1], bytes="9", files=True, user={"a": 1}, invented=5))[0]
     assert set(event) == set(REAPED) - {"job_id", "bytes", "files", "user"} | {"source"}
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes(text: bytes) -> None:
-    """Nothing that a file can hold raises."""
+def test_any_bytes_raise_nothing(text: bytes) -> None:
+    """No content of a file raises an error."""
     read(text + b"\n" + line())
 
 
 @given(st.integers(1, len(line()) - 1), st.integers(0, 255))
-def test_any_byte_changed(at: int, value: int) -> None:
-    """One broken byte costs one event at the most."""
+def test_damaged_byte_costs_one_event(at: int, value: int) -> None:
+    """One damaged byte costs at most one event."""
     broken = bytearray(line())
     broken[at - 1] = value
     assert jobs(bytes(broken) + line(job_id=9))[-1] == 9
@@ -122,8 +122,8 @@ HEADS = (
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_system_log(head: bytes) -> None:
-    """Whatever the system's log puts before it; what others say there is nothing to us."""
+def test_system_log_has_a_prefix(head: bytes) -> None:
+    """Any prefix of a system log is accepted. Lines of other programs are ignored."""
     (event,) = read(head + line() + b"Nov 22 07:44:48 n2 sshd[1]: " + line())[0]
     assert (event["job_id"], event["source"]) == (4242, "syslog")
 
@@ -135,8 +135,8 @@ def entry(sender: int, **changes: Any) -> bytes:
     )
 
 
-def test_a_journal_knows_who_spoke() -> None:
-    """Users say what their own TaskProlog did, root says the rest; who says another's is not believed."""
+def test_journal_identifies_the_sender() -> None:
+    """Users send the events of their own TaskProlog, and root all others. An event about another user is rejected."""
     made = {"event": "cache.created", "outcome": "made"}
     assert jobs(entry(0) + entry(65534, job_id=5, **made)) == [4242, 5]
     assert jobs(entry(7, **made) + entry(65534) + entry(7, uid=0)) == []
@@ -145,8 +145,8 @@ def test_a_journal_knows_who_spoke() -> None:
 
 
 @pytest.mark.parametrize("opener, suffix", [(gzip.open, ".gz"), (bz2.open, ".bz2"), (lzma.open, ".xz")])
-def test_rotated_and_compressed(tmp_path: Path, opener: Any, suffix: str) -> None:
-    """All that a rotation made of a log is found, oldest first, and no other file."""
+def test_rotated_and_compressed_logs_are_found(tmp_path: Path, opener: Any, suffix: str) -> None:
+    """All rotated files of a log are returned, oldest first, and no other file."""
     log = tmp_path / "events.jsonl"
     log.write_bytes(line(job_id=4))
     (tmp_path / "events.jsonl.1").write_bytes(line(job_id=3))
@@ -162,8 +162,8 @@ def test_rotated_and_compressed(tmp_path: Path, opener: Any, suffix: str) -> Non
     assert found == [1, 2, 3, 4]
 
 
-def test_files_that_break_off(tmp_path: Path) -> None:
-    """A compressed file that ends early, one that is none, one that is gone: what can be read is, and it is said."""
+def test_broken_files_are_reported(tmp_path: Path) -> None:
+    """What can be read of a truncated, invalid or missing file is returned, and the file is reported."""
     text = gzip.compress(b"".join(line(job_id=at + 1) for at in range(2000)))
     (tmp_path / "a.gz").write_bytes(text[: len(text) // 2])
     (tmp_path / "b.gz").write_bytes(b"this is no gzip\n")
@@ -179,7 +179,7 @@ def test_files_that_break_off(tmp_path: Path) -> None:
     [("bytes", 10**4000), ("bytes", -1), ("files", 1 << 63), ("reason", "x.\nPaste this as root"), ("outcome", "R" * 99)],
     ids=["endless", "negative", "large", "prose", "shouted"],
 )
-def test_a_system_log_holds_no_prose(field: str, value: object) -> None:
-    """Any user can write there: what no event has is not handed on, and the rest of the line is."""
+def test_system_log_cannot_inject_text(field: str, value: object) -> None:
+    """Any user can write to it: a value that jobcache does not write is dropped, and the rest of the event is kept."""
     (event,) = read(HEADS[0] + line(**{field: value}))[0]
     assert field not in event and event["job_id"] == 4242

@@ -168,7 +168,7 @@ def test_any_text_is_one_line_of_ascii(file: Path, opened: Opened, text: str, wr
     assert (json.loads(data)["path"], json.loads(data)["user"]) == (written, written)
 
 
-# ----------------------------------------------------------------------------------------------------------- the log file
+# --------------------------------------------------------------------------------------------------------- the log file
 
 
 @pytest.mark.parametrize(("before", "between"), [("", ""), ("{}\n", ""), ("{}", "\n"), ('{"ts": "20', "\n"), ("\n", "")])
@@ -223,7 +223,7 @@ def test_full_disk_raises_nothing() -> None:
     assert not events.append("/dev/full", "{}")
 
 
-# --------------------------------------------------------------------------------------------------------- the system log
+# ------------------------------------------------------------------------------------------------------- the system log
 
 
 def test_missing_system_log_leaves_the_event_to_the_file(file: Path, tmp_path: Path, opened: Opened) -> None:

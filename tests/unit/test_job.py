@@ -1,4 +1,4 @@
-"""A job, as an Epilog is told of it: recorded from real clusters, and absurd."""
+"""The job of an Epilog, from environments that real clusters set, and from invalid ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jobcache.cache.fields import component, natural, number
 from jobcache.system.epilog_job import Job, JobError, from_epilog
 
 RECORDED = Path(__file__).parents[1] / "contract" / "environments"
-LEAST = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": "1000", "SLURMD_NODENAME": "n1"}
-ABSURD = [
+REQUIRED = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": "1000", "SLURMD_NODENAME": "n1"}
+INVALID = [
     "", "-1", "+1", "01", " 1", "1 ", "1\n", "1.0", "1e3", "0x1", "1_000", "x", "(null)", "4294967296", "9" * 20, "9" * 5000,
     "٤٢", "１", "²", "1\x00", "\udcff", "../..", "4294967295x",
 ]  # fmt: skip
@@ -29,81 +29,81 @@ def recorded(file: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("file", epilogs(), ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_recorded_epilogs(file: Path) -> None:
-    """Every Epilog that a real slurmd started names its job, owner and node; of a het job, the leader."""
+def test_recorded_environments_name_the_job(file: Path) -> None:
+    """Every Epilog that a real slurmd started has a job, an owner and a node; of a het job, the leader."""
     env = recorded(file)
     job = from_epilog(env)
     assert job.job_id == int(env.get("SLURM_HET_JOB_ID") or env["SLURM_JOB_ID"])
     assert job.het == ("het" in file.name)
-    assert job.uid in (5, 0)  # 0: Slurm does not know the job any more
+    assert job.uid in (5, 0)  # 0: Slurm no longer knows the job
     assert job.node == env["SLURMD_NODENAME"]
     assert job.nodes == (int(env["SLURM_JOB_NUM_NODES"]) if "SLURM_JOB_NUM_NODES" in env else None)
 
 
-def test_there_are_recordings() -> None:
-    """The test above has something to hold."""
+def test_recordings_exist() -> None:
+    """The test above has input."""
     assert len(epilogs()) >= 6
 
 
-def test_the_least() -> None:
-    """Id, owner and node do: what Slurm leaves out is unknown, not guessed."""
-    job = from_epilog(LEAST)
+def test_three_variables_suffice() -> None:
+    """Id, owner and node suffice. The rest is None, and not guessed."""
+    job = from_epilog(REQUIRED)
     assert (job.job_id, job.uid, job.node, job.het) == (4242, 1000, "n1", False)
     assert (job.gid, job.user, job.nodes, job.exit_status, job.start) == (None,) * 5
 
 
-def test_the_most() -> None:
-    """All that Slurm says is taken."""
+def test_all_variables_are_used() -> None:
+    """Every variable of Slurm is part of the job."""
     more = {"GID": "60", "USER": "al ice", "NUM_NODES": "2", "EXIT_CODE": "256", "START_TIME": "1795333674"}
-    job = from_epilog({**LEAST, **{f"SLURM_JOB_{key}": value for key, value in more.items()}})
+    job = from_epilog({**REQUIRED, **{f"SLURM_JOB_{key}": value for key, value in more.items()}})
     assert (job.gid, job.user, job.nodes, job.exit_status, job.start) == (60, "al ice", 2, 256, 1795333674)
 
 
-@pytest.mark.parametrize("value", [*ABSURD, "0"])
+@pytest.mark.parametrize("value", [*INVALID, "0"])
 @pytest.mark.parametrize("name", ["SLURM_JOB_ID", "SLURM_HET_JOB_ID"])
-def test_no_job_id(name: str, value: str) -> None:
-    """An id that is none is refused; a het leader that is none is no reason to take the component's id for the job's."""
+def test_invalid_job_id_is_refused(name: str, value: str) -> None:
+    """An invalid id is refused. An invalid het leader is refused as well: the component's id is not the job's."""
     if name == "SLURM_HET_JOB_ID" and value in ("", "0"):
-        assert from_epilog({**LEAST, name: value}).job_id == 4242
+        assert from_epilog({**REQUIRED, name: value}).job_id == 4242
         return
     with pytest.raises(JobError) as caught:
-        from_epilog({**LEAST, name: value})
+        from_epilog({**REQUIRED, name: value})
     assert caught.value.reason == "no_job"
 
 
-@pytest.mark.parametrize("value", [*ABSURD, "4294967295"])
-def test_no_owner(value: str) -> None:
-    """A uid that is none is refused, (uid_t) -1 with it."""
+@pytest.mark.parametrize("value", [*INVALID, "4294967295"])
+def test_invalid_uid_is_refused(value: str) -> None:
+    """An invalid uid is refused, and so is (uid_t) -1."""
     with pytest.raises(JobError):
-        from_epilog({**LEAST, "SLURM_JOB_UID": value})
+        from_epilog({**REQUIRED, "SLURM_JOB_UID": value})
 
 
 @pytest.mark.parametrize("value", ["", ".", "..", ".hidden", "../n1", "a/b", "n1\n", "n\x001", "n" * 256])
-def test_no_node(value: str) -> None:
-    """A node whose name cannot be a lease's is refused."""
+def test_invalid_node_is_refused(value: str) -> None:
+    """A node name that cannot be the name of a lease is refused."""
     with pytest.raises(JobError):
-        from_epilog({**LEAST, "SLURMD_NODENAME": value})
+        from_epilog({**REQUIRED, "SLURMD_NODENAME": value})
 
 
-@pytest.mark.parametrize("name", sorted(LEAST))
-def test_missing(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+def test_missing_variable_is_refused(name: str) -> None:
     """Without id, owner or node there is no job."""
     with pytest.raises(JobError):
-        from_epilog({key: value for key, value in LEAST.items() if key != name})
+        from_epilog({key: value for key, value in REQUIRED.items() if key != name})
 
 
-@pytest.mark.parametrize("value", ABSURD)
-def test_absurd_extras(value: str) -> None:
-    """What is not needed and makes no sense is unknown; never an error, never a guess."""
+@pytest.mark.parametrize("value", INVALID)
+def test_invalid_optional_variable_is_unknown(value: str) -> None:
+    """An optional variable that is invalid is None. It is not an error, and not guessed."""
     names = ("GID", "NUM_NODES", "EXIT_CODE")
-    job = from_epilog({**LEAST, **{f"SLURM_JOB_{name}": value for name in names}})
+    job = from_epilog({**REQUIRED, **{f"SLURM_JOB_{name}": value for name in names}})
     assert (job.gid, job.nodes, job.exit_status) == (None, None, None)
 
 
 @pytest.mark.parametrize("value", ["", "../root", ".", "..", "a/b", "a\nb", "a\x7f", "u" * 256])
-def test_absurd_user(value: str) -> None:
-    """A user's name that no path can hold is unknown."""
-    assert from_epilog({**LEAST, "SLURM_JOB_USER": value}).user is None
+def test_invalid_user_name_is_unknown(value: str) -> None:
+    """A user name that no path can contain is None."""
+    assert from_epilog({**REQUIRED, "SLURM_JOB_USER": value}).user is None
 
 
 WORDS = "JOB_ID HET_JOB_ID JOB_UID JOB_GID JOB_USER JOB_NUM_NODES JOB_EXIT_CODE JOB_START_TIME".split()
@@ -112,8 +112,8 @@ VALUES = st.one_of(st.text(max_size=24), st.integers().map(str))
 
 
 @given(st.dictionaries(NAMES, VALUES, max_size=8), st.text())
-def test_anything(env: dict[str, str], node: str) -> None:
-    """Whatever an environment holds, the outcome is a job in the range of real ones or a JobError."""
+def test_any_environment_is_a_job_or_an_error(env: dict[str, str], node: str) -> None:
+    """The result is a job in the range of real ones, or JobError."""
     try:
         job = from_epilog({**env, "SLURMD_NODENAME": node})
     except JobError as error:
@@ -125,13 +125,13 @@ def test_anything(env: dict[str, str], node: str) -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_numbers(value: int) -> None:
-    """Each number has the one spelling that str gives it."""
+def test_numbers_have_one_spelling(value: int) -> None:
+    """Only the spelling of str() is accepted."""
     assert natural(str(value)) == value
     assert number(str(value)) == (value or None)
     assert natural(f"0{value}") is None and number(f"+{value}") is None
 
 
-def test_numbers_have_a_most() -> None:
-    """The bound itself is in."""
+def test_limit_of_a_number_is_inclusive() -> None:
+    """The limit itself is accepted."""
     assert (number("7", 7), number("8", 7), natural("0", 0)) == (7, None, 0)

@@ -1,4 +1,4 @@
-"""Which jobs are alive: a whole listing, or Unknown with its reason, and never anything in between."""
+"""Which jobs are alive: a complete list, or Unknown with a reason, and never anything in between."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failu
 
 
 class Fake:
-    """squeue and scontrol as files: each question's answer, what it says on stderr, and how it exits.
+    """squeue and scontrol as shell scripts, whose output, error output and exit status a test sets.
 
-    Every question and the environment in which it was asked is written down.
+    They record each command line and each environment.
     """
 
     def __init__(self, dir: Path) -> None:
@@ -42,7 +42,7 @@ class Fake:
         return str(path)
 
     def answer(self, to: str, text: str, *, stderr: str = "", status: int = 0, before: str = "") -> None:
-        """Answer `text` to the question squeue, config or jobs. before: what the program does first."""
+        """Set the output of squeue, of `show config` or of `show jobs`. before: shell code to run first."""
         for name, value in {"stdout": text, "stderr": stderr, "status": str(status), "before": before}.items():
             (self.dir / f"{name}-{to}").write_text(value)
 
@@ -64,7 +64,7 @@ def fake(tmp_path: Path) -> Fake:
     return Fake(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------ parsing
+# -------------------------------------------------------------------------------------------------------------- parsing
 
 ids = st.integers(1, 2**32 - 1)
 states = st.sampled_from(sorted(ALIVE | DEAD))
@@ -73,7 +73,7 @@ words = st.one_of(ids.map(str), states, st.sampled_from(["", "0", "07", "12+0", 
 
 @given(st.text() | st.lists(st.lists(words, max_size=5).map("|".join)).map("\n".join) | st.binary().map(os.fsdecode))
 def test_parse_raises_nothing_but_unknown(text: str) -> None:
-    """Whatever squeue may print: whole rows, or Unknown."""
+    """Whatever squeue prints, the result is complete rows, or Unknown."""
     try:
         rows = parse(text)
     except Unknown as unknown:
@@ -85,14 +85,14 @@ def test_parse_raises_nothing_but_unknown(text: str) -> None:
 
 @given(st.lists(st.tuples(ids, states, st.integers(0, 2**31))))
 def test_parse_reads_every_line(jobs: list[tuple[int, str, int]]) -> None:
-    """Each line of a whole answer is one row: nothing is passed over."""
+    """Each line of a complete output is one row, and none is skipped."""
     text = "".join(f"{job}|{job}|{state}|{uid}\n" for job, state, uid in jobs)
     assert parse(text) == [(job, job, state, uid) for job, state, uid in jobs]
 
 
 @given(st.lists(st.tuples(ids, states, ids), min_size=1), st.data())
-def test_what_is_cut_short_is_no_answer(jobs: list[tuple[int, str, int]], data: st.DataObject) -> None:
-    """An answer that ends within a line is Unknown, even where the rest of that line could be read."""
+def test_truncated_output_is_unknown(jobs: list[tuple[int, str, int]], data: st.DataObject) -> None:
+    """An output that ends within a line is Unknown, even if the rest of the line can be parsed."""
     text = "".join(f"{job}|{job}|{state}|{uid}\n" for job, state, uid in jobs)
     cut = text[: data.draw(st.integers(1, len(text) - 1))]
     if not cut.endswith("\n"):
@@ -105,25 +105,25 @@ def test_what_is_cut_short_is_no_answer(jobs: list[tuple[int, str, int]], data: 
     ["", "7", "7|7|RUNNING", "7|7|RUNNING|5|x", "0|0|RUNNING|5", "07|07|RUNNING|5", "7|x+1|RUNNING|5", "7|7|RUNNING|games",
      "4294967296|4294967296|RUNNING|5", "slurm_load_jobs error: out of memory"],
 )  # fmt: skip
-def test_a_line_that_is_none(line: str) -> None:
-    """One odd line among good ones makes the whole answer Unknown."""
+def test_invalid_line_makes_the_output_unknown(line: str) -> None:
+    """One invalid line among valid ones makes the whole output Unknown."""
     with pytest.raises(Unknown) as caught:
         parse(f"8|8|RUNNING|5\n{line}\n9|9|RUNNING|5\n")
     assert caught.value.reason == "slurm_malformed"
 
 
-def test_a_state_that_is_not_known_here() -> None:
-    """A later Slurm's new state may be a live one."""
+def test_unknown_state_makes_the_output_unknown() -> None:
+    """A new state of a later Slurm can be that of a live job."""
     with pytest.raises(Unknown) as caught:
         parse("8|8|LEVITATING|5\n")
     assert caught.value.reason == "slurm_state"
 
 
-# ---------------------------------------------------------------------------------------------------------- listings
+# ------------------------------------------------------------------------------------------------------------- listings
 
 
-def test_which_states_are_alive(fake: Fake) -> None:
-    """Pending, suspended, completing, held, requeued: alive. Only what has ended is not."""
+def test_only_ended_jobs_are_dead(fake: Fake) -> None:
+    """Pending, suspended, completing, held and requeued jobs are alive."""
     every = sorted(ALIVE | DEAD)
     fake.answer("squeue", "".join(f"{at}|{at}|{state}|5\n" for at, state in enumerate(every, 1)))
     listing = fake.slurm.listing("tiger")
@@ -131,38 +131,38 @@ def test_which_states_are_alive(fake: Fake) -> None:
     assert not ALIVE & DEAD
 
 
-def test_the_uid_matters(fake: Fake) -> None:
-    """After the ids have come round, job 7 can be another's: that does not make it this user's."""
+def test_job_of_another_uid_is_not_alive(fake: Fake) -> None:
+    """After the ids have wrapped around, job 7 can belong to another user."""
     fake.answer("squeue", "7|7|RUNNING|5\n8|8|COMPLETED|5\n8|8|RUNNING|6\n")
     listing = fake.slurm.listing("tiger")
     assert [listing.alive(7, 5), listing.alive(7, 6), listing.alive(8, 5), listing.alive(8, 6)] == [True, False, False, True]
 
 
 def test_a_het_leader_is_alive_while_any_part_is(fake: Fake) -> None:
-    """The cache has the leader's id; the leader may have ended before its other part."""
+    """The cache has the leader's id, and the leader can end before another part."""
     fake.answer("squeue", "7|7+0|COMPLETED|5\n8|7+1|RUNNING|5\n")
     assert fake.slurm.listing("tiger").alive(7, 5)
     fake.answer("squeue", "7|7+0|COMPLETED|5\n8|7+1|COMPLETED|5\n")
     assert not fake.slurm.listing("tiger").alive(7, 5)
 
 
-def test_tasks_of_an_array(fake: Fake) -> None:
-    """Each task is alive by its own raw id, and the array's by the task that has it."""
+def test_tasks_of_an_array_are_alive_by_their_raw_ids(fake: Fake) -> None:
+    """The id of the array belongs to one of its tasks."""
     fake.answer("squeue", "9|7_1|RUNNING|5\n7|7_2|PENDING|5\n")
     listing = fake.slurm.listing("tiger")
     assert [listing.alive(job, 5) for job in (7, 8, 9)] == [True, False, True]
 
 
-def test_at_is_before_the_question(fake: Fake) -> None:
-    """`confirm` counts from before the first answer to before the second: never longer than they are apart."""
+def test_listing_is_dated_before_the_query(fake: Fake) -> None:
+    """`confirm` counts from before the first query to before the second, so it is never shorter than configured."""
     before = time.monotonic()
     fake.answer("squeue", "7|7|RUNNING|5\n", before="sleep 0.1")
     assert before <= fake.slurm.listing("tiger").at <= time.monotonic() - 0.1
     assert isinstance(fake.slurm.listing("tiger"), Listing)
 
 
-def test_no_jobs_at_all(fake: Fake) -> None:
-    """An empty answer is one where the controller confirms it, and only there."""
+def test_empty_listing_needs_confirmation(fake: Fake) -> None:
+    """An empty output is accepted only if the controller confirms that no job exists."""
     assert fake.slurm.listing("tiger").jobs == {}
     assert fake.asked()[-1] == "scontrol show jobs"
     for confirmation in ("", "JobId=7 JobName=x\n", "slurm_load_jobs error\n"):
@@ -170,12 +170,12 @@ def test_no_jobs_at_all(fake: Fake) -> None:
         assert fake.unknown().reason == "slurm_empty"
 
 
-# ---------------------------------------------------------------------------------------------------- why it is unknown
+# -------------------------------------------------------------------------------------------------------------- unknown
 
 
 @pytest.mark.parametrize("question", ["squeue", "config", "jobs"])
-def test_no_answer_to_any_question(fake: Fake, question: str) -> None:
-    """Down, failed or slow, whichever question it is: each has its reason, and the command's own last words."""
+def test_failing_command_is_unknown(fake: Fake, question: str) -> None:
+    """Whichever command is down or fails, the reason is specific, with the last line of its error output."""
     fake.answer(question, "7|7|RUNNING|5\n", stderr=DOWN, status=1)
     assert fake.unknown().reason == "slurm_down"
     fake.answer(question, "7|7|RUNNING|5\n", stderr="warning: x\nfatal: out of memory\n", status=1)
@@ -187,8 +187,8 @@ def test_no_answer_to_any_question(fake: Fake, question: str) -> None:
     assert fake.unknown().reason == "slurm_failed"
 
 
-def test_slow(fake: Fake) -> None:
-    """A controller that does not answer is not waited for longer than the timeout, nor are the command's children."""
+def test_slow_command_is_unknown_after_the_timeout(fake: Fake) -> None:
+    """Neither the command nor its children are waited for any longer."""
     fake.slurm = Slurm(None, f"{fake.dir}/squeue", f"{fake.dir}/scontrol", 0.3)
     fake.answer("squeue", "7|7|RUNNING|5\n", before="/bin/sleep 3; :")
     began = time.monotonic()
@@ -196,8 +196,8 @@ def test_slow(fake: Fake) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_missing(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No such program by its path or its name, or one that cannot be executed. PATH of the caller finds nothing."""
+def test_missing_command_is_unknown(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command is missing by its path or by its name, or cannot be executed. The caller's PATH is not used."""
     (fake.dir / "not-executable").write_text("")
     monkeypatch.setenv("PATH", str(fake.dir))
     os.symlink(fake.dir / "squeue", fake.dir / "squeue-of-path")
@@ -208,15 +208,15 @@ def test_missing(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
         assert fake.unknown().reason == "slurm_missing"
 
 
-def test_names_are_looked_up_on_a_fixed_path(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bare name is found on a PATH of ours."""
+def test_names_are_searched_in_a_fixed_path(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is found in the PATH of the module."""
     monkeypatch.setattr(slurm, "PATH", f"{fake.dir}:/bin")
     fake.slurm = Slurm(None, "squeue", "scontrol", 10)
     assert fake.slurm.listing("tiger").jobs == {}
 
 
-def test_other_cluster(fake: Fake) -> None:
-    """What answers for another cluster, as with that one's SLURM_CONF, is not asked for its jobs."""
+def test_other_cluster_is_unknown(fake: Fake) -> None:
+    """If the commands answer for another cluster, as with its SLURM_CONF, no jobs are queried."""
     fake.config(cluster="della")
     fake.answer("squeue", "7|7|RUNNING|5\n")
     assert fake.unknown().reason == "slurm_other_cluster"
@@ -225,8 +225,8 @@ def test_other_cluster(fake: Fake) -> None:
     assert not any(line.startswith("squeue") for line in fake.asked())
 
 
-def test_cluster_name(fake: Fake) -> None:
-    """`apply` has the name from Slurm, or Unknown where it has none."""
+def test_cluster_name_comes_from_slurm(fake: Fake) -> None:
+    """`apply` gets the name from Slurm, or Unknown."""
     assert fake.slurm.cluster_name() == "tiger"
     for text in ("", "ClusterName = (null)\n", "ClusterName\n"):
         fake.answer("config", text)
@@ -235,8 +235,8 @@ def test_cluster_name(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize("private", ["jobs", "accounts,jobs,usage", "Jobs", "cloud, jobs"])
-def test_private_data_blinds_all_but_root(fake: Fake, monkeypatch: pytest.MonkeyPatch, private: str) -> None:
-    """Under PrivateData=jobs, a user's squeue exits 0 without the others' jobs. Root sees all, a user their own."""
+def test_private_data_hides_jobs_from_users(fake: Fake, monkeypatch: pytest.MonkeyPatch, private: str) -> None:
+    """Under PrivateData=jobs, a user's squeue exits 0 without the jobs of others. Root sees all jobs, a user their own."""
     fake.config(private=private)
     fake.answer("squeue", "7|7|RUNNING|5\n")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -248,7 +248,7 @@ def test_private_data_blinds_all_but_root(fake: Fake, monkeypatch: pytest.Monkey
     assert fake.slurm.listing("tiger").alive(7, 5)
 
 
-# ------------------------------------------------------------------------------------------------------- environment
+# ---------------------------------------------------------------------------------------------------------- environment
 
 HOSTILE = {
     "SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "none", "SQUEUE_USERS": "nobody", "SQUEUE_FORMAT": "%j",
@@ -258,16 +258,16 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("conf", [None, "/etc/conf-of-ours"])
-def test_nothing_of_the_environment_arrives(fake: Fake, monkeypatch: pytest.MonkeyPatch, conf: str | None) -> None:
-    """SQUEUE_* and SLURM_* filter even under --all --states=all: none arrives, not even SLURM_CONF; the site's own does."""
+def test_environment_of_the_caller_is_not_passed_on(fake: Fake, monkeypatch: pytest.MonkeyPatch, conf: str | None) -> None:
+    """SQUEUE_* and SLURM_* would filter the output. None is passed on, but the configured SLURM_CONF."""
     for name, value in {**HOSTILE, "SLURM_CONF": "/etc/conf-of-environment"}.items():
         monkeypatch.setenv(name, value)
     fake.slurm = Slurm(conf, f"{fake.dir}/squeue", f"{fake.dir}/scontrol", 10)
     fake.slurm.listing("tiger")
     arrived = set((fake.dir / "env").read_text().splitlines())
     of_the_shell = {"PWD", "OLDPWD", "SHLVL", "_"}
-    told = {line.partition("=")[0]: line.partition("=")[2] for line in arrived}
-    assert {name: told[name] for name in set(told) - of_the_shell} == {
+    variables = {line.partition("=")[0]: line.partition("=")[2] for line in arrived}
+    assert {name: variables[name] for name in set(variables) - of_the_shell} == {
         "PATH": slurm.PATH,
         "LC_ALL": "C",
         "TZ": "UTC0",
@@ -275,15 +275,15 @@ def test_nothing_of_the_environment_arrives(fake: Fake, monkeypatch: pytest.Monk
     }
 
 
-def test_the_question_is_the_widest_there_is(fake: Fake) -> None:
-    """All partitions, all states, every task of an array, this cluster alone."""
+def test_query_covers_all_jobs(fake: Fake) -> None:
+    """All partitions, all states, every task of an array, and this cluster alone."""
     fake.slurm.listing("tiger")
     (question,) = [line for line in fake.asked() if line.startswith("squeue")]
     assert {"--all", "--states=all", "--array", "--local", "--noheader"} <= set(question.split())
 
 
-def test_comments_of_several_lines(tmp_path: Path) -> None:
-    """Such as another tool of the site's leaves: that job has one, and no line of it is a job."""
+def test_comment_of_several_lines_is_one_comment(tmp_path: Path) -> None:
+    """A job with such a comment from another tool is commented, and no line of it is taken for a job."""
     sacct = tmp_path / "sacct"
     sacct.write_text("#!/bin/sh\nprintf '42|2026-11-22T07:00:00|\\n43|2026-11-22T07:00:00|first\\nsecond\\n'\n")
     sacct.chmod(0o755)

@@ -37,7 +37,7 @@ class MountPoint(OSError):
         super().__init__(errno.EBUSY, "a mount point, left alone", name)
 
 
-# -------------------------------------------------------------------------------------------------------- the mount table
+# ------------------------------------------------------------------------------------------------------ the mount table
 
 
 def read() -> "list[Mount]":
@@ -68,7 +68,7 @@ def containing(path: str, mounts: "list[Mount]") -> "Mount | None":
     return max(above, key=lambda mount: len(mount.point), default=None)
 
 
-# ------------------------------------------------------------------------------------------------- mounts of descriptors
+# ------------------------------------------------------------------------------------------------ mounts of descriptors
 
 
 def mount_id(fd: int) -> str:
