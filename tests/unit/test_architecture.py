@@ -137,6 +137,7 @@ def test_the_hot_path_is_light(site: Site) -> None:
     assert [event["outcome"] for event in site.syslog.events()] == ["made"]
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("cached", [False, True])
 def test_an_epilog_loads_what_it_needs(site: Site, cached: bool) -> None:
     """No YAML, no schema, no command line; and where there is no cache, no structlog and no psutil."""
