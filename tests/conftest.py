@@ -25,6 +25,12 @@ BY_DIRECTORY = {
     "fs": ("root",),
     "packaging": ("packaging", "root"),
 }
+# Tests that hold a hook to its deadline under load, or load all CPUs themselves: a file, and a part of the test's name.
+ALONE = (
+    ("test_load.py", ""),
+    ("test_task_prolog.py", "many_tasks_at_once"),
+    ("test_store", "most_recently_used"),
+)
 _left_out: Counter[str] = Counter()
 
 
@@ -47,6 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(marker)
         if SHELLS[-1] in (getattr(item, "callspec", None) and item.callspec.params or {}).values():
             item.add_marker("busybox")
+        if any(item.path.name.startswith(file) and part in item.name for file, part in ALONE):
+            item.add_marker("alone")
         if directory == "cluster":  # one cluster for each file
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: (not item.get_closest_marker("slow"), not item.get_closest_marker("slurm")))
@@ -75,7 +83,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many tests were left out and how to run them."""
-    if _left_out:
+    """Print how many tests `-m` left out and how to run them."""
+    if _left_out and terminalreporter.config.option.markexpr:
         counts = ", ".join(f"{name} {count}" for name, count in _left_out.most_common())
         terminalreporter.write_line(f"{sum(_left_out.values())} tests left out ({counts}). To run them, as root: tests/run.sh")

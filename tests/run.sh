@@ -94,7 +94,7 @@ isolated() {
     # shellcheck disable=SC2016  # the inner shell expands
     unshare --mount --propagation private --pid --fork --kill-child --mount-proc sh -c '
         fresh=$1 size=$2; shift 2
-        mount -t tmpfs -o mode=1777,size="$size" tmpfs "$fresh" || exit 1
+        mount -t tmpfs -o mode=1777,noatime,size="$size" tmpfs "$fresh" || exit 1
         case $PWD in /tmp/*) # a source tree in the /tmp that is hidden from now on
             mkdir -p "$fresh${PWD#/tmp}"
             mount --bind "$PWD" "$fresh${PWD#/tmp}" && mount -o remount,bind,ro "$fresh${PWD#/tmp}" ;;

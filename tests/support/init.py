@@ -26,7 +26,8 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGINT, lambda *_: None)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
-    child = os.posix_spawnp(command[0], command, os.environ)
+    # Python ignores these two signals. A command expects their default action.
+    child = os.posix_spawnp(command[0], command, os.environ, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
     while True:
         pid, status = os.wait()
         if pid == child:
