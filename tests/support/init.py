@@ -11,26 +11,25 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 
 
 def main(command: list[str]) -> int:
     """Run `command`. Return its exit status, or 128 plus the number of the signal that ended it."""
-    child = 0
 
     def forward(number: int, _: object) -> None:
-        if child:
-            os.kill(child, number)
+        os.kill(process.pid, number)
 
-    # Handlers, because the command would inherit SIG_IGN. A terminal sends SIGINT to the command as well.
+    # Popen, unlike glibc's posix_spawn, leaves no signal ignored in the command.
+    process = subprocess.Popen(command)
+    # A terminal sends SIGINT to the command as well.
     signal.signal(signal.SIGINT, lambda *_: None)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
-    # Python ignores these two signals. A command expects their default action.
-    child = os.posix_spawnp(command[0], command, os.environ, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
     while True:
         pid, status = os.wait()
-        if pid == child:
+        if pid == process.pid:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
 
