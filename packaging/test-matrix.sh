@@ -1,6 +1,5 @@
 #!/bin/sh
-# Every system on which packages are tried, one after the other: each in a clean tree of its own, with that system's own
-# Slurm and Python.
+# Tests the packages on every supported system, one after the other, each with the Slurm and the Python of that system.
 #
 #   packaging/test-matrix.sh
 set -u

@@ -1,18 +1,18 @@
 #!/bin/sh
-# Shows slurm-jobcache at work: a throwaway Slurm cluster, one two-node job, its cache, its events, an empty scratch.
+# Demonstrates slurm-jobcache: a temporary Slurm cluster, one two-node job, its cache, its events, an empty scratch.
 #
 #   packaging/try.sh
 #
-# As root, on Debian or its kin, it installs what it needs. As anybody else it uses what is there, or says what is
-# missing. All else happens below one temporary directory, which is gone afterwards.
+# As root on Debian it installs the packages that it needs. As another user it reports which are missing. Everything else
+# happens below one temporary directory, which it removes at the end.
 set -eu
 cd "$(dirname "$0")/.."
 
 PACKAGES='slurmctld slurmd slurm-client munge python3-venv'
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+report() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
-# The hooks run as ordinary users, who may be unable to reach a Python of root's own.
+# The hooks run as ordinary users, who cannot reach a Python below /root.
 python=/usr/bin/python3
 [ -x "$python" ] || python=python3
 
@@ -26,7 +26,7 @@ if [ -n "$missing" ]; then
         echo "missing:$missing. On Debian: apt-get install $PACKAGES" >&2
         exit 1
     fi
-    say "Installing Debian's packages $PACKAGES (their daemons are not started)"
+    report "Installing the Debian packages $PACKAGES (without starting their daemons)"
     policy=/usr/sbin/policy-rc.d
     [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; trap 'rm -f "$policy"' EXIT; }
     apt-get -qq update
@@ -40,7 +40,7 @@ trap 'rm -rf "$dir"' EXIT
 trap 'exit 130' INT TERM
 chmod 755 "$dir"
 
-say "Installing slurm-jobcache into $dir/venv, with what it needs from PyPI"
+report "Installing slurm-jobcache into $dir/venv, with its dependencies from PyPI"
 "$python" -m venv "$dir/venv"
 mkdir "$dir/source"
 cp -R README.md LICENSE setup.cfg pyproject.toml hooks "$dir/source"
@@ -62,27 +62,27 @@ srun sh -c 'echo "$SLURMD_NODENAME: HF_DATASETS_CACHE=$HF_DATASETS_CACHE"
 find "$HF_DATASETS_CACHE" | sort
 JOB
 
-# What follows runs with the cluster up. slurm.conf has the two lines already: TaskProlog= and Epilog=.
+# This script runs while the cluster is up. Its slurm.conf has the two lines: TaskProlog= and Epilog=.
 cat >"$dir/show.sh" <<'SHOW'
 set -eu
 dir=$1
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-say 'A cluster of two nodes is up:'
+report() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+report 'A cluster of two nodes is up:'
 sinfo
-say "jobcache apply --config jobcache.yaml --hooks hooks"
+report "jobcache apply --config jobcache.yaml --hooks hooks"
 "$dir/venv/bin/jobcache" apply --config "$dir/jobcache.yaml" --hooks "$dir/hooks"
-say "sbatch -N2 job.sh"
+report "sbatch -N2 job.sh"
 as=''
 [ "$(id -u)" != 0 ] || as='--uid=nobody --gid=nogroup'
-# shellcheck disable=SC2086  # two options or none
+# shellcheck disable=SC2086  # two options, or no option
 job=$(sbatch --parsable --wait $as -N2 -D / -o "$dir/scratch/job.out" "$dir/job.sh") || { cat "$dir/scratch/job.out"; exit 1; }
 cat "$dir/scratch/job.out"
 rm -f "$dir/scratch/job.out"
 until [ "$(sinfo -h -o %T)" = idle ]; do sleep 0.1; done
-say "Job $job is over. Its event:"
+report "Job $job is over. Its event:"
 "$dir/venv/bin/python" -m json.tool --json-lines --no-ensure-ascii "$dir/events.jsonl"
-say 'What is left on scratch, but for the directories of the user:'
+report 'Left on scratch, besides the directories of the user:'
 find "$dir/scratch" -mindepth 1 ! -name nobody ! -name .cache ! -name "$(id -un)" | grep . || echo "(nothing)"
 SHOW
 PATH=$PATH:/usr/sbin:/sbin "$python" tests/support/minicluster.py --name try --hooks "$dir/hooks" -- sh "$dir/show.sh" "$dir"
-say "That was all. To have it on your cluster: README.md, Installing."
+report "Done. README.md describes the installation on a cluster."

@@ -1,83 +1,154 @@
 #!/bin/sh
-# Runs every check there is: shellcheck, ruff, mypy, and the tests on a real Slurm cluster.
+# Checks this source tree.
 #
-#   tests/run.sh [PYTEST ARGUMENT…]
+#   tests/run.sh fast [PYTEST ARGUMENT…]    as any user, in a minute: linters, types, unit tests
+#   tests/run.sh [PYTEST ARGUMENT…]         as root: linters, types, every test on real Slurm, the deb in a clean Debian
 #
-# As root it installs the Debian packages that are missing, and runs the tests in a mount namespace of their own in
-# which all but a fresh /tmp is read-only: what is tested here deletes directories as root. Before them, where no argument
-# picks tests, packages are built, and one lives its life in a clean Debian of its own: packaging/test-debian.
-# JOBCACHE_PYTHON names another Python than /usr/bin/python3.
+# Both create a virtual environment and install into it what setup.cfg names. With a PYTEST ARGUMENT, only the tests that it
+# selects run, in one process.
+#
+# The full run installs missing Debian packages. Its tests delete directories as root, so they run in mount and process
+# namespaces of their own, in which everything except a fresh /tmp is read-only.
+#
+# JOBCACHE_PYTHON     the Python to test with (default: /usr/bin/python3, then python3 of PATH)
+# JOBCACHE_WORKERS    the number of test processes (default: one for each CPU)
 set -eu
 cd "$(dirname "$0")/.."
+root=$PWD
+workers=${JOBCACHE_WORKERS:-$(nproc)}
 
-PACKAGES='slurmctld slurmd slurm-client munge busybox shellcheck strace python3-venv systemd logrotate mandoc zsh fish
+PACKAGES='slurmctld slurmd slurm-client munge busybox strace python3-venv systemd logrotate mandoc zsh fish
 mmdebstrap debhelper dh-python lintian rpm prometheus prometheus-node-exporter'
-python=${JOBCACHE_PYTHON:-/usr/bin/python3}
+# The tests that the fast run leaves out, by marker (setup.cfg lists all markers).
+FULL_ONLY='root or slurm or slow or packaging or busybox'
+TMPFS_SIZE=4g
 
-say() { printf '\n== %s\n' "$*"; }
+report() { printf '\n== %s\n' "$*"; }
 
-missing=''
-for package in $PACKAGES; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
-done
-if [ -n "$missing" ]; then
-    if [ "$(id -u)" != 0 ]; then
-        echo "missing:$missing. Ask for: apt-get install$missing" >&2
-        exit 1
-    fi
-    say "installing$missing"
-    # Debian's own way of not starting daemons on installation: the tests start theirs.
+# ------------------------------------------------------------------------------------------------------- what is needed
+
+install_packages() {
+    missing=''
+    for package in $PACKAGES; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+    done
+    [ -n "$missing" ] || return 0
+    report "Debian packages:$missing"
+    # Debian's way to prevent that an installation starts daemons. The tests start their own.
     policy=/usr/sbin/policy-rc.d
     [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; trap 'rm -f "$policy"' EXIT; }
     apt-get -qq update
     # shellcheck disable=SC2086  # a list of names
     DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $missing >/dev/null
+}
+
+choose_python() {
+    if [ -n "${JOBCACHE_PYTHON-}" ]; then python=$JOBCACHE_PYTHON; return; fi
+    for python in /usr/bin/python3 python3; do
+        ! "$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null || return 0
+    done
+    echo 'tests/run.sh: needs Python 3.9 or later with venv (on Debian: apt-get install python3-venv), or JOBCACHE_PYTHON' >&2
+    exit 1
+}
+
+choose_venv() {
+    venv=$root/.venv
+    [ "$(id -u)" = 0 ] || return 0
+    # Tests run the hooks as ordinary users, who must be able to reach the Python of the virtual environment.
+    ! setpriv --reuid 65534 --clear-groups test -x "$root/tests" || return 0
+    venv=/var/tmp/jobcache-tests
+    [ -e "$venv" ] || mkdir -m 755 "$venv"
+    [ "$(stat -c %u "$venv")" = 0 ] || { echo "tests/run.sh: $venv does not belong to root: remove it" >&2; exit 1; }
+}
+
+pip() { "$venv/bin/python" -m pip -q --disable-pip-version-check "$@" >"$venv/pip.log" 2>&1 || { cat "$venv/pip.log" >&2; exit 1; }; }
+
+# Build the wheel, from a copy because setuptools writes into the source. Set $wheel.
+build_wheel() {
+    rm -rf "$venv/wheel"
+    mkdir -p "$venv/wheel/source"
+    cp -R README.md LICENSE setup.cfg pyproject.toml hooks "$venv/wheel/source"
+    pip wheel --no-deps --wheel-dir "$venv/wheel" "$venv/wheel/source"
+    rm -rf "$venv/wheel/source"
+    wheel=$(find "$venv/wheel" -name '*.whl')
+}
+
+# Install what setup.cfg names, if it has changed since.
+install_requirements() {
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    PATH=$venv/bin:$PATH
+    ! cmp -s setup.cfg "$venv/setup.cfg" || return 0
+    report "requirements, into $venv"
+    build_wheel
+    pip install "${wheel}[test]"
+    cp setup.cfg "$venv/setup.cfg"
+}
+
+# -------------------------------------------------------------------------------------------------------------- the runs
+
+# Run a command in namespaces of its own: a fresh /tmp in memory, everything else read-only, and a first process that
+# reaps orphans, so that no test depends on other processes of this host.
+isolated() {
+    fresh=$(mktemp -d /tmp/jobcache-run.XXXXXX)
+    status=0
+    # shellcheck disable=SC2016  # the inner shell expands
+    unshare --mount --propagation private --pid --fork --kill-child --mount-proc sh -c '
+        fresh=$1 size=$2; shift 2
+        mount -t tmpfs -o mode=1777,noatime,size="$size" tmpfs "$fresh" || exit 1
+        case $PWD in /tmp/*) # a source tree in the /tmp that is hidden from now on
+            mkdir -p "$fresh${PWD#/tmp}"
+            mount --bind "$PWD" "$fresh${PWD#/tmp}" && mount -o remount,bind,ro "$fresh${PWD#/tmp}" ;;
+        esac
+        mount --rbind "$fresh" /tmp && mount -o remount,bind,ro / || { echo "cannot make / read-only in a namespace" >&2; exit 1; }
+        cd "$PWD"
+        export HOME=/tmp/home HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis PYTHONDONTWRITEBYTECODE=1
+        mkdir "$HOME"
+        exec "$@"' sh "$fresh" "$TMPFS_SIZE" "$venv/bin/python" "$root/tests/support/init.py" "$@" || status=$?
+    rmdir "$fresh"
+    return "$status"
+}
+
+fast_run() {
+    report "unit tests"
+    [ "$#" != 0 ] || set -- -n "$workers" tests/unit
+    # The source tree, not the installed package. Bytecode is kept, but outside of the source tree.
+    PYTHONPATH=$root/hooks PYTHONPYCACHEPREFIX=$venv/bytecode "$venv/bin/pytest" -p no:cacheprovider -q -m "not ($FULL_ONLY)" "$@"
+}
+
+full_run() {
+    if [ "$#" != 0 ]; then isolated "$venv/bin/pytest" -p no:cacheprovider "$@"; return; fi
+    # Each test process has a process and a mount namespace: tests in one cannot signal or mount in the other.
+    own="unshare --mount --propagation private --pid --fork --kill-child --mount-proc"
+    worker="popen//python=$own $venv/bin/python $root/tests/support/init.py $venv/bin/python"
+    report "tests, in $workers processes"
+    failed=0
+    isolated "$venv/bin/pytest" -p no:cacheprovider -q --dist loadgroup --no-loadscope-reorder --tx "$workers*$worker" \
+        -m 'not alone' || failed=$?
+    report "tests that measure time: one process"
+    isolated "$venv/bin/pytest" -p no:cacheprovider -q -m alone || failed=$?
+    return "$failed"
+}
+
+if [ "${1-}" = fast ]; then
+    shift
+    choose_python
+    choose_venv
+    install_requirements
+    tests/lint.sh "$venv"
+    fast_run "$@"
+elif [ "$(id -u)" != 0 ]; then
+    echo 'tests/run.sh: the full run needs root, because its tests act as several users. Without root: tests/run.sh fast' >&2
+    exit 1
+else
+    install_packages
+    choose_python
+    choose_venv
+    install_requirements
+    report "jobcache, for $("$python" -V)"
+    build_wheel
+    pip install --force-reinstall --no-deps "$wheel"
+    "$venv/bin/jobcache" --version
+    export JOBCACHE_WHEEL="$wheel"
+    tests/lint.sh "$venv"
+    full_run "$@"
 fi
-
-# The hooks run as ordinary users: the Python that they name has to lie where those can reach it.
-venv=$PWD/.venv
-if [ "$(id -u)" = 0 ] && ! setpriv --reuid 65534 --clear-groups test -x "$PWD/tests"; then venv=/var/tmp/jobcache-tests; fi
-say "Python $("$python" -V) in $venv"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-rm -rf build
-"$venv/bin/pip" install -q --disable-pip-version-check --upgrade-strategy only-if-needed '.[test]' 2>&1 | grep -v '^WARNING' || true
-"$venv/bin/pip" install -q --disable-pip-version-check --force-reinstall --no-deps . 2>&1 | grep -v '^WARNING' || true
-rm -rf build
-"$venv/bin/jobcache" --version
-
-say shellcheck
-# shellcheck disable=SC2038  # names of ours
-find hooks packaging tests .ci -type f -exec awk 'FNR == 1 && /^#(!\/bin\/sh| shellcheck shell=sh)/ { print FILENAME } { nextfile }' {} + |
-    xargs shellcheck
-say ruff
-"$venv/bin/ruff" check --no-cache .
-"$venv/bin/ruff" format --no-cache --check .
-say mypy
-"$venv/bin/mypy" --cache-dir=/dev/null
-
-if [ "$(id -u)" = 0 ] && [ "$#" = 0 ]; then
-    say "the package in a clean Debian"
-    packaging/test-debian
-fi
-
-say pytest
-export PYTHONDONTWRITEBYTECODE=1
-set -- "$venv/bin/pytest" -p no:cacheprovider "$@"
-if [ "$(id -u)" != 0 ]; then exec "$@"; fi
-fresh=$(mktemp -d /tmp/jobcache-run.XXXXXX)
-chmod 1777 "$fresh"
-status=0
-# shellcheck disable=SC2016  # the inner shell expands
-unshare --mount --propagation private sh -c '
-    fresh=$1; shift
-    case $PWD in /tmp/*) # a checkout in the /tmp that is hidden now
-        mkdir -p "$fresh${PWD#/tmp}"
-        mount --bind "$PWD" "$fresh${PWD#/tmp}" && mount -o remount,bind,ro "$fresh${PWD#/tmp}" ;;
-    esac
-    mount --rbind "$fresh" /tmp && mount -o remount,bind,ro / || { echo "no read-only root to be had here" >&2; exit 1; }
-    cd "$PWD"
-    export HOME=/tmp/home HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
-    mkdir "$HOME"
-    exec "$@"' sh "$fresh" "$@" || status=$?
-rm -rf --one-file-system "$fresh"
-exit "$status"

@@ -1,3 +1,3 @@
 """Per-job Hugging Face caches for Slurm clusters."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

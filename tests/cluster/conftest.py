@@ -1,4 +1,4 @@
-"""A two-node Slurm cluster with the hooks wired in, as an admin would have it."""
+"""A two-node Slurm cluster with the hooks wired in."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from support.site_dir import ALICE, Site
 
 
 def asked(cluster: Cluster) -> dict[str, str | None]:
-    """The `slurm` of a configuration for this cluster, by the commands of the Slurm that it is of."""
+    """Return the `slurm` section of a configuration for this cluster, with the commands of its Slurm."""
     commands = {name: shutil.which(name, path=cluster.env["PATH"]) for name in ("squeue", "scontrol")}
     return {"conf": str(cluster.conf_file), **commands}
 
 
 class Wired:
-    """A cluster and the site whose hooks it runs. Both nodes share the site's scratch."""
+    """A cluster, and the site whose hooks it runs. Both nodes share the scratch of the site."""
 
     def __init__(self, site: Site, cluster: Cluster) -> None:
         self.site = site
@@ -38,7 +38,7 @@ class Wired:
         """Wait until `path` exists."""
         until = time.monotonic() + 20
         while not path.exists():
-            assert time.monotonic() < until, f"{path} never came"
+            assert time.monotonic() < until, f"{path} does not exist after 20 s"
             time.sleep(0.02)
 
     def output(self, job: int) -> list[str]:
@@ -51,7 +51,7 @@ class Wired:
         return [one for one in self.site.events(event) if one.get("job_id") == job]
 
     def assert_reaped(self, job: int, run: int = 0, user: str = ALICE, **fields: Any) -> dict[str, Any]:
-        """The cache is gone without debris, and one event says so; return that."""
+        """Check that the cache is gone without debris. Return the event that records it."""
         assert not self.cache(job, run, user).exists()
         assert [name for name in self.site.debris(user) if f"-{job}-" in name] == []
         (event,) = [one for one in self.events(job, "cache.reaped") if one["run"] == run]
@@ -72,7 +72,7 @@ def _wired() -> Iterator[Wired]:
 
 @pytest.fixture
 def wired(_wired: Wired) -> Iterator[Wired]:
-    """The cluster, with the default configuration; no test may leave a node that takes no jobs."""
+    """The cluster with the default configuration. A test fails if it leaves a node that is not idle."""
     site = _wired.site
     before = dict(site.keys)
     yield _wired

@@ -1,4 +1,4 @@
-"""The commands of docs/admin-guide.md, and which trial types each of them."""
+"""The commands of docs/admin-guide.md, and the trial that runs each of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ TRIALS = {"dnf ": "rpm", "zypper ": "opt", "tar ": "tree", "install -d /etc/": "
 
 
 def commands(page: str) -> dict[str, str]:
-    """Return each command that stands in a block for the shell, after a `# ` prompt, or between backticks; and its trial.
+    """Return each command in a shell block, after a `# ` prompt or between backticks, with its trial.
 
-    What comes after ` #`, or after two spaces in a block of output, is said to the reader.
+    Text after ` #`, or after two spaces in a block of output, is a comment.
     """
     lines: list[str] = []
     for language, block in re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL):

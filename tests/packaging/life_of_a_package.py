@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A package's life in a clean Debian, in which this runs as root: installed, wired, used, swept, upgraded, removed.
+"""Tests a package in a clean Debian, as root: installation, wiring, jobs, a sweep, an upgrade, removal.
 
 life_of_a_package.py deb|rpm|opt|ansible OLD NEW
 life_of_a_package.py tree OLD.tar.gz NEW.tar.gz
 
-Started by packaging/test-debian in a tree of its own. Standard library only; minicluster.py, guide.py and admin-guide.md
-beside it. It changes /etc, /scratch and /var as an admin and a cluster's users would: nothing for a machine that is in use.
-The admin types what the guide says, word for word, and each trial ends by asking whether it was all of it.
+packaging/test-debian starts this in a tree of its own, with minicluster.py, guide.py and admin-guide.md beside it. It changes
+/etc, /scratch and /var, so never run it on a machine in use. Standard library only.
+Commands are those of the admin guide, word for word. Each trial checks at its end that it ran all of them.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ HERE = Path(__file__).parent
 GUIDE = guide.commands((HERE / "admin-guide.md").read_text())
 
 checks = 0
-typed: set[str] = set()
+ran: set[str] = set()
 
 
 def check(what: str, truth: object, why: object = "") -> None:
-    """Say that `what` was seen, or end with `why` it was not."""
+    """Print that `what` holds. If `truth` is false, exit and print `why`."""
     global checks
     if not truth:
         sys.exit(f"FAILED: {what}\n{why}")
@@ -52,24 +52,24 @@ def check(what: str, truth: object, why: object = "") -> None:
 
 
 def admin(line: str, *meant: tuple[str, str], status: int = 0) -> str:
-    """Type a line of the guide, and return what is said. meant: regular expressions, and what is typed for what they match."""
+    """Run a command of the guide and return its output. meant: regular expressions and their replacements in the command."""
     if line not in GUIDE:
         sys.exit(f"FAILED: {line!r} is not in the guide, which has:\n{chr(10).join(GUIDE)}")
-    typed.add(line)
+    ran.add(line)
     for word, instead in meant:
         line = re.sub(word, instead, line)
-    said = run("sh", "-c", f"cd {HERE} && {line}", status=status)
-    check(f"$ {line}", "Traceback" not in said, said)
-    return said
+    output = run("sh", "-c", f"cd {HERE} && {line}", status=status)
+    check(f"$ {line}", "Traceback" not in output, output)
+    return output
 
 
-def all_typed(form: str) -> None:
-    left = [line for line, trial in GUIDE.items() if trial == form and line not in typed]
-    check(f"every command that the guide has for {form} was typed", not left, left)
+def check_all_ran(form: str) -> None:
+    left = [line for line, trial in GUIDE.items() if trial == form and line not in ran]
+    check(f"the trial ran every command of the guide for {form}", not left, left)
 
 
 def run(*argv: str, status: int = 0, **env: str) -> str:
-    """Return what a command says, stdout and stderr; end where it exits with another status. To a question it is told yes."""
+    """Return the stdout and stderr of a command that reads `y` from stdin. Exit if its exit status is not `status`."""
     clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(
         argv,
@@ -95,59 +95,59 @@ def cache(job: int) -> Path:
 
 
 def leftovers() -> list[str]:
-    """Whatever there is of caches: whole, half-made or half-deleted."""
+    """Return every cache on scratch: complete, half-created or half-deleted."""
     return sorted(str(path) for path in SCRATCH.glob("*/.cache/*"))
 
 
 def edit(old: str, new: str) -> None:
-    """Change the configuration as an admin's editor would."""
+    """Replace `old`, which the configuration contains once."""
     text = CONFIG.read_text()
-    check(f"the configuration that comes along has {old.strip()!r}", text.count(old) == 1, text)
+    check(f"the packaged configuration has {old.strip()!r}", text.count(old) == 1, text)
     CONFIG.write_text(text.replace(old, new))
 
 
-def seen(job: int, cluster: Cluster) -> set[str]:
-    """What its tasks have said so far, one line each."""
+def printed(job: int, cluster: Cluster) -> set[str]:
+    """Return the lines that tasks of the job have printed so far."""
     with suppress(FileNotFoundError):
         return {line for line in cluster.output(job).splitlines() if not line.startswith("srun: ")}  # "step is delayed"
     return set()
 
 
-def wanted(job: int) -> set[str]:
+def expected(job: int) -> set[str]:
     return {f"{node} {cache(job)}" for node in ("n1", "n2")}
 
 
 def use(cluster: Cluster, sweep: Sequence[str], off: Path, *, unwritable: bool = False) -> int:
-    """Jobs get caches, which go with them; a sweep reaps what an Epilog did not. off: what stops all while it is there.
-    Return a job whose Epilog reaped its cache.
+    """Run jobs: the Epilog reaps the cache of one, a sweep the cache of the other. Return the id of the first.
 
-    unwritable: there is no place for that file, and no orphan to be made by it.
+    off: the file that disables the hooks.
+    unwritable: that file cannot be created, so skip the second job.
     """
     job = cluster.sbatch(STEPS, "-N2", user=ALICE)
-    check("a two-node job ends well", cluster.wait(job) == "COMPLETED", cluster.output(job))
-    check("both its tasks had the job's own cache", seen(job, cluster) == wanted(job), cluster.output(job))
+    check("a two-node job completes", cluster.wait(job) == "COMPLETED", cluster.output(job))
+    check("both tasks have the private cache of the job", printed(job, cluster) == expected(job), cluster.output(job))
     for node in cluster.nodes:
         cluster.wait_node(node)
-    check("nothing is left of it", not leftovers(), leftovers())
+    check("the cache is gone", not leftovers(), leftovers())
     (event,) = [event for event in events("cache.reaped") if event["job_id"] == job]
-    check("one event says so", (event["outcome"], event["user"]) == ("reaped", ALICE), event)
+    check("one event records it", (event["outcome"], event["user"]) == ("reaped", ALICE), event)
 
     if unwritable:
         run(*sweep)
         return job
     lost = cluster.sbatch(f"{STEPS}sleep 1000", "-N2", user=ALICE)
-    until(lambda: len(seen(lost, cluster)) == 2)
+    until(lambda: len(printed(lost, cluster)) == 2)
     admin("touch /var/lib/jobcache/off", ("/var/lib/jobcache", str(off.parent)))
     cluster.run("scancel", str(lost))
     cluster.wait(lost)
     for node in cluster.nodes:
         cluster.wait_node(node)
-    check("while a file `off` is there, an Epilog does nothing", cache(lost).is_dir(), leftovers())
+    check("while the file `off` exists, the Epilog does nothing", cache(lost).is_dir(), leftovers())
     off.unlink()
     until(lambda: "orphan" in run(*sweep, "--dry-run"))
     run(*sweep)
-    check("a sweep reaps what that left", not leftovers(), leftovers())
-    check("and says so", [event["job_id"] for event in events("cache.orphan_reaped")] == [lost], events())
+    check("a sweep reaps the orphan", not leftovers(), leftovers())
+    check("and logs an event", [event["job_id"] for event in events("cache.orphan_reaped")] == [lost], events())
     return job
 
 
@@ -155,15 +155,15 @@ def until(truth: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
     while not truth():
         if time.monotonic() > end:
-            sys.exit("FAILED: waited for a minute in vain")
+            sys.exit("FAILED: no success within a minute")
         time.sleep(0.1)
 
 
 def under_load(cluster: Cluster, what: Callable[[], None]) -> None:
-    """Do `what` while jobs run, start and end; none of them, and no node, may notice."""
+    """Call `what` while jobs start, run and end. No job and no node may fail."""
     go = SCRATCH / "go"
     long = cluster.sbatch(f"until [ -e {go} ]; do {STEPS}sleep 0.5; done", "-N2", user=ALICE)
-    until(lambda: len(seen(long, cluster)) == 2)
+    until(lambda: len(printed(long, cluster)) == 2)
     short: list[int] = []
     stop = threading.Event()
 
@@ -176,7 +176,7 @@ def under_load(cluster: Cluster, what: Callable[[], None]) -> None:
     thread.start()
     before = len(events())
     try:
-        until(lambda: len(events("cache.reaped")) > before)  # jobs end already
+        until(lambda: len(events("cache.reaped")) > before)  # jobs have begun to end
         what()
         settled = len(short)
         until(lambda: len(short) >= settled + 2)
@@ -185,19 +185,19 @@ def under_load(cluster: Cluster, what: Callable[[], None]) -> None:
         thread.join()
         go.touch()
     states = {job: cluster.wait(job, timeout=300) for job in [long, *short]}
-    check(f"{len(states)} jobs end well", set(states.values()) == {"COMPLETED"}, states)
-    wrong = {job: cluster.output(job) for job in states if seen(job, cluster) != wanted(job)}
-    check("every task of theirs had its job's own cache", not wrong, wrong)
+    check(f"{len(states)} jobs complete", set(states.values()) == {"COMPLETED"}, states)
+    wrong = {job: cluster.output(job) for job in states if printed(job, cluster) != expected(job)}
+    check("every task has the private cache of its job", not wrong, wrong)
     for node in cluster.nodes:
         cluster.wait_node(node)
-    check("no node has a reason to be out of work", all("Reason" not in cluster.node(node) for node in cluster.nodes))
+    check("no node is drained or down", all("Reason" not in cluster.node(node) for node in cluster.nodes))
     check("no hook failed", not events("hook.failed"), events("hook.failed"))
     check("every cache is gone", not leftovers(), leftovers())
     go.unlink()
 
 
 def files() -> set[str]:
-    """All there is that no package but ours can have brought: as paths, without what every installation changes."""
+    """Return the paths of all files, except those that every installation of a package changes."""
     found = set()
     for top in ("/etc", "/usr", "/var", "/run", "/opt"):
         for directory, names, plain in os.walk(top):
@@ -217,13 +217,11 @@ def files() -> set[str]:
         "/var/log/zypp",
         "/run/zypp",
     )
-    return {
-        path for path in found if not path.startswith(noise) and "__pycache__" not in path.replace("jobcache/__pycache__", "")
-    }
+    return {path for path in found if not path.startswith(noise) and ("__pycache__" not in path or "/jobcache/" in path)}
 
 
 def of_packages() -> set[str]:
-    """What the packages own that are installed."""
+    """Return the paths that installed packages own."""
     owned: set[str] = set()
     for listing in Path("/var/lib/dpkg/info").glob("*.list"):
         owned.update(listing.read_text().splitlines())
@@ -238,22 +236,35 @@ def two_lines(directory: str) -> list[str]:
     return [f"TaskProlog={directory}/task-prolog", f"Epilog={directory}/epilog"]
 
 
+def without_bytecode(library: str) -> list[str]:
+    """Return the modules below `library` that have no bytecode. Users run them, and cannot write it."""
+    modules = list(Path(library).rglob("*.py"))
+    check("modules are installed", modules)
+    return [str(path) for path in modules if not list((path.parent / "__pycache__").glob(f"{path.stem}.cpython-*.pyc"))]
+
+
+def as_python(version: str) -> str:
+    """Return the version of a package as Python spells it: 1.0.dev1 for 1.0~dev1, 1.0rc1 for 1.0~rc1."""
+    return version.replace("~dev", ".dev").replace("~", "")
+
+
 def enabled() -> list[str]:
     return [str(path) for path in Path("/etc/systemd").rglob("*jobcache*")]
 
 
 def prepare() -> None:
-    """The user, and a scratch as open as /tmp."""
+    """Create the user, and a scratch with the mode of /tmp."""
     run("useradd", "-m", ALICE)
     SCRATCH.mkdir(parents=True)
     SCRATCH.chmod(0o1777)
 
 
 class Deb:
-    """What is asked of apt-get and dpkg."""
+    """The commands of apt-get and dpkg."""
 
     form = "deb"
     libexec = "/usr/libexec/jobcache"
+    library = "/usr/share/slurm-jobcache/jobcache"
     first = "apt-get install ./slurm-jobcache_0.1.0_all.deb"
     later = "apt-get install ./slurm-jobcache_0.2.0_all.deb"
     answers: tuple[tuple[str, str], ...] = ()
@@ -284,11 +295,11 @@ class Deb:
         return run("dpkg-query", "-W", "-f", "${db:Status-Status}", "slurm-jobcache") == "installed"
 
     def version(self, package: str) -> str:
-        return run("dpkg-deb", "--field", package, "Version").strip()
+        return as_python(run("dpkg-deb", "--field", package, "Version").strip())
 
 
 class Rpm(Deb):
-    """What is asked of dnf, which takes what dpkg has installed to be in a package of its own: see packaging/test-debian."""
+    """The commands of dnf. One empty rpm provides the names of the packages that dpkg has installed (packaging/test-debian)."""
 
     form = "rpm"
     name = "slurm-jobcache"
@@ -309,21 +320,21 @@ class Rpm(Deb):
     def purge_by_environment(self) -> str:
         return self._rest(run("sh", "-c", f"JOBCACHE_FORCE_REMOVE=yes rpm --erase {self.name}"))
 
-    def _rest(self, said: str) -> str:
-        """What rpm leaves of a configuration that was edited."""
+    def _rest(self, output: str) -> str:
+        """Remove the edited configuration, which rpm keeps."""
         CONFIG.with_suffix(".yaml.rpmsave").unlink(missing_ok=True)
         with suppress(OSError):
             CONFIG.parent.rmdir()
-        return said
+        return output
 
     def whole(self) -> bool:
-        # The configuration was edited; Python's bytecode and the log's directory are nobody's.
+        # Only the configuration was edited.
         return {line.split()[-1] for line in run("sh", "-c", f"rpm --verify --nodeps {self.name} || :").splitlines()} <= {
             str(CONFIG)
         }
 
     def version(self, package: str) -> str:
-        return run("rpm", "--query", "--queryformat", "%{VERSION}", "--package", package)
+        return as_python(run("rpm", "--query", "--queryformat", "%{VERSION}", "--package", package))
 
 
 class Opt(Rpm):
@@ -332,11 +343,12 @@ class Opt(Rpm):
     form = "opt"
     name = "slurm-jobcache-opt"
     libexec = "/opt/jobcache/lib"
+    library = "/opt/jobcache/lib/jobcache"
     first = "zypper install --allow-unsigned-rpm ./slurm-jobcache-opt-0.1.0-1.x86_64.rpm"
     later = "zypper install --allow-unsigned-rpm ./slurm-jobcache-opt-0.2.0-1.x86_64.rpm"
     last = "zypper remove slurm-jobcache-opt"
     no = 8
-    answers = (("^zypper", "zypper --non-interactive"),)  # it reads them from a terminal
+    answers = (("^zypper", "zypper --non-interactive"),)  # zypper reads answers from a terminal
 
     def downgrade(self) -> str:
         return run("zypper", "--non-interactive", "install", "--oldpackage", "--allow-unsigned-rpm", self.old)
@@ -344,44 +356,50 @@ class Opt(Rpm):
 
 def package(by: Deb) -> None:
     before = files()
-    said = by.install(by.old)
-    check("an installation without a cluster says what is missing", mentions(said, "cluster", "jobcache apply"), said)
-    check("it ends with the two lines and the doctor", mentions(said, *two_lines(by.libexec), "jobcache check"), said)
-    check("nothing is enabled that would sweep", not enabled(), enabled())
-    check("the version is the package's", run("jobcache", "--version").split()[-1] == by.version(by.old))
+    output = by.install(by.old)
+    check("an installation without a cluster reports what is missing", mentions(output, "cluster", "jobcache apply"), output)
+    check(
+        "it prints the two lines and `jobcache check`",
+        mentions(output, *two_lines(by.libexec), "jobcache check"),
+        output,
+    )
+    check("no sweep is enabled", not enabled(), enabled())
+    check("jobcache reports the version of the package", run("jobcache", "--version").split()[-1] == by.version(by.old))
     admin(
         "editor /etc/jobcache/jobcache.yaml",
         ("editor", "sed -i -e 's/  #grace: 1h/  grace: 1s/' -e 's/  #confirm: 2m/  confirm: 1s/'"),
     )
-    mine = CONFIG.read_text()
-    check("the configuration that comes along has all its keys", mentions(mine, "\n  grace: 1s", "\n  confirm: 1s"), mine)
+    check("every module has bytecode", not (bare := without_bytecode(by.library)), bare)
+    edited = CONFIG.read_text()
+    check("the packaged configuration has these keys", mentions(edited, "\n  grace: 1s", "\n  confirm: 1s"), edited)
     admin("jobcache apply", status=1)
     admin("install -d -m 700 -o alice /scratch/gpfs/alice")
     check("hooks without a policy do nothing", not run(f"{by.libexec}/task-prolog") and not run(f"{by.libexec}/epilog"))
 
     with Cluster(name="life", root="/tmp", conf=CONF) as cluster:
         conf = found_by_default(cluster)
-        said = admin("jobcache apply")
-        check("apply asks Slurm for the cluster's name", "cluster life" in said, said)
-        check("apply names the two lines", mentions(said, *two_lines(by.libexec)), said)
+        output = admin("jobcache apply")
+        check("apply reads the cluster's name from Slurm", "cluster life" in output, output)
+        check("apply names the two lines", mentions(output, *two_lines(by.libexec)), output)
         cluster.reconfigure(two_lines(by.libexec))
         admin("scontrol reconfigure")
-        admin("systemctl enable --now jobcache-sweep.timer", ("--now ", ""))  # there is no systemd that could start it
-        check("the timer is the admin's to enable", len(enabled()) == 1, enabled())
+        admin("systemctl enable --now jobcache-sweep.timer", ("--now ", ""))  # systemd does not run here
+        check("the admin enables the timer", len(enabled()) == 1, enabled())
         job = use(cluster, ["jobcache", "sweep"], Path("/var/lib/jobcache/off"))
 
         def upgrade() -> None:
             text = cluster.conf_file.read_text()
-            said = by.upgrade()
-            check("an upgrade compiles the policy", "policy" in said and "cluster life" in said, said)
-            check("it leaves slurm.conf alone", cluster.conf_file.read_text() == text)
+            output = by.upgrade()
+            check("an upgrade compiles the policy again", "policy" in output and "cluster life" in output, output)
+            check("it does not change slurm.conf", cluster.conf_file.read_text() == text)
 
         under_load(cluster, upgrade)
-        check("the admin's configuration has survived", CONFIG.read_text() == mine)
-        check("the version is the new one", run("jobcache", "--version").split()[-1] == by.version(by.new))
+        check("the upgrade keeps the configuration", CONFIG.read_text() == edited)
+        check("every module has bytecode after the upgrade", not (bare := without_bytecode(by.library)), bare)
+        check("jobcache reports the new version", run("jobcache", "--version").split()[-1] == by.version(by.new))
         compiled = json.loads(Path("/var/lib/jobcache/settings.json").read_text())["compiled"]["version"]
-        check("what the hooks obey is the new one's", compiled == by.version(by.new), compiled)
-        check("the timer is as the admin left it", len(enabled()) == 1, enabled())
+        check("the compiled settings are those of the new version", compiled == by.version(by.new), compiled)
+        check("the upgrade keeps the timer enabled", len(enabled()) == 1, enabled())
         day_two(job)
         under_load(cluster, lambda: print(by.downgrade().splitlines()[-1]))
         by.upgrade()
@@ -393,96 +411,100 @@ def package(by: Deb) -> None:
 
     left = {path for path in files() - before - of_packages() if "jobcache" in path}
     allowed = {"/var/log/jobcache", str(LOG)}
-    check("nothing is left but the log", left == allowed, left ^ allowed)
-    check("and what else it brought is others'", not (more := files() - before - of_packages() - left - EXPECTED), more)
-    all_typed(by.form)
+    check("only the log is left", left == allowed, left ^ allowed)
+    check("no other file is left", not (more := files() - before - of_packages() - left - EXPECTED), more)
+    check_all_ran(by.form)
 
 
 def day_two(job: int) -> None:
-    """What the guide has for every day, typed when `job` is over."""
-    said = admin("jobcache explain JOBID", ("JOBID", str(job)))
-    check("it tells who reaped it", "reaped by the Epilog" in said, said)
-    check("the worked example's form is that", admin("jobcache explain 8451", ("8451", str(job))) == said)
+    """Run the commands that the guide has for daily operation. job: the id of a job that has ended."""
+    output = admin("jobcache explain JOBID", ("JOBID", str(job)))
+    check("explain reports that the Epilog reaped it", "reaped by the Epilog" in output, output)
+    check("the worked example of the guide is the same command", admin("jobcache explain 8451", ("8451", str(job))) == output)
     admin("jobcache list")
     admin("jobcache list --sort bytes")
     admin("find /scratch/gpfs/alice/.cache | sort")
-    said = admin("jobcache report --since 30d")
-    check("it tells whose caches those were", ALICE in said, said)
+    output = admin("jobcache report --since 30d")
+    check("report names the user", ALICE in output, output)
     run("jobcache", "report", "--html", "/tmp/report.html")
     page = Path("/tmp/report.html").read_text()
-    check("and writes a page of it", page.startswith("<!DOCTYPE html>") and ALICE in page, page[:200])
+    check("report writes a page", page.startswith("<!DOCTYPE html>") and ALICE in page, page[:200])
     admin("jobcache sweep --dry-run")
     admin("jobcache sweep --shard 3/8")
     admin("jobcache sweep")
     admin("jobcache apply --check")
-    said = admin("jobcache show-config")
-    check("it tells where a value comes from", f"{CONFIG}:" in said, said)
-    said = admin("scontrol show config")
-    check("Slurm runs the hooks", mentions(said, "/task-prolog", "/epilog"), said)
-    said = admin("jobcache check")
+    output = admin("jobcache show-config")
+    check("show-config prints the origin of a value", f"{CONFIG}:" in output, output)
+    output = admin("scontrol show config")
+    check("Slurm runs the hooks", mentions(output, "/task-prolog", "/epilog"), output)
+    output = admin("jobcache check")
     check(
-        "the doctor has warnings, no problem",
-        mentions(said, "0 problems", "no sweep is scheduled on this host", "MinJobAge"),
-        said,
+        "check reports warnings but no problem",
+        mentions(output, "0 problems", "no sweep is scheduled on this host", "MinJobAge"),
+        output,
     )
-    said = admin("srun -N2 jobcache check")
-    check("nor have both nodes", said.count("0 problems") == 2, said)
+    output = admin("srun -N2 jobcache check")
+    check("check reports no problem on both nodes", output.count("0 problems") == 2, output)
 
 
 def mounts() -> None:
-    """What containers are given is there, to its last line."""
+    """Check that every directory that is mounted into containers exists."""
     directory = Path("/etc/enroot/mounts.d")
     directory.mkdir(parents=True)
     admin("cp /usr/share/slurm-jobcache/enroot/50-jobcache.fstab /etc/enroot/mounts.d/")
     (table,) = directory.iterdir()
     lines = [line.split() for line in table.read_text().splitlines() if not line.startswith("#")]
-    check("all that is mounted into containers is there", lines and all(Path(line[0]).is_dir() for line in lines), lines)
+    check("every directory for containers exists", lines and all(Path(line[0]).is_dir() for line in lines), lines)
     table.unlink()
 
 
-# An installation of dependencies, and a cluster, leave these.
+# Dependencies and the cluster leave these.
 EXPECTED = {"/etc/slurm", "/etc/enroot", "/etc/enroot/mounts.d"}
 
 
 def removals(by: Deb, cluster: Cluster) -> None:
-    """The package does not go while Slurm runs its hooks; then it goes, and leaves a live cache alone."""
+    """Removal fails while Slurm runs the hooks. Then it succeeds, and keeps a live cache."""
     refused = by.refused()
     check(
-        "it is not removed while Slurm names its hooks",
+        "removal fails while slurm.conf names the hooks",
         mentions(refused, f"{by.libexec}/epilog", "scontrol reconfigure"),
         refused,
     )
-    check("and is whole after that", by.whole())
+    check("the package is intact afterwards", by.whole())
 
     text = cluster.conf_file.read_text()
     cluster.conf_file.write_text("".join(line for line in text.splitlines(True) if "jobcache" not in line))
     refused = by.refused()
-    check("nor before Slurm has been told", mentions(refused, "scontrol show config: ", "slurm.conf is clean"), refused)
+    check("removal fails until scontrol reconfigure", mentions(refused, "scontrol show config: ", "slurm.conf is clean"), refused)
 
     site = Path("/etc/slurm/epilog.d")
     site.mkdir()
     admin("ln -s /usr/libexec/jobcache/epilog /etc/slurm/epilog.d/50-jobcache", ("/usr/libexec/jobcache", by.libexec))
     cluster.reconfigure([f"Epilog={site}/*"])
     refused = by.refused()
-    check("nor while a pattern leads to them", f"{site}/50-jobcache" in refused, refused)
+    check("removal fails while a pattern matches a link to a hook", f"{site}/50-jobcache" in refused, refused)
     (site / "50-jobcache").unlink()
     (site / "task-prolog").write_text(f"#!/bin/sh\n{by.libexec}/task-prolog\n")
     cluster.reconfigure([f"TaskProlog={site}/task-prolog"])
     refused = by.refused()
-    check("nor while a site's own script calls them", f"{site}/task-prolog" in refused, refused)
+    check("removal fails while a script of the site calls a hook", f"{site}/task-prolog" in refused, refused)
     (site / "task-prolog").unlink()
     site.rmdir()
 
     cluster.reconfigure(two_lines(by.libexec))
     job = cluster.sbatch(f"{STEPS}sleep 1000", "-N2", user=ALICE)
-    until(lambda: len(seen(job, cluster)) == 2)
+    until(lambda: len(printed(job, cluster)) == 2)
     cluster.reconfigure([])
     run("jobcache", "sweep")
-    check("the last sweep leaves a running job its cache", cache(job).is_dir(), leftovers())
-    said = by.purge()
-    check("unwired, it goes, and says what stays", "caches of jobs that still run stay" in said, said)
-    check("nothing is enabled any more", not enabled(), enabled())
-    check("a live cache is no package's to purge", sorted(p.name for p in cache(job).glob("json/*")) == ["n1", "n2"])
+    check("the last sweep keeps the cache of a running job", cache(job).is_dir(), leftovers())
+    output = by.purge()
+    check(
+        "without the two lines, removal succeeds with a warning",
+        "caches of jobs that still run stay" in output,
+        output,
+    )
+    check("no unit is enabled", not enabled(), enabled())
+    check("a purge keeps a live cache", sorted(p.name for p in cache(job).glob("json/*")) == ["n1", "n2"])
     cluster.run("scancel", str(job))
     cluster.wait(job)
     for node in cluster.nodes:
@@ -494,16 +516,16 @@ def removals(by: Deb, cluster: Cluster) -> None:
 
     for purge in (purge_by_file, by.purge_by_environment):
         by.install(by.new)
-        check("a first installation that finds a cluster compiles the policy", Path("/var/lib/jobcache/policy.sh").exists())
+        check("the first installation on a running cluster compiles the policy", Path("/var/lib/jobcache/policy.sh").exists())
         cluster.reconfigure(two_lines(by.libexec))
         by.refused()
-        said = purge()
-        check("by force it goes all the same", "by force" in said and not Path(by.libexec).exists(), said)
-        check("and nothing is enabled", not enabled(), enabled())
+        output = purge()
+        check("forced removal succeeds", "by force" in output and not Path(by.libexec).exists(), output)
+        check("no unit is enabled afterwards", not enabled(), enabled())
 
 
 def found_by_default(cluster: Cluster) -> Path:
-    """Put the cluster's slurm.conf where commands without SLURM_CONF look; return that."""
+    """Link the cluster's slurm.conf to the default path, for commands without SLURM_CONF. Return that path."""
     conf = Path("/etc/slurm/slurm.conf")
     conf.parent.mkdir(exist_ok=True)
     conf.symlink_to(cluster.conf_file)
@@ -511,32 +533,32 @@ def found_by_default(cluster: Cluster) -> Path:
 
 
 def tree(old: str, new: str) -> None:
-    """The relocatable tree: unpacked, moved, given the Python that is here, its hooks in a directory that upgrades keep."""
+    """Test the relocatable tree: unpack, move, set up with a Python of this host, and keep hooks outside of it for upgrades."""
     old_tree, new_tree = map(unpacked, (old, new))
     (moved := Path("/opt/elsewhere")).mkdir()
     Path(old_tree).rename(moved / "tree")
     old_tree = f"{moved}/tree"
     trees = ("/opt/jobcache-0.1.0", old_tree), ("/opt/jobcache-0.2.0", new_tree)
-    said = run(f"{old_tree}/bin/jobcache", "--version", status=1)
-    check("before its setup it says what to run", f"{old_tree}/setup" in said, said)
+    output = run(f"{old_tree}/bin/jobcache", "--version", status=1)
+    check("before its setup the command prints how to run it", f"{old_tree}/setup" in output, output)
     for named, one in trees:
-        said = admin(f"{named}/setup", *trees)
-        check("setup finds a Python, and says what comes next", mentions(said, "by /usr/bin/python3", "apply --config"), said)
-        check("in there, a user can run it", run("su", "-s", "/bin/sh", "-c", f"{one}/bin/jobcache --version", ALICE))
+        output = admin(f"{named}/setup", *trees)
+        check("setup finds a Python, and prints the next step", mentions(output, "by /usr/bin/python3", "apply --config"), output)
+        check("an ordinary user can run it", run("su", "-s", "/bin/sh", "-c", f"{one}/bin/jobcache --version", ALICE))
     admin("install -d /etc/jobcache && install -d -m 750 /var/log/jobcache")
     admin("/opt/jobcache-0.1.0/bin/jobcache show-config --example >/etc/jobcache/jobcache.yaml", *trees)
     edit("  #grace: 1h", "  grace: 1s")
     edit("  #confirm: 2m", "  confirm: 1s")
     with Cluster(name="life", root="/tmp", conf=CONF) as cluster:
         conf = found_by_default(cluster)
-        said = run(f"{old_tree}/bin/jobcache", "apply")
-        check("the tree's own hooks are wired by two lines", mentions(said, *two_lines(f"{old_tree}/lib")), said)
+        output = run(f"{old_tree}/bin/jobcache", "apply")
+        check("apply prints the two lines for the hooks in the tree", mentions(output, *two_lines(f"{old_tree}/lib")), output)
         cluster.reconfigure(two_lines(f"{old_tree}/lib"))
         use(cluster, [f"{old_tree}/bin/jobcache", "sweep"], Path("/var/lib/jobcache/off"))
 
         hooks = "/opt/jobcache/hooks"
-        said = admin("/opt/jobcache-0.1.0/bin/jobcache apply --hooks /opt/jobcache/hooks", *trees)
-        check("and so is a set that stands by itself", mentions(said, *two_lines(hooks)), said)
+        output = admin("/opt/jobcache-0.1.0/bin/jobcache apply --hooks /opt/jobcache/hooks", *trees)
+        check("apply prints the two lines for hooks outside of the tree", mentions(output, *two_lines(hooks)), output)
         cluster.reconfigure(two_lines(hooks))
         LOG.unlink()
         use(cluster, [f"{old_tree}/bin/jobcache", "sweep", "--hooks", hooks], Path(f"{hooks}/off"))
@@ -544,21 +566,21 @@ def tree(old: str, new: str) -> None:
         upgrade = "/opt/jobcache-0.2.0/bin/jobcache apply --hooks /opt/jobcache/hooks"
         under_load(cluster, lambda: print(admin(upgrade, *trees).splitlines()[0]))
         compiled = json.loads(Path(f"{hooks}/settings.json").read_text())["compiled"]
-        check("the set is the new tree's", new_tree in compiled["package"] and new_tree in compiled["python"], compiled)
+        check("the hooks use the new tree", new_tree in compiled["package"] and new_tree in compiled["python"], compiled)
         run("rm", "-r", str(moved))
         use_after = cluster.sbatch(STEPS, "-N2", user=ALICE)
-        check("jobs run when the old tree is gone", cluster.wait(use_after) == "COMPLETED")
-        check("with caches", seen(use_after, cluster) == wanted(use_after), seen(use_after, cluster))
+        check("jobs run after the old tree is removed", cluster.wait(use_after) == "COMPLETED")
+        check("tasks have caches", printed(use_after, cluster) == expected(use_after), printed(use_after, cluster))
         for node in cluster.nodes:
             cluster.wait_node(node)
-        check("which are reaped", not leftovers(), leftovers())
+        check("the caches are reaped", not leftovers(), leftovers())
         conf.unlink()
     configless(hooks, [f"{new_tree}/bin/jobcache", "sweep", "--hooks", hooks])
-    all_typed("tree")
+    check_all_ran("tree")
 
 
 class Configless(Cluster):
-    """Its slurmds have no slurm.conf: they ask the controller for it, by munge's own socket."""
+    """Its slurmds have no slurm.conf. They fetch it from the controller, through the default socket of munge."""
 
     def _launch(self, daemon: str, *arguments: str) -> None:
         if not daemon.startswith("slurmd-"):
@@ -575,7 +597,7 @@ class Configless(Cluster):
 
 
 def configless(hooks: str, sweep: Sequence[str]) -> None:
-    """Nodes without a slurm.conf, whose /opt and /usr are read-only, as those of a stateless image are."""
+    """Test nodes without a slurm.conf and with a read-only /opt and /usr, as in a stateless image."""
     LOG.unlink()
     with Configless(name="life", conf=["SlurmctldParameters=enable_configless", *two_lines(hooks)], root="/tmp") as cluster:
         for top in ("/opt", "/usr"):
@@ -586,7 +608,7 @@ def configless(hooks: str, sweep: Sequence[str]) -> None:
 
 
 def ansible(_old: str, deb: str) -> None:
-    """The role, with this host as all its hosts: installs, configures, wires; does nothing the second time."""
+    """Test the role with this host as every host: it installs, configures, wires, and changes nothing when run again."""
     with Cluster(name="life", root="/tmp", conf=CONF) as cluster:
         found_by_default(cluster)
         before = cluster.conf_file.read_text()
@@ -604,21 +626,21 @@ def ansible(_old: str, deb: str) -> None:
             book.write_text(json.dumps(plays))
             return run("ansible-playbook", str(book), ANSIBLE_ROLES_PATH="/test/roles", ANSIBLE_NOCOLOR="1")
 
-        said = play(wired=False)
-        check("the role installs, and leaves slurm.conf alone", cluster.conf_file.read_text() == before, said)
-        said = play(wired=True)
-        check("it adds the two lines to slurm.conf, and no other", wires(before, cluster.conf_file.read_text()), said)
+        output = play(wired=False)
+        check("the role does not change slurm.conf by default", cluster.conf_file.read_text() == before, output)
+        output = play(wired=True)
+        check("the role adds only the two lines to slurm.conf", wires(before, cluster.conf_file.read_text()), output)
         until(lambda: all("got reconfigure request" in cluster.log(f"slurmd-{node}") for node in cluster.nodes))
         use(cluster, ["jobcache", "sweep"], Path("/var/lib/jobcache/off"))
-        said = play(wired=True)
-        check("the second time it changes nothing", "changed=0 " in said, said)
-        said = play(wired=True, keep_max="24h")
+        output = play(wired=True)
+        check("the second run changes nothing", "changed=0 " in output, output)
+        output = play(wired=True, keep_max="24h")
         check(
-            "a changed configuration is compiled",
+            "the role compiles a changed configuration",
             '"keep_max": 86400' in Path("/var/lib/jobcache/settings.json").read_text(),
-            said,
+            output,
         )
-        check("cron sweeps as it was told", Path("/etc/default/jobcache").read_text() == "JOBCACHE_SWEEP=--node-local\n")
+        check("the options of the sweep are set", Path("/etc/default/jobcache").read_text() == "JOBCACHE_SWEEP=--node-local\n")
 
 
 def wires(before: str, after: str) -> bool:
@@ -626,10 +648,10 @@ def wires(before: str, after: str) -> bool:
 
 
 def unpacked(archive: str) -> str:
-    """Unpack a tree in /opt, and return its directory."""
+    """Unpack a tree in /opt. Return its directory."""
     name = run("tar", "--list", "-f", archive).splitlines()[0].rstrip("/")
     admin("tar -xf slurm-jobcache-0.1.0-x86_64.tar.gz -C /opt", (r"\S+\.tar\.gz", archive))
-    check("what root unpacks is root's", Path(f"/opt/{name}").stat().st_uid == 0)
+    check("root owns the tree that it unpacks", Path(f"/opt/{name}").stat().st_uid == 0)
     return f"/opt/{name}"
 
 

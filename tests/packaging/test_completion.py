@@ -1,4 +1,4 @@
-"""Completion in real shells, by the files that packages install: what a user gets who types a part of a word and presses Tab."""
+"""Completion in real shells, with the files that packages install."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import jobcache
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `jobcache` is this one, and nothing else of a user's is."""
+    """Return an environment in which `jobcache` is the tested one, and HOME is empty."""
     program = tmp_path / "bin" / "jobcache"
     program.parent.mkdir()
     path = Path(jobcache.__file__).parents[1]
@@ -45,7 +45,7 @@ CASES = {
 
 @needs("bash")
 @pytest.mark.parametrize("typed", CASES)
-def test_bash(env: dict[str, str], typed: str) -> None:
+def test_bash_completes(env: dict[str, str], typed: str) -> None:
     words = typed.split()
     script = (
         f". {FILES}/jobcache; complete -p jobcache >/dev/null || exit 9\n"
@@ -59,7 +59,7 @@ def test_bash(env: dict[str, str], typed: str) -> None:
 
 @needs("fish")
 @pytest.mark.parametrize("typed", CASES)
-def test_fish(env: dict[str, str], typed: str) -> None:
+def test_fish_completes(env: dict[str, str], typed: str) -> None:
     script = f"source {FILES}/jobcache.fish; complete -C '{typed}'"
     done = subprocess.run(["fish", "--no-config", "-c", script], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -68,8 +68,8 @@ def test_fish(env: dict[str, str], typed: str) -> None:
 
 @needs("zsh")
 @pytest.mark.parametrize("typed", CASES)
-def test_zsh(env: dict[str, str], typed: str) -> None:
-    """In a terminal, since zsh completes nowhere else."""
+def test_zsh_completes(env: dict[str, str], typed: str) -> None:
+    """In a terminal: zsh completes only there."""
     (want,) = CASES[typed]
     pid, terminal = pty.fork()
     if pid == 0:
@@ -77,10 +77,10 @@ def test_zsh(env: dict[str, str], typed: str) -> None:
     try:
         setup = f'PS1="> "; unsetopt zle_bracketed_paste; fpath=({FILES} $fpath); autoload -U compinit; compinit -D -u'
         os.write(terminal, f'{setup}; echo rea""dy\n'.encode())
-        seen = until(terminal, rb"ready\r?\n")
+        shown = until(terminal, rb"ready\r?\n")
         os.write(terminal, typed.encode() + b"\t")
-        seen = until(terminal, re.escape(f"{typed.split()[-1]}".encode()) + rb".*" + want[len(typed.split()[-1]) :].encode())
-        assert want.encode() in re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]|\x07|\r|\x08", b"", seen)
+        shown = until(terminal, re.escape(f"{typed.split()[-1]}".encode()) + rb".*" + want[len(typed.split()[-1]) :].encode())
+        assert want.encode() in re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]|\x07|\r|\x08", b"", shown)
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
@@ -88,10 +88,10 @@ def test_zsh(env: dict[str, str], typed: str) -> None:
 
 
 def until(terminal: int, wanted: bytes) -> bytes:
-    """Return what the terminal shows, when it shows that."""
-    seen, end = b"", time.monotonic() + 30
-    while not re.search(wanted, seen, re.DOTALL):
-        assert time.monotonic() < end, seen
+    """Return the output of the terminal as soon as it matches `wanted`."""
+    shown, end = b"", time.monotonic() + 30
+    while not re.search(wanted, shown, re.DOTALL):
+        assert time.monotonic() < end, shown
         if select.select([terminal], [], [], 1)[0]:
-            seen += os.read(terminal, 65536)
-    return seen
+            shown += os.read(terminal, 65536)
+    return shown

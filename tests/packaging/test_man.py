@@ -1,4 +1,4 @@
-"""The manual pages say what the command's help, the configuration's schema and the events' schema say, and are sound."""
+"""The manual pages agree with the help of the command and with both schemas, and have no errors."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def written() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_current(page: str) -> None:
-    """As packaging/man.py writes it from what there is now."""
+def test_a_page_is_up_to_date(page: str) -> None:
+    """The page is what packaging/man.py writes now."""
     assert (ROOT / "docs/man" / page).read_text() == written()[page], "run packaging/man.py"
 
 
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="apt-get install mandoc")
-def test_a_page_is_sound(page: str) -> None:
-    """mandoc finds nothing wrong with it, but that the others are not installed here."""
-    said = subprocess.run(["mandoc", "-T", "lint", str(ROOT / "docs/man" / page)], capture_output=True, text=True, check=False)
-    lines = (said.stdout + said.stderr).splitlines()
+def test_mandoc_finds_no_error(page: str) -> None:
+    """Except that the pages are not installed here."""
+    done = subprocess.run(["mandoc", "-T", "lint", str(ROOT / "docs/man" / page)], capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
     assert [line for line in lines if "referenced manual not found" not in line] == []
 
 
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="apt-get install mandoc")
-def test_pages_have_all_there_is() -> None:
-    """Every command and option, every key of the configuration, as they are typed."""
+def test_pages_have_every_command_option_and_key() -> None:
+    """Literally, as a user types them."""
     shown = {}
     for page in PAGES:
         argv = ["mandoc", "-T", "utf8", "-O", "width=200", str(ROOT / "docs/man" / page)]
@@ -60,7 +60,7 @@ def test_pages_have_all_there_is() -> None:
 
 
 def commands(group: click.Group = main, before: str = "") -> list[tuple[str, click.Command]]:
-    """Each command that is no group, by the words that call it."""
+    """Return each command that is not a group, with the words that call it."""
     found = []
     for name, one in group.commands.items():
         found += commands(one, f"{before}{name} ") if isinstance(one, click.Group) else [(before + name, one)]
@@ -68,7 +68,7 @@ def commands(group: click.Group = main, before: str = "") -> list[tuple[str, cli
 
 
 @pytest.mark.parametrize("name, found", commands(), ids=lambda value: value if isinstance(value, str) else "")
-def test_help_has_an_example(name: str, found: click.Command) -> None:
-    """Of every command: a line that can be typed."""
+def test_the_help_of_every_command_has_an_example(name: str, found: click.Command) -> None:
+    """A line that a user can copy."""
     assert found.help and "Example:\n  " in found.help
     assert f"jobcache {name}" in found.help

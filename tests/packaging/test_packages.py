@@ -1,4 +1,4 @@
-"""Packages as they are built: the same bytes each time, one version in all of them, all that they bring along accounted for."""
+"""Built packages: reproducible, of one version, with complete file lists and a complete bill of materials."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ ROOT = Path(__file__).parents[2]
 PYTHONS = sorted(Path("/usr/bin").glob("python3.[0-9]*[0-9]"))
 
 
-def said(*argv: str | Path, status: int = 0, **env: str) -> str:
-    """Return what a command says on stdout."""
+def output(*argv: str | Path, status: int = 0, **env: str) -> str:
+    """Return the stdout of a command."""
     done = subprocess.run(argv, env={**os.environ, **env}, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
 def build(script: str, out: Path, *options: str, **env: str) -> Path:
-    """Build a package; return its path, which is what the script says."""
-    return Path(said(ROOT / "packaging" / script, *options, out, **env).strip().splitlines()[-1])
+    """Build a package. Return its path, which is the last line that the script prints."""
+    return Path(output(ROOT / "packaging" / script, *options, out, **env).strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The relocatable tree, unpacked."""
+    """Unpack the relocatable tree. Return its directory."""
     where = tmp_path_factory.mktemp("tree")
     with tarfile.open(build("build-tree", where)) as archive:
         archive.extractall(where)
@@ -45,8 +45,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("script", ["build-deb", "build-rpm", "build-tree"])
-def test_the_same_source_gives_the_same_bytes(tmp_path: Path, script: str) -> None:
-    """Whenever, wherever and under whatever mask it is built."""
+def test_a_build_is_reproducible(tmp_path: Path, script: str) -> None:
+    """The bytes do not depend on time, directory, umask, time zone, locale or home."""
     first = build(script, tmp_path / "first")
     (elsewhere := tmp_path / "elsewhere").mkdir()
     mask = os.umask(0o077)
@@ -58,32 +58,32 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path, script: str) -> No
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_one_version(tmp_path: Path, tree: Path) -> None:
-    """The version stands in one file; all the others have it from there."""
+def test_every_package_has_the_version_of_the_source(tmp_path: Path, tree: Path) -> None:
+    """The version is defined in one file."""
     version = jobcache.__version__
-    assert said(ROOT / "packaging/version").strip() == version
+    assert output(ROOT / "packaging/version").strip() == version
     deb = build("build-deb", tmp_path)
-    assert said("dpkg-deb", "--field", deb, "Version").strip() == said(ROOT / "packaging/version", "deb").strip()
-    said("dpkg-deb", "--extract", deb, tmp_path / "deb")
-    said(tree / "setup", shutil.which("python3", path="/usr/bin") or "")
-    assert said(tree / "bin/jobcache", "--version").split()[-1] == version
+    assert output("dpkg-deb", "--field", deb, "Version").strip() == output(ROOT / "packaging/version", "deb").strip()
+    output("dpkg-deb", "--extract", deb, tmp_path / "deb")
+    output(tree / "setup", shutil.which("python3", path="/usr/bin") or "")
+    assert output(tree / "bin/jobcache", "--version").split()[-1] == version
     assert f'__version__ = "{version}"' in (tmp_path / "deb/usr/share/slurm-jobcache/jobcache/__init__.py").read_text()
 
 
 @pytest.mark.parametrize(("python", "debian"), [("1.2.0", "1.2.0"), ("1.2.0rc1", "1.2.0~rc1"), ("1.2.0.dev3", "1.2.0~dev3")])
-def test_a_release_to_come_is_older_than_the_release(tmp_path: Path, python: str, debian: str) -> None:
-    """As dpkg orders versions. The changelog of the package begins with it, and tells what is not released yet."""
+def test_a_prerelease_sorts_before_its_release(tmp_path: Path, python: str, debian: str) -> None:
+    """In the order of dpkg. The changelog of the package begins with the pre-release and its unreleased changes."""
     deb = build("build-deb", tmp_path, "--version", python)
-    assert said("dpkg-deb", "--field", deb, "Version").strip() == debian
-    said("dpkg-deb", "--extract", deb, tmp_path / "deb")
-    changes = said("zcat", tmp_path / "deb/usr/share/doc/slurm-jobcache/changelog.gz")
+    assert output("dpkg-deb", "--field", deb, "Version").strip() == debian
+    output("dpkg-deb", "--extract", deb, tmp_path / "deb")
+    changes = output("zcat", tmp_path / "deb/usr/share/doc/slurm-jobcache/changelog.gz")
     assert changes.startswith(f"slurm-jobcache ({debian}) unstable") and "HF_DATASETS_CACHE" in changes
     if debian != "1.2.0":
-        said("dpkg", "--compare-versions", debian, "lt", "1.2.0")
+        output("dpkg", "--compare-versions", debian, "lt", "1.2.0")
 
 
-def test_a_changelog_without_the_version(tmp_path: Path) -> None:
-    """A package whose changelog does not tell of it is not built."""
+def test_a_version_without_a_changelog_is_not_built(tmp_path: Path) -> None:
+    """packaging/changelog.py fails for a version that docs/CHANGELOG.md does not have."""
     copy = tmp_path / "source"
     for name in ("packaging", "docs", "hooks"):
         shutil.copytree(ROOT / name, copy / name)
@@ -91,14 +91,14 @@ def test_a_changelog_without_the_version(tmp_path: Path) -> None:
         "## [Unreleased]\n\n## [0.0.9] - 2026-01-31\n\n### Fixed\n\n- Two\n  lines.\n- `One`.\n"
     )
     program = copy / "packaging/changelog.py"
-    said(program, "deb", "0.1.0", "0", status=1)
-    assert said(program, "rpm", "0.0.9", "0").endswith(" - 0.0.9-1\n- Two lines.\n- One.\n")
+    output(program, "deb", "0.1.0", "0", status=1)
+    assert output(program, "rpm", "0.0.9", "0").endswith(" - 0.0.9-1\n- Two lines.\n- One.\n")
 
 
-def test_hooks_as_shipped_agree(tmp_path: Path) -> None:
-    """The deb's hooks are the source's, executable, and read the policy where `jobcache apply` puts it."""
+def test_the_deb_ships_the_hooks_and_every_module(tmp_path: Path) -> None:
+    """Hooks are identical to the source, executable, and read the policy where `jobcache apply` writes it."""
     deb = build("build-deb", tmp_path)
-    said("dpkg-deb", "--extract", deb, tmp_path / "deb")
+    output("dpkg-deb", "--extract", deb, tmp_path / "deb")
     for name in ("task-prolog", "epilog"):
         hook = tmp_path / "deb/usr/libexec/jobcache" / name
         assert hook.read_bytes() == (ROOT / "hooks" / name).read_bytes() and os.access(hook, os.X_OK)
@@ -110,25 +110,28 @@ def test_hooks_as_shipped_agree(tmp_path: Path) -> None:
     assert {path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()} == files
 
 
-def test_rpm_and_deb_are_alike(tmp_path: Path) -> None:
-    """One version, the same files but for each distribution's own places, and what an admin edits is kept by both."""
+def test_rpm_and_deb_ship_the_same_files(tmp_path: Path) -> None:
+    """Except for the directories of each distribution. Both keep the same edited configuration files."""
     rpm, deb = build("build-rpm", tmp_path), build("build-deb", tmp_path)
-    assert said("rpm", "--query", "--queryformat", "%{VERSION}", "--package", rpm) == jobcache.__version__
-    said("dpkg-deb", "--control", deb, tmp_path / "control")
+    assert (
+        output("rpm", "--query", "--queryformat", "%{VERSION}", "--package", rpm)
+        == output(ROOT / "packaging/version", "deb").strip()
+    )
+    output("dpkg-deb", "--control", deb, tmp_path / "control")
     kept = (tmp_path / "control/conffiles").read_text().split()
-    assert sorted(kept) == sorted(said("rpm", "--query", "--configfiles", "--package", rpm).split())
-    files = [line.split()[5] for line in said("dpkg-deb", "--contents", deb).splitlines() if not line.startswith("d")]
+    assert sorted(kept) == sorted(output("rpm", "--query", "--configfiles", "--package", rpm).split())
+    files = [line.split()[5] for line in output("dpkg-deb", "--contents", deb).splitlines() if not line.startswith("d")]
     in_deb = {
         path[1:].replace("vendor-completions", "site-functions").replace("/lib/systemd", "/usr/lib/systemd")
         for path in files
         if "/share/doc/" not in path and not path.endswith(".rtupdate")
     }
-    in_rpm = said("rpm", "--query", "--list", "--package", rpm).split()
+    in_rpm = output("rpm", "--query", "--list", "--package", rpm).split()
     assert sorted(in_deb - set(in_rpm)) == []
 
 
 def test_the_guide_has_commands_for_every_trial() -> None:
-    """What each trial is asked to have typed is something: the page's form is what guide.py reads."""
+    """guide.py finds commands in docs/admin-guide.md for each form of package."""
     found = guide.commands((ROOT / "docs/admin-guide.md").read_text())
     matrix = (ROOT / "packaging/test-matrix.sh").read_text()
     trials = re.findall(r"^trial packaging/test-debian \w+ (\w+)", matrix, re.MULTILINE)
@@ -137,40 +140,44 @@ def test_the_guide_has_commands_for_every_trial() -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS, ids=lambda path: path.name)
-def test_the_tree_runs_wherever_it_lies(tmp_path: Path, tree: Path, python: Path) -> None:
-    """Moved, with each Python of this host, from a directory that others cannot write and with a hostile environment."""
-    moved = shutil.copytree(tree, tmp_path / "a place of its own", symlinks=True)
-    assert f"by {python}" in said(moved / "setup", python)
+def test_the_tree_runs_from_any_directory(tmp_path: Path, tree: Path, python: Path) -> None:
+    """After a move, with each Python of this host, and with hostile variables and modules around it."""
+    moved = shutil.copytree(tree, tmp_path / "another directory", symlinks=True)
+    assert f"by {python}" in output(moved / "setup", python)
     (tmp_path / "click.py").write_text("raise SystemExit('picked up from the working directory')\n")
     env = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nonexistent"}
-    assert said(moved / "bin/jobcache", "--version", **env).split()[-1] == jobcache.__version__
-    assert said(moved / "bin/jobcache", "hooks-path", **env).strip() == f"{moved}/lib"
-    assert said(moved / "bin/jobcache", "show-config", "--example", **env) == (ROOT / "etc/jobcache.yaml").read_text()
+    assert output(moved / "bin/jobcache", "--version", **env).split()[-1] == jobcache.__version__
+    assert output(moved / "bin/jobcache", "hooks-path", **env).strip() == f"{moved}/lib"
+    assert output(moved / "bin/jobcache", "show-config", "--example", **env) == (ROOT / "etc/jobcache.yaml").read_text()
     modules = "yaml psutil structlog jsonschema click rich.table prometheus_client jobcache.cli.sweep".split()
-    said(moved / "venv/bin/python", "-I", "-c", f"import {', '.join(modules)}")
-    assert not [path for path in moved.rglob("*.so") if ".abi3." not in path.name], "for one Python alone"
+    output(moved / "venv/bin/python", "-I", "-c", f"import {', '.join(modules)}")
+    assert not [path for path in moved.rglob("*.so") if ".abi3." not in path.name], (
+        "an extension module for a single Python version"
+    )
 
 
-def test_bill_of_materials(tree: Path) -> None:
-    """It names all that lies in the tree, pinned by the hashes that were asked for, each with a licence and its text."""
+def test_the_bill_of_materials_is_complete(tree: Path) -> None:
+    """It lists every distribution in the tree, with the hash of requirements.txt, a licence and the text of the licence."""
     bill = json.loads((tree / "share/sbom.cdx.json").read_text())
     assert (bill["bomFormat"], bill["metadata"]["component"]["version"]) == ("CycloneDX", jobcache.__version__)
     parts = {part["name"].lower().replace("_", "-"): part for part in bill["components"]}
-    there = {path.name.rpartition(".dist-info")[0] for path in (tree / "venv/lib/site-packages").glob("*.dist-info")}
-    assert {f"{name}-{part['version']}" for name, part in parts.items()} == {name.lower().replace("_", "-") for name in there}
-    wanted = (ROOT / "packaging/tree/requirements.txt").read_text()
+    distributions = {path.name.rpartition(".dist-info")[0] for path in (tree / "venv/lib/site-packages").glob("*.dist-info")}
+    assert {f"{name}-{part['version']}" for name, part in parts.items()} == {
+        name.lower().replace("_", "-") for name in distributions
+    }
+    pinned = (ROOT / "packaging/tree/requirements.txt").read_text()
     for part in parts.values():
-        assert part["hashes"][0]["content"] in wanted
+        assert part["hashes"][0]["content"] in pinned
         assert part["licenses"][0].get("expression") or part["licenses"][0]["license"]["name"]
     listed = [line.split()[0] for line in (tree / "share/licences/LIST").read_text().splitlines()]
     assert len(listed) == len(parts) + 1
-    # mdurl's and markdown-it-py's, say, ask that the text goes along.
+    # Some licences, for example those of mdurl and markdown-it-py, require that their text is shipped.
     assert all(any((tree / "share/licences" / name).iterdir()) for name in listed)
 
 
-def test_mounts_for_containers(tmp_path: Path) -> None:
-    """enroot's file mounts, read-only, each directory that the TaskProlog reads: what the deb brings, and the policy's."""
-    said("dpkg-deb", "--extract", build("build-deb", tmp_path), tmp_path / "deb")
+def test_enroot_mounts_every_directory_of_the_task_prolog(tmp_path: Path) -> None:
+    """The file for enroot mounts, read-only, each directory that the TaskProlog reads: those of the deb, and of the policy."""
+    output("dpkg-deb", "--extract", build("build-deb", tmp_path), tmp_path / "deb")
     (mounts,) = (tmp_path / "deb/usr/share/slurm-jobcache/enroot").iterdir()
     fields = [line.split() for line in mounts.read_text().splitlines() if line and not line.startswith("#")]
     assert all(len(line) == 6 and line[0] == line[1] and {"bind", "ro"} <= set(line[3].split(",")) for line in fields)

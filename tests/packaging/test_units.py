@@ -1,4 +1,4 @@
-"""What starts the sweep and keeps its log small: units, crontab, logrotate, tmpfiles, each held by the tool that reads it."""
+"""Units, crontab, logrotate and tmpfiles configuration, each checked with the tool that reads it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UID = pwd.getpwnam(ALICE).pw_uid
 
 
 def run(package: str, *argv: str | Path, **env: str) -> str:
-    """Run a tool of a Debian package and return what it says; it has to exit 0."""
+    """Run a tool of a Debian package. Return its output. Fail if it does not exit 0."""
     path = os.environ["PATH"] + ":/usr/sbin"
     assert shutil.which(argv[0], path=path), f"{argv[0]} is missing: apt-get install {package}"
     done = subprocess.run(
@@ -34,7 +34,7 @@ def run(package: str, *argv: str | Path, **env: str) -> str:
 
 
 def settings(service: Path) -> list[tuple[str, str]]:
-    """The settings of a unit, in their order."""
+    """Return the settings of a unit, in order."""
     lines = [line for line in service.read_text().splitlines() if "=" in line and not line.startswith("#")]
     return [(key, value) for key, _, value in (line.partition("=") for line in lines)]
 
@@ -48,8 +48,8 @@ def hardening(service: Path) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------------------------------------------------------- units
 
 
-def test_units_are_understood(tmp_path: Path) -> None:
-    """systemd finds nothing wrong with any unit. It wants the command to be there, so it gets another one."""
+def test_systemd_accepts_every_unit(tmp_path: Path) -> None:
+    """systemd-analyze verify reports nothing. The command must exist, so /bin/true replaces it."""
     for unit in (SWEEP, BOOT, TIMER):
         (tmp_path / unit.name).write_text(unit.read_text().replace("/usr/bin/jobcache", "/bin/true"))
     assert run("systemd", "systemd-analyze", "verify", *sorted(tmp_path.iterdir())) == ""
@@ -57,17 +57,17 @@ def test_units_are_understood(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", [SWEEP, BOOT], ids=lambda unit: unit.name)
 def test_units_are_hardened(service: Path) -> None:
-    """A root service with an exposure of at most 3.0 of 10, by systemd's own reckoning."""
+    """systemd-analyze security gives an exposure of at most 3.0 of 10."""
     run("systemd", "systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold=30", service)
 
 
-def test_hardening_is_said_once() -> None:
-    """The boot's service has the hardening that jobcache-sweep.service has and explains."""
+def test_both_services_have_the_same_hardening() -> None:
+    """jobcache-sweep.service explains it."""
     assert hardening(BOOT) == hardening(SWEEP)
 
 
-def test_every_relaxation_says_why() -> None:
-    """What a unit does not take away has a comment right above it."""
+def test_every_relaxation_has_a_comment() -> None:
+    """Right above the setting."""
     relaxed = re.compile(r"(\w+=(no|default|all|full)|CapabilityBoundingSet=.*|RestrictAddressFamilies=.*)$")
     lines = SWEEP.read_text().splitlines()
     found = [at for at, line in enumerate(lines) if relaxed.match(line)]
@@ -76,15 +76,15 @@ def test_every_relaxation_says_why() -> None:
         assert lines[at - 1].startswith("#") or relaxed.match(lines[at - 1]), lines[at]
 
 
-def test_the_boot_is_not_held_up() -> None:
-    """slurmd waits for the sweep at boot, for some minutes at the most, and does not need it to succeed."""
+def test_a_failed_sweep_does_not_block_the_boot() -> None:
+    """slurmd waits at most five minutes for the sweep, and starts even if it fails."""
     known = dict(settings(BOOT))
     assert (known["Before"], known["TimeoutStartSec"], known["SuccessExitStatus"]) == ("slurmd.service", "5min", "1")
     assert not {"RequiredBy", "Requires", "BindsTo"} & set(known)
 
 
-# What a service's settings come to, as far as that can be had without systemd: capabilities, no new privileges, /usr,
-# /boot and /etc read-only, and the processes of others hidden.
+# The settings of the service, as far as they work without systemd: capabilities, no new privileges, /usr, /boot and /etc
+# read-only, processes of other users hidden.
 AS_THE_SERVICE = """
 for directory in /usr /boot /etc; do
     mount --rbind $directory $directory && mount -o remount,bind,ro $directory
@@ -94,9 +94,9 @@ exec setpriv --bounding-set "$1" --no-new-privs strace -f -qq -o "$2" "$3" -m jo
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become others")
-def test_the_sweep_works_with_what_is_left(site: Site, tmp_path: Path) -> None:
-    """With the service's capabilities, a sweep reaps an orphan as its owner and sees who uses another."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as other users")
+def test_the_sweep_works_under_the_hardening(site: Site, tmp_path: Path) -> None:
+    """With the capabilities of the service, a sweep reaps an orphan as its owner and finds the user of another cache."""
     for job in (7, 8):
         site.task_prolog(job)
         site.fill(site.cache(job), "a.arrow")
@@ -104,12 +104,12 @@ def test_the_sweep_works_with_what_is_left(site: Site, tmp_path: Path) -> None:
     capabilities = dict(hardening(SWEEP))["CapabilityBoundingSet"].lower().replace("cap_", "+").replace(" ", ",")
     trace = tmp_path / "trace"
     with (site.cache(8) / "a.arrow").open() as file, subprocess.Popen(["sleep", "60"], stdin=file, user=UID) as holder:
-        said = run(
+        output = run(
             "util-linux", "unshare", "--mount", "--propagation", "private", "sh", "-ec", AS_THE_SERVICE, "sh",
             f"-all,{capabilities}", trace, sys.executable, site.hooks, PYTHONPATH=str(Path(jobcache.__file__).parents[1]),
         )  # fmt: skip
         holder.kill()
-    assert said == ""
+    assert output == ""
     assert [site.cache(7).exists(), site.cache(8).exists()] == [False, True]
     assert [event["pids"] for event in site.events("cache.kept")] == [[holder.pid]]
     lines = trace.read_text().splitlines()
@@ -118,7 +118,7 @@ def test_the_sweep_works_with_what_is_left(site: Site, tmp_path: Path) -> None:
 
 
 def fake_slurm(site: Site) -> None:
-    """A Slurm that has one job, which is nobody's here."""
+    """Configure a Slurm that knows one job, which has no cache here."""
     programs = {"squeue": "echo '1|1|RUNNING|1'", "scontrol": "printf 'ClusterName = test\\nPrivateData = none\\n'"}
     for name, command in programs.items():
         (site.dir / name).write_text(f"#!/bin/sh\n{command}\n")
@@ -127,7 +127,7 @@ def fake_slurm(site: Site) -> None:
 
 
 def allowed_calls() -> set[str]:
-    """The system calls that the service's filters leave."""
+    """Return the system calls that the filters of the service allow."""
     left: set[str] = set()
     for key, value in hardening(SWEEP):
         if key == "SystemCallFilter":
@@ -146,17 +146,17 @@ def expanded(group: str) -> set[str]:
 
 
 def cron_command() -> str:
-    """The command of the one line of the crontab that is neither a comment nor an assignment."""
+    """Return the command in the crontab."""
     lines = (ETC / "cron.d/jobcache").read_text().splitlines()
     (line,) = [line for line in lines if line and not re.match(r"#|\w+=", line)]
     found = re.fullmatch(r"0 \* \* \* \* root (.+)", line)
-    assert found and "%" not in line, "cron takes % for the end of the command"
+    assert found and "%" not in line, "cron ends a command at %"
     return found[1]
 
 
 @pytest.fixture
 def cron(tmp_path: Path) -> str:
-    """The command, with every path below tmp_path, where there is a jobcache that says how it was called."""
+    """Return the command with every path moved below tmp_path. jobcache and sleep there log their arguments."""
     command = cron_command()
     for path in ("/run/systemd/system", "/etc/default/jobcache", "/usr/bin/jobcache"):
         assert path in command
@@ -169,15 +169,15 @@ def cron(tmp_path: Path) -> str:
 
 
 def called(shell: str, command: str, where: Path) -> list[str]:
-    """What a command, run as cron runs it, called; it has to be silent."""
+    """Run a command as cron does. Return the logged calls. Fail if it prints anything."""
     log = where / "called"
     log.unlink(missing_ok=True)
     assert run("dash", *shell.split(), "-c", command, PATH=f"{where}:/usr/bin:/bin") == ""
     return log.read_text().splitlines() if log.exists() else []
 
 
-def test_the_crontab_is_good_shell(tmp_path: Path) -> None:
-    """shellcheck has nothing to say but that a variable is not quoted (it is options) and one is set elsewhere."""
+def test_shellcheck_accepts_the_crontab(tmp_path: Path) -> None:
+    """Except for one unquoted variable, which holds options, and one that another file sets."""
     script = tmp_path / "command"
     script.write_text(cron_command() + "\n")
     run("dash", "sh", "-n", script)
@@ -185,16 +185,16 @@ def test_the_crontab_is_good_shell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_cron_leaves_it_to_systemd(tmp_path: Path, cron: str, shell: str) -> None:
-    """Where systemd runs, cron does nothing, whatever is set."""
+def test_cron_does_nothing_under_systemd(tmp_path: Path, cron: str, shell: str) -> None:
+    """Whatever /etc/default/jobcache sets."""
     (tmp_path / "etc/default/jobcache").write_text("JOBCACHE_SWEEP=--node-local\n")
     (tmp_path / "run/systemd/system").mkdir()
     assert called(shell, cron, tmp_path) == []
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_cron_sweeps_where_it_is_told_to(tmp_path: Path, cron: str, shell: str) -> None:
-    """Nothing without the variable; with it, a sweep with these options, some time within the hour."""
+def test_cron_sweeps_if_the_variable_is_set(tmp_path: Path, cron: str, shell: str) -> None:
+    """With the options in JOBCACHE_SWEEP, at a random moment within the hour."""
     assert called(shell, cron, tmp_path) == []
     default = tmp_path / "etc/default/jobcache"
     default.write_text("#JOBCACHE_SWEEP=\n")
@@ -206,28 +206,28 @@ def test_cron_sweeps_where_it_is_told_to(tmp_path: Path, cron: str, shell: str) 
         assert sweep == f"usr/bin/jobcache sweep{options}"
         delays.add(int(shlex.split(sleep)[1]))
     assert len(delays) > 1 and max(delays) < 3600
-    (tmp_path / "usr/bin/jobcache").unlink()  # the package was removed, its configuration was not
+    (tmp_path / "usr/bin/jobcache").unlink()  # the package is removed, its configuration remains
     assert called(shell, cron, tmp_path) == []
 
 
 # ------------------------------------------------------------------------------------------------- logrotate, tmpfiles
 
 
-def test_logrotate(tmp_path: Path) -> None:
-    """It is understood, and a rotation moves the log away without making, copying or telling anything."""
+def test_a_rotation_renames_the_log(tmp_path: Path) -> None:
+    """It creates, copies and signals nothing."""
     log = tmp_path / "events.jsonl"
     log.write_text("{}\n")
     conf = tmp_path / "conf"
     conf.write_text((ETC / "logrotate.d/jobcache").read_text().replace("/var/log/jobcache", str(tmp_path)))
     conf.chmod(0o644)
-    said = run("logrotate", "logrotate", "--state", tmp_path / "state", "--debug", conf)
-    assert "Handling 1 logs" in said and "error" not in said
+    output = run("logrotate", "logrotate", "--state", tmp_path / "state", "--debug", conf)
+    assert "Handling 1 logs" in output and "error" not in output
     run("logrotate", "logrotate", "--state", tmp_path / "state", "--force", conf)
     assert not log.exists() and (tmp_path / "events.jsonl.1").read_text() == "{}\n"
 
 
-def test_tmpfiles(tmp_path: Path) -> None:
-    """The directories come with their modes."""
+def test_tmpfiles_creates_the_directories(tmp_path: Path) -> None:
+    """With their modes."""
     run("systemd", "systemd-tmpfiles", "--create", f"--root={tmp_path}", ETC / "tmpfiles.d/jobcache.conf")
     assert oct((tmp_path / "run/jobcache").stat().st_mode) == "0o40700"
     assert oct((tmp_path / "var/log/jobcache").stat().st_mode) == "0o40750"

@@ -138,6 +138,7 @@ def test_hot_path_loads_few_modules(site: Site, store: bool) -> None:
     assert [event["outcome"] for event in site.syslog.events()] == ["made"]
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("cached", [False, True])
 def test_epilog_loads_no_installed_and_no_slow_module(site: Site, cached: bool) -> None:
     """Neither the Epilog nor its child loads one, whether or not the job has a cache."""

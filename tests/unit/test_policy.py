@@ -127,6 +127,7 @@ RULES = [
 FORMER = ["/old/{uid}/{node}/x-{job_id}-{user}", "/a/{cluster}/b{node}c/{user}.d/{job_id}"]
 
 
+@pytest.mark.busybox
 @pytest.mark.parametrize(
     "made",
     [compiled(), compiled(rules=RULES, former=FORMER), compiled(path="/s/$(id)'\"`{user}/\\{job_id}", mode="off")],
@@ -280,6 +281,7 @@ def hostile(site: Site, place: str, code: str) -> dict[str, Any]:
     }[place]
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("place", PLACES)
 def test_no_configured_string_becomes_code(site: Site, place: str) -> None:
     """Each hostile string is refused, or is plain text to both hooks in every shell."""
