@@ -50,6 +50,6 @@ def test_removal_is_refused_while_slurm_names_the_hooks(etc: Path, line: str, wh
 
 @pytest.mark.parametrize("line", ["", "TaskProlog=other", "Epilog=/etc/slurm/epilog.d/*", "#TaskProlog=taskprolog"])
 def test_removal_goes_on_where_slurm_names_other_scripts(etc: Path, line: str) -> None:
-    """Scripts of the site that do not lead to the package are none of its business."""
+    """Scripts of the site that do not lead to the package do not matter."""
     (etc / "other").write_text("#!/bin/sh\n")
     assert removal(etc, f"ClusterName=x\n{line}\n", f"SLURM_CONF = {etc}/slurm.conf\n{line}").returncode == 0
