@@ -13,7 +13,7 @@ if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from jobcache.config import settings
-from jobcache.system import as_user, events, mounts, stuck_places
+from jobcache.system import as_user, children, events, mounts, stuck_places
 from jobcache.system.epilog_job import Job, JobError, from_epilog
 from jobcache.system.epilog_work import Work
 
@@ -37,6 +37,7 @@ def main(argv: "list[str]") -> int:
     argv: the directory of the compiled settings; the uptime, in seconds, at which the hook began.
     """
     began = time.monotonic()
+    children.restore_signals()
     lib, uptime = argv[0], float(argv[1])
     try:
         site = settings.load(f"{lib}/{settings.FILE}")
@@ -64,16 +65,16 @@ def end_job(job: Job, site: "settings.Settings", emit: "Emit", uptime: float, un
     """
     known: dict[str, Any] = {"node": job.node, "job_id": job.job_id, "uid": job.uid, "user": job.user}
     known.update((key, os.environ.get(f"SLURM_JOB_{key.upper()}") or None) for key in ("partition", "account"))
-    children = []
+    started = []
     for filesystem, templates in by_filesystem(site.templates).items():
         try:
             places = stuck_places.open_places(site.run_dir, filesystem)
             work = Work(job, site, templates, uptime, _publisher(job, site))
-            children.append(as_user.start(work, uid=job.uid, gid=job.gid, user=job.user, places=places))
+            started.append(as_user.start(work, uid=job.uid, gid=job.gid, user=job.user, places=places))
         except (stuck_places.Stuck, OSError) as error:
             reason = "stuck" if isinstance(error, stuck_places.Stuck) else "internal"
             _emit_failure(emit, reason, str(error), **known)
-    for child in children:
+    for child in started:
         for fact in child.facts(until):
             emit(fact.pop("event"), fact.pop("level"), **{**known, **fact})
         if child.status != "done":

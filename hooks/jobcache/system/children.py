@@ -22,6 +22,15 @@ _PAUSE = 0.001  # seconds between two checks whether a child has ended
 _GRACE = 0.1  # seconds in which a killed child has to end
 
 
+def restore_signals() -> None:
+    """Unblock all signals, and give SIGCHLD its default action: with an ignored one, no exit status of a child is known.
+
+    slurmstepd of Slurm 25.05 to 26.05 starts the Epilog with SIGCHLD blocked under PrologFlags=RunInJob.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
 class Child:
     """A running child.
 
