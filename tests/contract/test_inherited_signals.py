@@ -1,7 +1,7 @@
 """The Epilog keeps its promises whatever signal mask and dispositions it inherits.
 
-slurmstepd of Slurm 25.05 to 26.05 starts it with SIGCHLD blocked under PrologFlags=RunInJob; `wait` of dash and busybox then never
-returns. The hook is started without a wrapper: a shell in between would reset the mask.
+slurmstepd of Slurm 25.05 to 26.05 starts it with SIGCHLD blocked under PrologFlags=RunInJob. `wait` of dash and busybox then
+never returns. The hook is started without a wrapper: a shell in between would reset the mask.
 """
 
 from __future__ import annotations
