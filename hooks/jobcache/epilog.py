@@ -46,9 +46,10 @@ def main(argv: "list[str]") -> int:
     emit = functools.partial(events.Writer(site.log_file, site.log_socket, site.log_level).emit, cluster=site.cluster)
     try:
         job = from_epilog(dict(os.environ))
-        reason = "unknown_job" if job.uid == 0 else "min_uid" if job.uid < site.min_uid else ""
+        reason = _skip_reason(job, site)
         if reason:
-            emit("cache.skipped", "debug", job_id=job.job_id, uid=job.uid, node=job.node, outcome="skipped", reason=reason)
+            level = "warning" if reason == "other_cluster" else "debug"
+            emit("cache.skipped", level, job_id=job.job_id, uid=job.uid, node=job.node, outcome="skipped", reason=reason)
         else:
             end_job(job, site, emit, uptime, began + max(0.5, site.epilog_deadline - _MARGIN))
     except JobError as error:
@@ -56,6 +57,13 @@ def main(argv: "list[str]") -> int:
     except Exception as error:  # noqa: BLE001 - the failure policy of this hook: log it, and leave the rest to the sweep
         _emit_failure(emit, "internal", f"{type(error).__name__}: {error}")
     return 0
+
+
+def _skip_reason(job: Job, site: "settings.Settings") -> str:
+    """Return why this job has no cache here, "" if it can have one. Hooks of one cluster can be wired into another one."""
+    if os.environ.get("SLURM_CLUSTER_NAME", "") not in ("", site.cluster):
+        return "other_cluster"
+    return "unknown_job" if job.uid == 0 else "min_uid" if job.uid < site.min_uid else ""
 
 
 def end_job(job: Job, site: "settings.Settings", emit: "Emit", uptime: float, until: float) -> None:

@@ -8,6 +8,10 @@ REASONS = {
     "rule": ("a rule of the site gives such jobs no cache", ""),
     "user_off": ("the user set JOBCACHE=off", ""),
     "user_value": ("the user set every variable that the site exports, and jobcache does not change these", ""),
+    "other_cluster": (
+        "the hooks are compiled for another cluster than the one of this job",
+        "compile a set of hooks for each cluster: `jobcache apply --hooks DIR`",
+    ),
     "offline": (
         "the job set HF_HUB_OFFLINE or HF_DATASETS_OFFLINE, and uses its usual cache",
         "`offline: isolate` gives such jobs a private cache",
