@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,17 @@ def test_job_over_nodes_with_two_policies_loses_no_cache(site: Site, known: bool
         for node in cluster.nodes:
             cluster.wait_node(node)
         assert not [*user.glob("*/hf-datasets-*"), *user.glob("*/.jobcache-*")]
+
+
+def test_epilog_ends_when_slurm_runs_it_in_the_job(site: Site) -> None:
+    """Under PrologFlags=RunInJob, slurmstepd of Slurm 25.05 and later starts the Epilog with SIGCHLD blocked."""
+    printed = subprocess.run(["slurmd", "-V"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    version = tuple(int(part) for part in re.findall(r"\d+", printed)[:2])
+    flags = ["PrologFlags=Contain,RunInJob"] if version >= (25, 5) else []
+    with cluster_of(site, f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog", *flags) as cluster:
+        wired = Wired(site, cluster)
+        for _ in range(2):
+            job = wired.batch(SAY)
+            assert wired.wait(job) == "COMPLETED"
+            cluster.wait_node("n1")
+            wired.assert_reaped(job)
