@@ -118,5 +118,5 @@ def test_epilog_ends_when_slurm_runs_it_in_the_job(site: Site) -> None:
         for _ in range(2):
             job = wired.batch(SAY)
             assert wired.wait(job) == "COMPLETED"
-            cluster.wait_node("n1")
+            cluster.wait_node("n1", timeout=10)  # far below the deadline of 30 s, at which a hook that hangs is ended
             wired.assert_reaped(job)
