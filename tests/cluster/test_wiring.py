@@ -117,6 +117,7 @@ def test_epilog_ends_when_slurm_runs_it_in_the_job(site: Site) -> None:
         wired = Wired(site, cluster)
         for _ in range(2):
             job = wired.batch(SAY)
-            assert wired.wait(job) == "COMPLETED"
-            cluster.wait_node("n1", timeout=10)  # far below the deadline of 30 s, at which a hook that hangs is ended
+            # Far below the deadline of 30 s, at which a hook that hangs is ended.
+            assert cluster.wait(job, timeout=15) == "COMPLETED"
+            cluster.wait_node("n1")
             wired.assert_reaped(job)
