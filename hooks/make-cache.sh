@@ -46,8 +46,8 @@ jc_is_replaceable() {
     [ -O "$jc_job_dir" ] && [ ! -h "$jc_job_dir" ] && [ ! -e "$jc_job_dir/.jobcache/id" ]
 }
 
-# The first task of a run finds a cache with its own job id only if an earlier job had that id. Whoever renames nodes/ owns that
-# cache, and moves it to trash.
+# The first task of a run finds a cache with its own job id only if an earlier job had that id. The task that renames nodes/
+# owns that cache, and moves it to trash.
 jc_discard_stale_cache() {
     jc_id_line=''
     read -r jc_id_line <"$jc_job_dir/.jobcache/id"

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes a package's changelog from docs/CHANGELOG.md, which is the only one kept by hand.
+"""Print the changelog of a package, generated from docs/CHANGELOG.md.
 
 packaging/changelog.py deb|rpm VERSION SECONDS
 
-VERSION is the one that is being built. Where CHANGELOG.md has no section of that version, "Unreleased" is it; SECONDS
-(since 1970) date it.
+VERSION is the version of the build. If CHANGELOG.md has no section for it, the section "Unreleased" is used, with the date
+SECONDS (since 1970).
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def releases(text: str, version: str, seconds: int) -> list[Release]:
         else:
             raise ValueError(f"CHANGELOG.md: [{name}] has no date")
     if version not in [release.version for release in found]:
-        raise ValueError(f"CHANGELOG.md: nothing about {version}: neither its own section nor a filled [Unreleased]")
+        raise ValueError(f"CHANGELOG.md: no section [{version}], and [Unreleased] is empty")
     return found[[release.version for release in found].index(version) :]
 
 
 def plain(item: str) -> str:
-    """A bullet's text on one line; a link is its words."""
+    """Return the text of a bullet on one line, without markup. A link becomes its words."""
     return " ".join(re.sub(r"\[(.+?)\]\(.+?\)", r"\1", item).replace("`", "").replace("**", "").split())
 
 
@@ -65,7 +65,7 @@ def deb(found: Iterable[Release], maintainer: str) -> str:
 
 
 def rpm(found: Iterable[Release], maintainer: str) -> str:
-    """Return the text below a spec's %changelog."""
+    """Return the text below %changelog of a spec file."""
     parts = []
     for release in found:
         lines = [f"* {release.date:%a %b %d %Y} {maintainer} - {release.version}-1"]
@@ -81,7 +81,7 @@ def main(form: str, version: str, seconds: str) -> None:
     control = (ROOT / "packaging/debian/control").read_text()
     maintainer = re.findall(r"^Maintainer: (.+)$", control, flags=re.MULTILINE)[0]
     text = (ROOT / "docs/CHANGELOG.md").read_text()
-    # Debian and rpm write 1.0~rc1 for what Python calls 1.0rc1.
+    # Debian and rpm write 1.0~rc1 for Python's 1.0rc1.
     found = releases(text, re.sub(r"~(dev|a|b|rc)", lambda pre: ("." if pre[1] == "dev" else "") + pre[1], version), int(seconds))
     found = [release._replace(version=version) if at == 0 else release for at, release in enumerate(found)]
     sys.stdout.write({"deb": deb, "rpm": rpm}[form](found, maintainer))

@@ -42,7 +42,7 @@ def head(name: str, section: int) -> list[str]:
 
 
 def see(*others: str) -> list[str]:
-    """Return the section SEE ALSO, sorted by section and name, as manuals have it."""
+    """Return the section SEE ALSO, sorted by section and name, as in other manual pages."""
     pages = sorted((word.split() for word in others), key=lambda word: (word[1], word[0]))
     return [
         ".Sh SEE ALSO",
@@ -51,14 +51,14 @@ def see(*others: str) -> list[str]:
 
 
 def text(words: str) -> list[str]:
-    """Return running text as lines of mdoc: each sentence begins a line, and no line is a request."""
+    """Return running text as lines of mdoc: each sentence begins a new line, and no line is a roff request."""
     plain = " ".join(words.replace("``", '"').split())
     sentences = re.split(r"(?<=[A-Za-z0-9)`\"][.?!]) +(?=[A-Z`])", plain)
     return [escaped(line) for sentence in sentences for line in textwrap.wrap(quoted(sentence), 78, **_WHOLE)]
 
 
 def quoted(words: str) -> str:
-    """Return text with backslashes and backticks in roff's spelling."""
+    """Return text with backslashes and backticks escaped for roff."""
     return re.sub(r"`([^`]*)`", r"\\(lq\1\\(rq", words.replace("\\", "\\e"))
 
 
@@ -123,7 +123,7 @@ def one_command(name: str, found: click.Command, above: click.Context) -> list[s
 
 
 def _several(words: str) -> str:
-    """Return `[FILE]...` as manuals have it."""
+    """Return the metavar `[FILE]...` in the notation of manual pages."""
     return re.sub(r"(\w)(\]?)\.\.\.", r"\1 ...\2\\&", words)
 
 
@@ -180,7 +180,7 @@ def configuration() -> str:
         if key.kind.get("kind") == "rules":
             lines += ["Default: none.", "Example:", *literal(_rules(key.about["examples"][0]))]
         else:
-            # A hyphen at the end of a line is another character in roff, and could not be copied.
+            # roff prints a plain hyphen as another character, which users cannot copy into a shell.
             typed = (quoted(value).replace("-", "\\-") for value in (default, example))
             lines += textwrap.wrap("Default: {}; for example {}.".format(*typed), 78, **_WHOLE)
     return "\n".join([*lines, ".El", *see("jobcache-hooks 7", "jobcache 8")]) + "\n"

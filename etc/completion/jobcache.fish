@@ -1,2 +1,2 @@
-# What completes jobcache's words is its own to say, by the version of click that it has.
+# The command prints its completion script, which depends on its version of click.
 jobcache completion fish 2>/dev/null | source

@@ -1,7 +1,7 @@
 """Leases: one file in `.jobcache/nodes/` for each node, or each `jobcache run`, that uses a cache.
 
-A lease holds the boot ID and the uptime at which it was taken. Nobody creates nodes/ a second time, so whoever removes
-or renames nodes/ owns the cache: nobody else uses it, and nobody can join it.
+A lease holds the boot ID and the uptime at which it was taken. Nobody creates nodes/ a second time, so the process
+that removes or renames nodes/ owns the cache: no other process uses it, and none can join it.
 """
 
 import errno

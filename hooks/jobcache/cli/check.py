@@ -35,7 +35,7 @@ def check_command(config_file: str, lib: str, user: Optional[str], node: Optiona
 
 
 def _row(one: Finding) -> dict[str, str]:
-    """Return a finding as JSON has it. The key `mend` is the remedy: programs of sites read it."""
+    """Return a finding for the JSON output. The key `mend` has the remedy; programs of sites read this key."""
     return {"area": one.area, "name": one.name, "level": one.level, "fact": one.fact, "mend": one.remedy}
 
 

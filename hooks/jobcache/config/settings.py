@@ -76,7 +76,7 @@ class Settings:
         return [Template(text) for text in dict.fromkeys([*self.current, *self.former])]
 
     def is_node_local(self, template: "Template") -> bool:
-        """Return whether `node_local` says that each node has its own filesystem at the template's path."""
+        """Return whether, by `node_local`, each node has its own filesystem at the template's path."""
         return any(template.text.startswith(below.rstrip("/") + "/") for below in self.tree["node_local"])
 
     def dump(self) -> str:

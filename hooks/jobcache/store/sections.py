@@ -79,7 +79,7 @@ def generations(section_fd: int, key_digest: str) -> "list[str]":
 
 
 def newest_number(names: "Iterable[str]") -> int:
-    """Return the highest generation number among these names, 0 if there are none."""
+    """Return the highest generation number among these names, 0 if no name has one."""
     return max((parsed[1] for parsed in map(store_names.parse_build, names) if parsed), default=0)
 
 

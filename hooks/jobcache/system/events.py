@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 LEVELS = ("debug", "info", "warning", "error")
-_LOCK_TRIES, _LOCK_PAUSE = 100, 0.005  # whoever locks the log file writes one line
+_LOCK_TRIES, _LOCK_PAUSE = 100, 0.005  # a process that locks the log file writes one line
 
 
 class Writer:
