@@ -1,4 +1,4 @@
-"""Hooks whose own foundation is broken: Python, its modules, its filesystem, process limits, the user's loader."""
+"""Hooks on broken foundations: Python, its modules, its filesystem, process limits, the user's loader."""
 
 from __future__ import annotations
 

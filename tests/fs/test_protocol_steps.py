@@ -134,7 +134,7 @@ def test_join_refuses_a_foreign_id(scratch: Path, id: str) -> None:
 
 @root_only
 def test_join_refuses_another_users_directory(scratch: Path) -> None:
-    """The job's user must own the directory, whatever its id says."""
+    """The job's user must own the directory, even if the id is right."""
     enter(claim(scratch))
     with acting_as_root():
         shutil.chown(scratch / CACHE, BOB)
@@ -287,7 +287,7 @@ def test_first_task_discards_no_foreign_cache(scratch: Path, id: str) -> None:
 
 
 def test_first_task_waits_while_an_earlier_life_is_reaped(scratch: Path) -> None:
-    """Whoever has removed nodes/ is about to rename the cache: it is not renamed twice."""
+    """The process that has removed nodes/ will rename the cache. The task does not rename it as well."""
     enter(claim(scratch))
     shutil.rmtree(scratch / CACHE / ".jobcache/nodes")
     assert refusal(claim(scratch, first_task=True)) == "busy"
