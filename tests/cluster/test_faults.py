@@ -112,7 +112,7 @@ UNREADABLE: dict[str, Callable[[Path], object]] = {
         (hooks / name).write_text((hooks / name).read_text()[:-100]) for name in ("policy.sh", "settings.json")
     ],
     "both gone": lambda hooks: [(hooks / name).unlink() for name in ("policy.sh", "settings.json")],
-    "policy anothers": lambda hooks: shutil.chown(hooks / "policy.sh", ALICE),
+    "policy of another user": lambda hooks: shutil.chown(hooks / "policy.sh", ALICE),
 }
 
 

@@ -88,7 +88,7 @@ def test_job_runs_without_cache_where_every_call_fails(site: Site, number: int, 
 @pytest.mark.parametrize("operation", CHANGES)
 @pytest.mark.parametrize("number", [errno.EIO, errno.EDQUOT, errno.EXDEV], ids=errno.errorcode.get)
 def test_cache_is_whole_or_absent_where_one_call_fails(site: Site, operation: str, number: int) -> None:
-    """Whichever call fails, an Epilog ends in time, and later nothing is left."""
+    """For each call that fails, an Epilog ends in time, and later nothing is left."""
     with failing_scratch(site, Faults(errors={operation: number})) as fs:
         fs.arm()
         result = prolog(site)

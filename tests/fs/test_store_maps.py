@@ -1,4 +1,4 @@
-"""Results of `map` on top of a build that was linked from the store: which become a new generation of the build."""
+"""Results of `map` on top of a build that is linked to the store: some become a new generation of the build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading events back, from every form of a log, and whatever anybody has written into it."""
+"""Events are read back from every form of a log, with any content that users have written into it."""
 
 from __future__ import annotations
 
