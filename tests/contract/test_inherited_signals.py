@@ -1,4 +1,4 @@
-"""The Epilog keeps its promises whatever signal mask and dispositions it inherits.
+"""The Epilog keeps its promises with any inherited signal mask and dispositions.
 
 slurmstepd of Slurm 25.05 to 26.05 starts it with SIGCHLD blocked under PrologFlags=RunInJob. `wait` of dash and busybox then
 never returns. The hook is started without a wrapper: a shell in between would reset the mask.

@@ -465,7 +465,7 @@ def test_first_task_discards_stale_cache(site: Site, shell: str, python: bool) -
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
 def test_interactive_step_with_known_path_discards_no_cache(site: Site, shell: str, python: bool) -> None:
-    """An interactive step that inherits the job's path is not its first task, whatever its title."""
+    """An interactive step that inherits the job's path is not its first task, with any title of its parent."""
     if not python:
         site.policy(python="/nonexistent")
     result = task(site, shell=shell)
@@ -1016,7 +1016,7 @@ def test_forged_user_name_gets_no_cache(site: Site, shell: str) -> None:
 
 @each_shell
 def test_torn_policy_is_ignored(site: Site, shell: str) -> None:
-    """A policy that ends early, at whatever byte, is not used."""
+    """A policy that was cut short, at any byte, is not used."""
     policy = site.hooks / "policy.sh"
     text = policy.read_bytes()
     for length in range(0, len(text) - 1, 50):

@@ -31,7 +31,7 @@ _HERE = -100  # AT_FDCWD
 
 
 class Canaries:
-    """Trees that root, Bob and Alice own, and that anybody may write, so that no permission protects them.
+    """Trees that root, Bob and Alice own, and that every user may write, so that no permission protects them.
 
     Each looks like a cache of Alice with the record of her job, which a misled process would accept.
     """

@@ -86,7 +86,7 @@ def at_every_call(work: Callable[[], Callable[[Report], None]]) -> Iterator[int]
 
 @pytest.fixture
 def compiled(site: Site) -> settings.Settings:
-    """Return the site's settings. Another job lives, and has a cache."""
+    """Return the site's settings. Another job is live, and has a cache."""
     made = site.configure(log={"file": str(site.log), "syslog": False})
     site.task_prolog(NEIGHBOUR)
     site.fill(site.cache(NEIGHBOUR), "json/a.arrow")

@@ -1,4 +1,4 @@
-"""The Epilog as slurmd runs it: it reaps, keeps and reports caches, and exits 0 in time whatever happens."""
+"""The Epilog as slurmd runs it: it reaps, keeps and reports caches, and always exits 0 in time."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_late_epilog_leaves_the_next_run_alone(site: Site, direct: bool) -> None
 
 
 def test_lease_of_an_earlier_boot_is_released(site: Site) -> None:
-    """A lease from before the last boot is not in use, whatever its uptime."""
+    """A lease from before the last boot is not in use, with any uptime."""
     cache = make_cache(site)
     (cache / ".jobcache/nodes/n1").write_text("00000000-0000-0000-0000-000000000000 9999999.00\n")
     site.epilog()

@@ -263,7 +263,7 @@ def test_partly_reaped_cache_gets_no_record(scratch: Path) -> None:
 
 @pytest.mark.parametrize("run", [0, 3])
 def test_first_task_discards_an_earlier_life(scratch: Path, run: int) -> None:
-    """A cache at its path goes into the trash as a whole, whatever its run and its leases; it is never joined."""
+    """A cache at its path becomes trash as a whole, with any run and any leases; no task joins it."""
     enter(claim(scratch))
     enter(claim(scratch, "n7"))
     (scratch / CACHE / "data").write_text("old")

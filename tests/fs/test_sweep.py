@@ -186,7 +186,7 @@ def test_half_made_directory_and_trash_are_reaped(site: Site, slurm: FakeSlurm) 
 
 
 def test_trash_of_a_job_that_is_requeued(site: Site, slurm: FakeSlurm) -> None:
-    """A job that is preempted again and again can leave trash each time. The trash does not accumulate while the job lives."""
+    """A job that is preempted again and again can leave trash each time. The trash does not accumulate while the job is live."""
     site.configure(epilog={"budget": "0s"})
     for run in ("0", "1", "2"):
         site.task_prolog(7, SLURM_RESTART_COUNT=run)

@@ -477,7 +477,7 @@ def _make_dirs(root: Path, nodes: Sequence[str]) -> Path:
     modes.update((f"spool/{node}", 0o755) for node in nodes)
     for name, mode in modes.items():
         (directory / name).mkdir()
-        (directory / name).chmod(mode)  # whatever the umask
+        (directory / name).chmod(mode)  # for any umask
     directory.chmod(0o755)
     return directory
 
