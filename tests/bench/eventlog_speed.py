@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How many events a second are read: plain and compressed, all of them and one job's. Needs PYTHONPATH=hooks."""
+"""Measure how many events a second are read: plain and compressed, all events and those of one job. Needs PYTHONPATH=hooks."""
 
 import gzip
 import json

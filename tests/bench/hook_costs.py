@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the hooks cost, each beside what it is held against, in one run: see run.sh, and docs/benchmarks.md for the method."""
+"""Measure the costs of the hooks, each beside a baseline in the same run. See run.sh, and docs/benchmarks.md for the method."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ PYTHON = sys.executable
 PLAIN = [PYTHON, "-I", "-c", "pass"]
 Row = dict[str, Any]
 
-# Runs commands as a user below a parent whose title is a slurmstepd's, since task-prolog reads it; each round runs each
-# command once. A command has ended when its pipe has: that is what slurmstepd waits for.
+# Runs commands as a user. The parent has the title of a slurmstepd, because task-prolog reads it. Each round runs each
+# command once. A command ends when its pipe is closed: slurmstepd waits for that.
 SPAWNER = """
 import json, os, sys, time
 os.setgroups([]); os.setgid(plan["gid"]); os.setuid(plan["uid"])
@@ -53,13 +53,13 @@ def once(argv, env):
 times = {name: [] for name in plan["cases"]}
 cases = list(plan["cases"].items())
 for at in range(plan["rounds"]):
-    cases.append(cases.pop(0))  # nobody always comes after the same one
+    cases.append(cases.pop(0))  # rotate, so that no command always follows the same one
     for name, (argv, env) in cases:
         times[name].append(once(argv, {key: value.replace("JOB", str(10_000 + at)) for key, value in env.items()}))
 print(json.dumps(times))
 """
 
-# Deletes a directory as the Epilog's child does, and says how long that took and how much memory it needed.
+# Deletes a directory like the child of the Epilog does. Prints the seconds, the number of files and the peak memory.
 DELETE = """
 import os, sys, time
 sys.path.append({hooks!r})
@@ -83,14 +83,14 @@ def main() -> int:
     parser.add_argument("--markdown", metavar="FILE", help="write the table for docs/benchmarks.md there")
     options = parser.parse_args()
     if os.geteuid() != 0:
-        parser.error("needs root, to be users and to mount")
+        parser.error("needs root, to act as users and to mount")
     unknown = set(options.sections) - set(SECTIONS)
     if unknown:
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # with a handler, so that mounts and clusters go
+        parser.error(f"unknown section {', '.join(sorted(unknown))}; the sections are {', '.join(SECTIONS)}")
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # with a handler, so that mounts and clusters are removed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     rows = []
-    print(f"{'what':<64}{'ours':>12}{'against':>12}{'ratio':>9}{'target':>9}  held against")
+    print(f"{'what':<64}{'jobcache':>12}{'against':>12}{'ratio':>9}{'target':>9}  held against")
     for section in options.sections or SECTIONS:
         for row in SECTIONS[section](options.quick):
             rows.append({"section": section, **row})
@@ -111,11 +111,11 @@ def main() -> int:
 
 def line(row: Row) -> str:
     """Return one line of the table."""
-    ours = f"{row['ours']:.4g} {row['unit']}"
+    cost = f"{row['ours']:.4g} {row['unit']}"
     against = f"{row['other']:.4g} {row['unit']}" if row["other"] is not None else ""
     ratio = f"{row['ratio']:.2f}" + ("" if row["of"] != "difference" else " s") if row["ratio"] is not None else ""
     target = f"{row['target']:g}" if row["target"] is not None else ""
-    return f"{row['what']:<64}{ours:>12}{against:>12}{ratio:>9}{target:>9}  {row['against']}"
+    return f"{row['what']:<64}{cost:>12}{against:>12}{ratio:>9}{target:>9}  {row['against']}"
 
 
 def markdown(row: Row) -> str:
@@ -126,12 +126,12 @@ def markdown(row: Row) -> str:
     return f"| {row['what'].strip()} | {row['against']} | {found}{more} | {target} |"
 
 
-def ratio(what: str, ours: list[float], against: str, other: list[float], target: float | None) -> Row:
-    """Return a row: medians, in ms, and how they compare."""
-    mine, theirs = statistics.median(ours), statistics.median(other)
+def ratio(what: str, hooks: list[float], against: str, other: list[float], target: float | None) -> Row:
+    """Return a row: the medians, in ms, and their ratio."""
+    mine, theirs = statistics.median(hooks), statistics.median(other)
     return {
         "what": what, "ours": mine * 1e3, "other": theirs * 1e3, "unit": "ms", "of": "ratio", "ratio": mine / theirs,
-        "target": target, "against": against, "repeats": len(ours), "fastest": min(ours) / min(other),
+        "target": target, "against": against, "repeats": len(hooks), "fastest": min(hooks) / min(other),
     }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def new_site(**keys: Any) -> Iterator[Site]:
 
 
 def task_prolog(quick: bool) -> Iterator[Row]:
-    """The hook of one task, in the environment of a real one."""
+    """Measure the TaskProlog of one task, in the environment of a real task."""
     rounds = 60 if quick else 300
     _, *lines = (ROOT / "tests/contract/environments/22.05/step.env").read_text().splitlines()
     step = dict(line.split("=", 1) for line in lines)
@@ -197,7 +197,7 @@ def spawned(title: str, rounds: int, cases: dict[str, tuple[list[str], dict[str,
 
 
 def epilog(quick: bool) -> Iterator[Row]:
-    """The Epilog of one job, alone on its node."""
+    """Measure the Epilog of one job, alone on its node."""
     rounds = 9 if quick else 31
     with new_site() as site:
         times: dict[str, list[float]] = {"pass": [], "import": [], "none": [], "cache": []}
@@ -226,7 +226,7 @@ def epilog(quick: bool) -> Iterator[Row]:
 
 
 def at_once(quick: bool) -> Iterator[Row]:
-    """Many Epilogs at the same time, as when an array ends."""
+    """Measure many Epilogs at the same time, as at the end of an array."""
     many, cores = 64, os.cpu_count() or 1
     alone: list[float] = []
     together: list[float] = []
@@ -245,7 +245,7 @@ def at_once(quick: bool) -> Iterator[Row]:
 
 
 def fill(site: Site, job: int, *, files: int, size: int) -> None:
-    """A job's cache as its job leaves it: files of `size` bytes, at most 100 in a directory."""
+    """Make a cache like a job leaves it: files of `size` bytes, at most 100 in a directory."""
     site.task_prolog(job)
     data = b"x" * size
     for at in range(files):
@@ -254,11 +254,11 @@ def fill(site: Site, job: int, *, files: int, size: int) -> None:
             directory.mkdir(parents=True)
         (directory / f"{at}.arrow").write_bytes(data)
     subprocess.run(["chown", "-R", f"{WHO.pw_uid}:{WHO.pw_gid}", str(site.cache(job))], check=True)
-    time.sleep(0.02)  # leases are dated in hundredths of a second, and one as young as the Epilog is kept
+    time.sleep(0.02)  # leases have dates in hundredths of a second, and an Epilog keeps a lease of its own age
 
 
 def revive(site: Site, job: int) -> None:
-    """Give what an Epilog has renamed its name and its lease back."""
+    """Rename trash back to the cache, and restore its lease."""
     (trash,) = [path for path in site.cache().parent.iterdir() if path.name.startswith(f".jobcache-trash-{job}-")]
     trash.rename(site.cache(job))
     nodes = site.cache(job) / ".jobcache/nodes"
@@ -269,7 +269,7 @@ def revive(site: Site, job: int) -> None:
 
 
 def job_env(job: int) -> dict[str, str]:
-    """What slurmd tells an Epilog."""
+    """Return the environment that slurmd gives to an Epilog."""
     return {
         "SLURM_JOB_ID": str(job), "SLURM_JOB_UID": str(WHO.pw_uid), "SLURM_JOB_GID": str(WHO.pw_gid), "SLURM_JOB_USER": ALICE,
         "SLURMD_NODENAME": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_EXIT_CODE": "0", "SLURM_CLUSTER_NAME": "test",
@@ -289,21 +289,21 @@ def timed(argv: list[str], env: dict[str, str] | None = None) -> float:
 
 
 def tree(quick: bool) -> Iterator[Row]:
-    """Many files, on a filesystem in memory and on one with a journal."""
+    """Measure the deletion of many files, on a filesystem in memory and on one with a journal."""
     directories = 100 if quick else 1000
     memory: list[float] = []
     for kind, target in (("ext4", 1.3), ("tmpfs", 1.7)):
-        ours: list[float] = []
+        hooks: list[float] = []
         theirs: list[float] = []
         with filesystem(kind) as place:
             for _ in range(3 if quick else 7):
-                as_alice(partial(plant, place / "ours", directories, 100))
+                as_alice(partial(plant, place / "hooks", directories, 100))
                 as_alice(partial(plant, place / "theirs", directories, 100))
                 os.sync()
-                deleted(place / "ours", directories * 100, ours, memory)
+                deleted(place / "hooks", directories * 100, hooks, memory)
                 theirs.append(timed(["/usr/bin/rm", "-rf", str(place / "theirs")]))
             what = f"deleting {directories * 100:,} files in {directories:,} directories, {kind}"
-            yield ratio(what, ours, "rm -rf of an equal tree", theirs, target)
+            yield ratio(what, hooks, "rm -rf of an equal tree", theirs, target)
     yield {
         "what": "  its greatest memory", "ours": max(memory), "other": None, "unit": "MiB", "of": "value", "ratio": None,
         "target": 40.0, "against": "", "repeats": len(memory),
@@ -311,7 +311,7 @@ def tree(quick: bool) -> Iterator[Row]:
 
 
 def deleted(top: Path, files: int, times: list[float], memory: list[float]) -> None:
-    """Delete a tree in a process of its own, and note how long that took and how much memory."""
+    """Delete a tree in a process of its own; append the seconds to `times` and the peak memory in MiB to `memory`."""
     program = DELETE.format(hooks=str(ROOT / "hooks"), top=str(top), uid=WHO.pw_uid, gid=WHO.pw_gid)
     done = subprocess.run([PYTHON, "-I", "-S", "-c", program], stdout=subprocess.PIPE, check=True, cwd="/")
     seconds, count, kib = done.stdout.split()
@@ -347,7 +347,7 @@ def as_alice(work: Callable[[], object]) -> None:
 
 @contextmanager
 def filesystem(kind: str) -> Iterator[Path]:
-    """A filesystem of its own, open to all."""
+    """Yield the mount point of a new filesystem in which every user can write."""
     with tempfile.TemporaryDirectory(prefix="jobcache-") as base:
         os.chmod(base, 0o755)
         place = Path(base) / "place"
@@ -369,54 +369,54 @@ def filesystem(kind: str) -> Iterator[Path]:
 
 
 def slow_filesystem(quick: bool) -> Iterator[Row]:
-    """A filesystem that takes a millisecond to answer."""
+    """Measure the deletion on a filesystem that answers each request after a millisecond."""
     each = 100 if quick else 1000
     files = [*(f"top/{at}/{name}" for at in range(10) for name in range(each)), "top/.jobcache/id"]
-    ours, theirs, asked = [], [], []
+    hooks, theirs, asked = [], [], []
     with tempfile.TemporaryDirectory(prefix="jobcache-") as base:
         os.chmod(base, 0o755)
         place = Path(base)
-        for _ in range(3 if quick else 1):  # 20,000 answers are samples enough
-            for name in ("ours", "theirs"):
+        for _ in range(3 if quick else 1):  # 20,000 answers are enough samples
+            for name in ("hooks", "theirs"):
                 with slow(place, files, uid=WHO.pw_uid) as server:
-                    if name == "ours":
-                        deleted(place / "top", 10 * each, ours, [])
+                    if name == "hooks":
+                        deleted(place / "top", 10 * each, hooks, [])
                     else:
                         began = time.perf_counter()
                         as_alice(lambda: os.execv("/usr/bin/rm", ["rm", "-rf", str(place / "top")]))
                         theirs.append(time.perf_counter() - began)
                     assert server.left() == 0
                     asked.append((name, sum(server.asked.values()), server.most))
-    yield ratio(f"deleting {10 * each:,} files in 10 directories, 1 ms an answer", ours, "rm -rf of an equal tree", theirs, 1.0)
-    questions = {name: statistics.median(count for who, count, _ in asked if who == name) for name in ("ours", "theirs")}
+    yield ratio(f"deleting {10 * each:,} files in 10 directories, 1 ms an answer", hooks, "rm -rf of an equal tree", theirs, 1.0)
+    questions = {name: statistics.median(count for who, count, _ in asked if who == name) for name in ("hooks", "theirs")}
     yield {
-        "what": f"  questions asked (ours: at most {max(most for who, _, most in asked if who == 'ours')} at once)",
-        "ours": questions["ours"], "other": questions["theirs"], "unit": "", "of": "ratio",
-        "ratio": questions["ours"] / questions["theirs"], "target": None, "against": "rm -rf", "repeats": len(ours),
+        "what": f"  requests (jobcache: at most {max(most for who, _, most in asked if who == 'hooks')} at once)",
+        "ours": questions["hooks"], "other": questions["theirs"], "unit": "", "of": "ratio",
+        "ratio": questions["hooks"] / questions["theirs"], "target": None, "against": "rm -rf", "repeats": len(hooks),
     }  # fmt: skip
 
 
 def large(quick: bool) -> Iterator[Row]:
-    """A cache as a language model's dataset leaves it: few files, and big ones."""
+    """Measure the Epilog on a cache with few large files, as of a language model's dataset."""
     size = (300 << 20) // 12 if quick else (3 << 30) // 12
-    ours, theirs = [], []
+    hooks, theirs = [], []
     with new_site(epilog={"budget": "20s"}) as site:
         seed = site.dir / "seed-epilog"
         seed.write_text(f"#!/bin/sh\nrm -rf {site.cache().parent}/hf-datasets-$SLURM_JOB_ID\n")
         seed.chmod(0o755)
         for _ in range(3):
-            for job, hook, times in ((1, seed, theirs), (2, site.hooks / "epilog", ours)):
+            for job, hook, times in ((1, seed, theirs), (2, site.hooks / "epilog", hooks)):
                 fill(site, job, files=12, size=size)
                 os.sync()
                 times.append(timed([str(hook)], {**job_env(job), "PATH": "/usr/bin"}))
                 assert not site.cache(job).exists() and not site.debris()
-    row = ratio(f"Epilog, a cache of 12 files, {size * 12 / 1e9:.1f} GB", ours, "rm -rf as an Epilog", theirs, 0.25)
+    row = ratio(f"Epilog, a cache of 12 files, {size * 12 / 1e9:.1f} GB", hooks, "rm -rf as an Epilog", theirs, 0.25)
     yield {**row, "of": "difference", "ratio": (row["ours"] - row["other"]) / 1e3}
 
 
 # --------------------------------------------------------------------------------------------------------------- cluster
 
-# In an allocation of both nodes: the first step, which finds no cache, and further ones. Microseconds, a line each.
+# In an allocation of both nodes: the first step, which finds no cache, and further steps. Prints microseconds, one line a step.
 STEPS = r"""
 for step in $(seq $1); do
     began=${EPOCHREALTIME/./}
@@ -432,7 +432,7 @@ echo $((${EPOCHREALTIME/./} - began))
 
 
 def cluster(quick: bool) -> Iterator[Row]:
-    """Real jobs on two nodes that are one machine, beside the same with a TaskProlog that does nothing."""
+    """Measure real jobs on two nodes of one machine, beside equal jobs with a TaskProlog that does nothing."""
     rounds, further, short = (2, 2, 30) if quick else (7, 4, 200)
     site = Site()
     noop = site.dir / "noop"
@@ -465,7 +465,7 @@ def cluster(quick: bool) -> Iterator[Row]:
             without.stop()
             site.close()
     noop_hook = "the same with a no-op /bin/sh TaskProlog"
-    yield ratio("srun -n64 on two nodes, the cache is there", others[wired], noop_hook, others[without], 1.10)
+    yield ratio("srun -n64 on two nodes, the cache exists", others[wired], noop_hook, others[without], 1.10)
     yield ratio("srun -n64 on two nodes, the first step of the job", first[wired], noop_hook, first[without], 1.6)
     yield ratio(f"{short} short steps in one job", many[wired], noop_hook, many[without], 1.05)
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How many operations on scratch the hooks of one job cost its metadata server, on each node and in all.
+"""Count the operations of one job's hooks on the metadata server of scratch, on each node and in total.
 
     tests/bench/hook_operations.py [--json FILE] [NODES…]
 
-NODES is a number of nodes of the job; 1 2 8 32 unless others are named. Needs root, strace, and a Python that has what
-tests/run.sh installs. Counted is each system call that names something on scratch: open, stat, access, mkdir, rename,
-unlink, rmdir, readdir and their like, but not what is done to a file that is open. The cache stays empty.
+NODES is a number of nodes of the job; by default 1 2 8 32. Needs root, strace, and a Python with the packages that
+tests/run.sh installs. The count has each system call that names an entry of scratch: open, stat, access, mkdir, rename,
+unlink, rmdir, readdir and similar calls, but no operation on an open file. The cache stays empty.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     if os.geteuid() != 0:
-        parser.error("needs root, to be the job's user and the Epilog")
+        parser.error("needs root, to act as the job's user and as the Epilog")
     rows = [job_of(nodes) for nodes in options.nodes or NODES]
     print(f"{'nodes of the job':<36}" + "".join(f"{row['nodes']:>8}" for row in rows))
     for what in max(rows, key=len):
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def job_of(nodes: int) -> dict[str, int]:
-    """Return the operations of each hook of one job that has so many nodes, two tasks on each, and their sum."""
+    """Return the operations of each hook of a job with `nodes` nodes and two tasks on each, and their sum."""
     site = Site()
     try:
         (site.scratch / "games").mkdir()
@@ -59,7 +59,7 @@ def job_of(nodes: int) -> dict[str, int]:
         row["TaskProlog, further task"] = same(lambda node: counted.task(node, "0"), names)
         row["Epilog, not the last"] = same(lambda node: counted.epilog(node, nodes), names[1:])
         row["Epilog, the last"] = counted.epilog("n1", nodes)
-        assert not list(site.scratch.glob("*/.cache/*")), "it is not gone"
+        assert not list(site.scratch.glob("*/.cache/*")), "the cache still exists"
         row["in all, a node"] = round(counted.total / nodes)
         return {what: count for what, count in row.items() if count}
     finally:
@@ -67,14 +67,14 @@ def job_of(nodes: int) -> dict[str, int]:
 
 
 def same(count: Callable[[str], int], nodes: list[str]) -> int:
-    """Return what it costs on each of these nodes, which has to be the same; 0 where there is none."""
+    """Return the count on each of these nodes, which must be equal; 0 without nodes."""
     counts = {count(node) for node in nodes}
-    assert len(counts) <= 1, f"it depends on the node: {counts}"
+    assert len(counts) <= 1, f"the count depends on the node: {counts}"
     return max(counts, default=0)
 
 
 class Counted:
-    """Runs the hooks of a site and counts their operations on its scratch. total: of all so far."""
+    """Runs the hooks of a site and counts their operations on its scratch. total: sum of all counts."""
 
     def __init__(self, site: Site) -> None:
         self.site = site

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What it costs a job's first task to begin with what is in the store: ten builds, a thousand files, five thousand builds.
+"""Measure the costs of links to a store for the first task of a job: ten builds, a thousand files, five thousand builds.
 
     tests/bench/seeding.py [--rounds N]
 
-Holds the TaskProlog of a job's first task with a store against the same without, in turns, and prints the medians. Needs
-root, to be the job's user, and a Python with `datasets`, which makes the one real build that all others are copies of.
+Runs the TaskProlog of a job's first task with a store and without one, in turns, and prints the medians. Needs root, to
+act as the job's user, and a Python with `datasets`, which makes one real build. All other builds are copies of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT / "hooks"), str(ROOT / "tests")]
 from support.site_dir import Site  # noqa: E402
 from support.stores import Jobs, Template, links  # noqa: E402
 
-CASES = {"10 builds": (10, 30), "1,000 files": (1_000, 150), "5,000 builds": (5_000, 1_000)}  # how many; the target, ms
+CASES = {"10 builds": (10, 30), "1,000 files": (1_000, 150), "5,000 builds": (5_000, 1_000)}  # number, and target in ms
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def measure(what: str, builds: int, target: int, template: Template, rounds: int) -> None:
-    """Print one line: the medians of the first task, without a store and with it, in ms, and how many builds were linked."""
+    """Print one line: the medians of the first task in ms, without a store and with it, and the number of linked builds."""
     site = Site()
     try:
         jobs = Jobs(site)

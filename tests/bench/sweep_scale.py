@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How `jobcache sweep` grows with the number of caches: seconds, memory and system calls.
+"""Measure how the costs of `jobcache sweep` grow with the number of caches: seconds, memory and system calls.
 
     tests/bench/sweep_scale.py [--large] [--json FILE] [SIZE…]
 
-SIZE is a number of caches, three a user: 1000 10000 30000 unless others are named, and 100000 with --large. Needs root,
-to be that many users, strace, and a Python that has what tests/run.sh installs. Everything is built below one temporary
-directory (TMPDIR says where), and removed. Slurm is a program that prints 100,000 live jobs.
+SIZE is a number of caches, three for each user: by default 1000 10000 30000, and 100000 with --large. Needs root, to act
+as that many users, strace, and a Python with the packages that tests/run.sh installs. Everything lies below one temporary
+directory, in TMPDIR, which is removed at the end. Slurm is a program that prints 100,000 live jobs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jobcache.system import as_user  # noqa: E402
 from support.site_dir import Site  # noqa: E402
 
 JOBS = 100_000
-EACH = 3  # caches a user
+EACH = 3  # caches of each user
 SIZES = (1_000, 10_000, 30_000)
 LARGE = 100_000
 RUNS = 3
@@ -38,7 +38,7 @@ REAPED = 3_000
 FILES = 5  # of 4 KiB, in each cache that is reaped
 FIRST_UID = 20_000
 
-# A process's greatest memory includes what it had before its exec, so a small one has to start what is measured.
+# The peak memory of a process includes its memory before exec, so a small process must start the measured one.
 MEASURE = """
 import json, os, sys, time
 began = time.monotonic()
@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     if os.geteuid() != 0:
-        parser.error("needs root, to be many users")
+        parser.error("needs root, to act as many users")
     rows = []
     for row in measured([*(options.sizes or SIZES), *([LARGE] if options.large else [])]):
         rows.append(row)
@@ -90,7 +90,7 @@ def measured(sizes: list[int]) -> Iterator[Row]:
     with scratch(REAPED, FILES) as site:
         jobs_are(site, alive=0)
         yield {"what": f"reaping, {FILES} files each", **sweep(site, REAPED)}
-        assert not any(site.scratch.glob("*/.cache/*")), "not all is reaped"
+        assert not any(site.scratch.glob("*/.cache/*")), "some caches still exist"
 
 
 def print_row(row: Row) -> None:
@@ -101,12 +101,12 @@ def print_row(row: Row) -> None:
 
 UNITS = {"seconds": "s", "cpu_seconds": "s of CPU", "mib": "MiB", "each": "a cache"}
 
-# ------------------------------------------------------------------------------------------------------- what is swept
+# ------------------------------------------------------------------------------------------------- the swept scratch
 
 
 @contextmanager
 def scratch(caches: int, files: int = 0) -> Iterator[Site]:
-    """A site with so many caches, each made by the code that makes them, as its owner."""
+    """Yield a site with `caches` caches of `files` files. The code of the hooks makes each cache, as its owner."""
     site = Site()
     try:
         slurm = fake_slurm(site)
@@ -119,7 +119,7 @@ def scratch(caches: int, files: int = 0) -> Iterator[Site]:
 
 
 def make_user(site: Site, first: int, caches: int, files: int) -> None:
-    """Make a user's directory and caches; the first is that of job number `first`."""
+    """Make a user's directory and caches; the first cache belongs to job number `first`."""
     uid = uid_of(first)
     home = site.scratch / f"u{uid}"
     home.mkdir(mode=0o700)
@@ -143,7 +143,7 @@ def job_of(at: int) -> int:
 
 
 def fake_slurm(site: Site) -> Path:
-    """Write a squeue and a scontrol that print what is in files beside them."""
+    """Write a squeue and a scontrol that print the content of files beside them. Return their directory."""
     where = site.dir / "slurm"
     where.mkdir()
     for name, file in (("squeue", "queue"), ("scontrol", "config")):
@@ -154,7 +154,7 @@ def fake_slurm(site: Site) -> Path:
 
 
 def jobs_are(site: Site, alive: int) -> None:
-    """Let Slurm have JOBS live jobs, those of the first `alive` caches among them."""
+    """Set the live jobs of Slurm: JOBS jobs, including the jobs of the first `alive` caches."""
     with (site.dir / "slurm/queue").open("w") as queue:
         for at in range(JOBS):
             job = job_of(at) if at < alive else 5_000_000 + at
@@ -162,7 +162,7 @@ def jobs_are(site: Site, alive: int) -> None:
 
 
 def drop_caches() -> None:
-    """Have the kernel forget what it knows of the disk."""
+    """Drop the kernel's caches of the disk."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
@@ -175,21 +175,21 @@ def command(site: Site, *options: str) -> list[str]:
 
 
 def run(site: Site, argv: list[str]) -> tuple[str, str]:
-    """Run it and return the last line of what it said on stdout, and all that it said on stderr."""
+    """Run a command; return the last line of its stdout, and all of its stderr."""
     env = {"PYTHONPATH": str(ROOT / "hooks"), "PYTHONPYCACHEPREFIX": f"{site.dir}/pyc", "PATH": os.environ["PATH"]}
     done = subprocess.run(argv, env=env, cwd="/", capture_output=True, text=True, check=True)
     return (done.stdout.splitlines() or [""])[-1], done.stderr
 
 
 def fastest(site: Site, caches: int) -> Row:
-    """Return what the fastest of some dry runs cost: the others were disturbed."""
+    """Return the costs of the fastest of some dry runs: other load has disturbed the slower ones."""
     return min((sweep(site, caches, "--dry-run") for _ in range(RUNS)), key=lambda row: row["seconds"])
 
 
 def sweep(site: Site, caches: int, *options: str) -> Row:
-    """Sweep, and return what that cost."""
-    said, trouble = run(site, [sys.executable, "-I", "-S", "-c", MEASURE, *command(site, *options)])
-    row = {"caches": caches, **json.loads(said)}
+    """Run a sweep and return its costs."""
+    line, trouble = run(site, [sys.executable, "-I", "-S", "-c", MEASURE, *command(site, *options)])
+    row = {"caches": caches, **json.loads(line)}
     assert row.pop("status") == 0 and not trouble, trouble
     return row
 
@@ -197,8 +197,8 @@ def sweep(site: Site, caches: int, *options: str) -> Row:
 def traced(site: Site, caches: int) -> int:
     """Return the number of system calls of a dry run, children included."""
     with tempfile.NamedTemporaryFile("r") as summary:
-        said, trouble = run(site, ["strace", "-f", "-c", "-o", summary.name, *command(site, "--dry-run")])
-        assert said.startswith(str(caches)) and not trouble, (said, trouble)
+        line, trouble = run(site, ["strace", "-f", "-c", "-o", summary.name, *command(site, "--dry-run")])
+        assert line.startswith(str(caches)) and not trouble, (line, trouble)
         total = summary.read().splitlines()[-1].split()
     assert total[-1] == "total", total
     return int(total[3])

@@ -1,4 +1,4 @@
-"""Steps that are attached to a running job, and shells without a batch script: nobody loses a live cache."""
+"""Steps that are attached to a running job, and shells without a batch script: no live cache is lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_interactive_step_joins_after_another_step(wired: Wired) -> None:
 
 
 def test_a_batch_task_discards_what_an_earlier_life_left(wired: Wired) -> None:
-    """The cache at the path is of a lost run with this id, cluster and user: the batch task takes it out of the way."""
+    """The path has the cache of a lost run with this id, cluster and user: the batch task moves it to the trash."""
     job = wired.batch(SHOW, "--hold")
     cache = wired.cache(job)
     old = f"mkdir -p {shlex.quote(str(cache))}/.jobcache/nodes && touch {cache}/old && " + (

@@ -251,7 +251,7 @@ def test_cache_in_a_private_tmp_is_a_problem(place: Place) -> None:
 
 
 def test_check_continues_without_a_controller(place: Place) -> None:
-    """Slurm does not answer. Scratch is tried all the same."""
+    """Slurm does not answer. The check still tries scratch."""
     place.cluster.stop_controller()
     try:
         status, found = place.check("--user", ALICE)

@@ -1,6 +1,6 @@
-"""What crashes leave behind, on a real cluster: the living keep their caches, and the sweep has the rest, and only that.
+"""Crashes on a real cluster: live jobs keep their caches, and the sweep reaps all others, and nothing else.
 
-The cluster is this module's own: its nodes and its controller are killed, frozen and robbed of their state.
+Only this module uses the cluster: it kills and freezes nodes and the controller, and deletes their state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from support.site_dir import ALICE, BOB, Site
 
 FILL = 'echo data >"$HF_DATASETS_CACHE/$SLURMD_NODENAME.arrow"'
 SLEEP = "sleep 300"
-# What hides jobs, even under --all --states=all, and what would have Slurm ask another cluster.
+# Variables that hide jobs, even under --all --states=all, or that make Slurm ask another cluster.
 HOSTILE = {
     "SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "other", "SQUEUE_USERS": "root", "SQUEUE_ACCOUNT": "none",
     "SQUEUE_NAMES": "none", "SQUEUE_FORMAT": "%j", "SQUEUE_SORT": "x", "SLURM_CLUSTERS": "other", "SLURM_CONF": "/nonexistent",
@@ -51,7 +51,7 @@ def _fragile() -> Iterator[Wired]:
 
 @pytest.fixture
 def fragile(_fragile: Wired) -> Iterator[Wired]:
-    """A cluster to break; each test leaves it with both nodes up and no job, and then a sweep leaves no cache."""
+    """A cluster that tests can break. After each test, both nodes must be up without jobs, and a sweep must leave no cache."""
     yield _fragile
     for user in (ALICE, BOB):
         _fragile.cluster.run("scancel", "--user", user)
@@ -62,25 +62,25 @@ def fragile(_fragile: Wired) -> Iterator[Wired]:
 
 
 def sweep(wired: Wired) -> subprocess.CompletedProcess[str]:
-    """Run `jobcache sweep` in an environment that hides whatever it can."""
+    """Run `jobcache sweep` in an environment that hides jobs."""
     command = (sys.executable, "-m", "jobcache.cli", "sweep", "--hooks", wired.site.hooks)
     root = str(Path(jobcache.__file__).parents[1])
     return wired.cluster.run(*command, env={**HOSTILE, "PYTHONPATH": root}, check=False)
 
 
 def names(wired: Wired, user: str = ALICE) -> list[str]:
-    """All that lies where the user's caches are."""
+    """Return all names in the directory of the user's caches."""
     parent = wired.site.scratch / user / ".cache"
     return sorted(os.listdir(parent)) if parent.exists() else []
 
 
 def reaped(wired: Wired, begun: int) -> list[tuple[int, str]]:
-    """(job, reason) of what sweeps have reaped since there were `begun` events."""
+    """Return (job, reason) of each cache that sweeps have reaped, without the first `begun`."""
     return [(one["job_id"], one["reason"]) for one in wired.site.events("cache.orphan_reaped")[begun:]]
 
 
 def start(wired: Wired, *options: str, user: str = ALICE, script: str = f"{FILL}\n{SLEEP}", on: tuple[str, ...] = ()) -> int:
-    """Submit a job, and wait until it has filled its cache on the nodes that it says, or `on` these."""
+    """Submit a job; wait until it has written to its cache on its one node, or on each node in `on`. Return its id."""
     job = wired.batch(script, *options, user=user)
     wired.wait(job, "RUNNING")
     for node in on or (wired.cluster.job(job)["NodeList"],):
@@ -89,13 +89,13 @@ def start(wired: Wired, *options: str, user: str = ALICE, script: str = f"{FILL}
 
 
 def lives(wired: Wired, job: int) -> bool:
-    """Whether the sweep's own listing has ALICE's job."""
+    """Return whether ALICE's job is alive in the listing of the sweep."""
     ask = wired.site.keys["slurm"]
     slurm = Slurm(ask["conf"], ask["squeue"], ask["scontrol"], 20)
     return slurm.listing(wired.cluster.name).alive(job, pwd.getpwnam(ALICE).pw_uid)
 
 
-# ------------------------------------------------------------------------------------------------------ who is alive
+# ------------------------------------------------------------------------------------------------------ live jobs
 
 
 def test_listing_has_every_kind_of_living_job(fragile: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +157,9 @@ def test_listing_under_private_data_is_refused(fragile: Wired) -> None:
 
 @pytest.mark.parametrize("lose", [Cluster.kill_slurmd, Cluster.crash_node])
 def test_second_run_keeps_its_cache_when_the_lost_node_returns(fragile: Wired, lose: Callable[[Cluster, str], None]) -> None:
-    """The second run's cache outlives the first's, whose node comes back in the middle of it, with its late Epilog or none.
+    """The node of the first run returns during the second run, with its late Epilog or without one. The second cache stays.
 
-    Slurm 26.05 can tell a late Epilog that it does not know the job any more: then the first run's is left to the sweep.
+    Slurm 26.05 can start a late Epilog without the user of the job. Then the sweep reaps the first run's cache.
     """
     cluster, site = fragile.cluster, fragile.site
     site.configure(log={**site.keys["log"], "level": "debug"})
@@ -183,7 +183,7 @@ def test_second_run_keeps_its_cache_when_the_lost_node_returns(fragile: Wired, l
 
     cluster.start_slurmd(lost)
     cluster.wait_node(lost, lambda state: state in ("IDLE", "MIXED"))
-    if lose is Cluster.kill_slurmd:  # its job's slurmstepd has lived on, and so there is an Epilog
+    if lose is Cluster.kill_slurmd:  # the job's slurmstepd is still alive, so an Epilog runs
         wait_until(lambda: not fragile.cache(job).exists() or len(site.events("cache.skipped")) > unknown)
     assert {event["reason"] for event in site.events("cache.skipped")[unknown:]} <= {"unknown_job"}
     late = fragile.cache(job).exists()
@@ -201,7 +201,7 @@ def test_second_run_keeps_its_cache_when_the_lost_node_returns(fragile: Wired, l
 
 
 def test_job_that_outlives_its_node_leaves_its_cache_to_the_sweep(fragile: Wired) -> None:
-    """--no-kill: the job goes on without a node that returns meanwhile. Its lease stays, so the sweep reaps the cache."""
+    """--no-kill: the job continues without the lost node, which returns. Its lease stays, so the sweep reaps the cache."""
     cluster = fragile.cluster
     begun = len(fragile.site.events("cache.orphan_reaped"))
     job = start(fragile, "-N2", "--no-kill", script=f"srun -N2 -n2 sh -c '{FILL}'\n{SLEEP}", on=cluster.nodes)
@@ -262,13 +262,13 @@ def test_reused_job_id_never_sees_an_older_cache(fragile: Wired) -> None:
     first = start(fragile, "-N2", script=f"srun -N2 -n2 sh -c '{FILL}'\n{SLEEP}", on=cluster.nodes)
     assert first == 1
     lose_state(cluster)
-    assert len(list(fragile.cache(1).glob("*.arrow"))) == 2  # no Epilog has known whose job it was
+    assert len(list(fragile.cache(1).glob("*.arrow"))) == 2  # no Epilog knew the user of the job
 
     second = fragile.batch(f'ls -A "$HF_DATASETS_CACHE"\ntouch "$HF_DATASETS_CACHE/second.arrow"\n{SLEEP}')
     assert second == 1
     fragile.wait_for(fragile.cache(1) / "second.arrow")
     assert fragile.output(second) == [".jobcache"]
-    assert len(names(fragile)) == 2  # the earlier one is trash, and goes though a job has its id
+    assert len(names(fragile)) == 2  # the earlier one is trash; it is reaped although a live job has its id
     begun = len(fragile.site.events("cache.orphan_reaped"))
     assert sweep(fragile).returncode == 0
     assert [path.name for path in fragile.cache(1).glob("*.arrow")] == ["second.arrow"]
@@ -289,14 +289,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def orphan(wired: Wired, job: int) -> Path:
-    """A cache of ALICE's that a job of long ago has left."""
+    """Make a cache of ALICE that a former job left; return its path."""
     made = wired.site.task_prolog(job).cache
     assert made
     return Path(made)
 
 
 def lose_state(cluster: Cluster) -> None:
-    """Stop the controller, and start it with nothing that it knew; return when the nodes have got rid of their jobs."""
+    """Stop the controller, and start it without its state; return when the nodes have ended their jobs."""
     cluster.stop_controller()
     cluster.start_controller(clean=True)
     for node in cluster.nodes:

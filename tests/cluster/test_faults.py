@@ -1,4 +1,4 @@
-"""Faults on a real cluster: jobs end as they would have, nodes stay up, and the sweep has the rest.
+"""Faults on a real cluster: jobs end as without the fault, nodes stay up, and the sweep reaps the rest.
 
 Each test ends with both nodes idle: the fixture waits for that.
 """
@@ -28,7 +28,7 @@ SHOW = 'echo "<$HF_DATASETS_CACHE>"'
 
 
 def codes(wired: Wired, *scripts: str) -> list[tuple[int, str]]:
-    """Run these scripts as jobs, at once; return each with its exit code as Slurm has it, when all are over."""
+    """Run these scripts as jobs at the same time; after all have ended, return Slurm's exit code of each."""
     jobs = [wired.batch(script) for script in scripts]
     for job in jobs:
         wired.wait(job)
@@ -36,14 +36,14 @@ def codes(wired: Wired, *scripts: str) -> list[tuple[int, str]]:
 
 
 def both_idle(wired: Wired) -> None:
-    """No node is drained, down or told why."""
+    """Assert that no node is drained or down, or has a reason for it."""
     for node in wired.cluster.nodes:
         wired.cluster.wait_node(node, "IDLE")
         assert wired.cluster.node(node).get("Reason", "") == ""
 
 
 def swept(wired: Wired) -> one_sweep.Result:
-    """Sweep, knowing of no live job."""
+    """Run a sweep with an empty job list."""
 
     class NoJobs(slurm.Slurm):
         def listing(self, cluster: str, *, node: str | None = None, only_own: bool = False) -> live_jobs.Listing:
@@ -56,7 +56,7 @@ def swept(wired: Wired) -> one_sweep.Result:
 
 @pytest.mark.parametrize("killable", [True, False])
 def test_hung_scratch_costs_no_job_and_no_node(wired: Wired, killable: bool) -> None:
-    """Jobs have their path at the deadline, Epilogs end by theirs, and no node is drained."""
+    """Jobs get their path at the deadline, Epilogs end by their deadline, and no node is drained."""
     wired.site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "3s"})
     place = wired.site.scratch / ALICE
     place.mkdir(exist_ok=True)
@@ -112,7 +112,7 @@ UNREADABLE: dict[str, Callable[[Path], object]] = {
         (hooks / name).write_text((hooks / name).read_text()[:-100]) for name in ("policy.sh", "settings.json")
     ],
     "both gone": lambda hooks: [(hooks / name).unlink() for name in ("policy.sh", "settings.json")],
-    "policy anothers": lambda hooks: shutil.chown(hooks / "policy.sh", ALICE),
+    "policy of another user": lambda hooks: shutil.chown(hooks / "policy.sh", ALICE),
 }
 
 

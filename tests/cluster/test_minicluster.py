@@ -1,4 +1,4 @@
-"""The throwaway cluster keeps its promises: it runs jobs as Slurm does, and leaves nothing behind."""
+"""The temporary cluster: it runs jobs as Slurm does, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.minicluster import Cluster, ClusterError
 PROGRAM = Path(minicluster.__file__).resolve()
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has jobs of other users")
 
-# A job with a child that no signal to its process group, session or parent reaches.
+# A job with a child outside of its process group and session, and with another parent.
 RUNAWAY = "(env -i setsid sh -c 'echo $$ > {}; exec sleep 300' &)\nsleep 300"
 
 
@@ -48,7 +48,7 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def processes_naming(directory: Path) -> list[str]:
-    """The command lines of all processes whose command line or environment names the directory."""
+    """Return the command lines of all processes whose command line or environment names the directory."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -87,7 +87,7 @@ def run_program(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=60, check=False)
 
 
-# ---- it runs jobs
+# ---- jobs
 
 
 def test_all_nodes_are_idle_after_the_start(shared: Cluster) -> None:
@@ -172,7 +172,7 @@ def test_controller_restarts_with_its_jobs_or_clean(own: Cluster) -> None:
     assert own.sbatch("true") == 1
 
 
-# ---- it loses nodes
+# ---- lost nodes
 
 
 def test_lost_node_returns(own: Cluster) -> None:
@@ -205,7 +205,7 @@ def test_crashed_node_ends_all_its_processes(own: Cluster) -> None:
     own.wait_node("n1", lambda state: state in ("IDLE", "MIXED"))
 
 
-# ---- it leaves nothing
+# ---- leftovers
 
 
 def test_stop_leaves_no_process_and_no_file() -> None:
@@ -266,7 +266,7 @@ def test_mount_below_the_directory_is_never_removed(tmp_path: Path) -> None:
     subprocess.run(["rm", "-r", str(cluster.dir)], check=True)
 
 
-# ---- it stands the world it starts in
+# ---- its environment
 
 
 def test_two_clusters_at_once_are_independent(shared: Cluster, own: Cluster) -> None:
@@ -347,7 +347,7 @@ def test_program_wires_hooks(tmp_path: Path) -> None:
 def test_ordinary_user_can_start_a_cluster() -> None:
     if subprocess.run(["sh", "-c", 'exec "$0" -c ""', sys.executable], user="games", check=False).returncode:
         pytest.skip(f"games can't execute {sys.executable}")
-    with tempfile.TemporaryDirectory() as place:  # which games can read, unlike many a checkout
+    with tempfile.TemporaryDirectory() as place:  # the user games can read it, but not every checkout
         Path(place).chmod(0o755)
         copy = shutil.copy(PROGRAM, place)
         Path(copy).chmod(0o644)

@@ -18,7 +18,7 @@ SHOW = 'echo "$SLURMD_NODENAME $SLURM_PROCID $HF_DATASETS_CACHE"'
 
 @pytest.mark.parametrize("scope", ["node", "task"])
 def test_each_node_or_task_has_a_directory_of_its_own(wired: Wired, scope: str) -> None:
-    """Four ranks on two nodes: as many directories as the scope says, all in the job's one cache, reaped as one."""
+    """Four ranks on two nodes: the scope sets the number of directories. All lie in the job's cache and are reaped with it."""
     script = f"{step(f'{SHOW}; mkdir -p $HF_DATASETS_CACHE; echo x >$HF_DATASETS_CACHE/$SLURM_PROCID', '-N2', '-n4')}"
     job = wired.batch(script, "-N2", "-n4", JOBCACHE_SCOPE=scope)
     assert wired.wait(job) == "COMPLETED"

@@ -1,4 +1,4 @@
-"""However a site wires the hooks in: globs with neighbours, chained TaskPrologs, configless nodes, a policy that is older."""
+"""Each way in which a site wires the hooks: globs with other scripts, chained TaskPrologs, configless nodes, an older policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import Wired
 from support.minicluster import Cluster
 from support.site_dir import ALICE, Site
 
-SAY = "srun sh -c 'echo $HF_DATASETS_CACHE'"
+PRINT_CACHE = "srun sh -c 'echo $HF_DATASETS_CACHE'"
 
 
 def script(path: Path, text: str) -> Path:
@@ -29,8 +29,8 @@ def cluster_of(site: Site, *conf: str) -> Cluster:
 
 
 def test_epilog_runs_among_others_of_a_glob(site: Site) -> None:
-    """A symlink to ours among the site's own. slurmd goes through them from the last name to the first: what fails before
-    ours keeps ours from running, and drains the node; what fails after it does the second alone."""
+    """The glob matches a symlink to jobcache's Epilog and two scripts of the site. A failing script drains the node. If it runs
+    before jobcache's Epilog, that Epilog does not run."""
     epilogs = site.dir / "epilog.d"
     order = site.dir / "order"
     script(epilogs / "10-first", f"echo first >>{order}")
@@ -38,7 +38,7 @@ def test_epilog_runs_among_others_of_a_glob(site: Site) -> None:
     (epilogs / "50-jobcache").symlink_to(site.hooks / "epilog")
     with cluster_of(site, f"TaskProlog={site.hooks}/task-prolog", f"Epilog={epilogs}/*") as cluster:
         wired = Wired(site, cluster)
-        job = wired.batch(SAY)
+        job = wired.batch(PRINT_CACHE)
         assert wired.wait(job) == "COMPLETED" and wired.output(job) == [str(wired.cache(job))]
         cluster.wait_node("n1")
         wired.assert_reaped(job)
@@ -47,7 +47,7 @@ def test_epilog_runs_among_others_of_a_glob(site: Site) -> None:
 
         for name, reaped in ((names[1], True), (names[0], False)):
             script(epilogs / {"first": "10-first", "last": "90-last"}[name], "exit 1")
-            job = wired.batch(SAY)
+            job = wired.batch(PRINT_CACHE)
             assert wired.wait(job) == "COMPLETED"
             assert "DRAIN" in cluster.wait_node("n1", lambda state: "DRAIN" in state and "COMPLETING" not in state)
             assert wired.cache(job).exists() is not reaped
@@ -57,7 +57,7 @@ def test_epilog_runs_among_others_of_a_glob(site: Site) -> None:
 
 
 def test_task_prolog_of_the_site_can_call_this_one(site: Site) -> None:
-    """The opposite of `task_prolog.chain`: the site's script stays in slurm.conf and passes this one's exports on."""
+    """The opposite of `task_prolog.chain`: slurm.conf has the site's script, which runs jobcache's and prints its exports."""
     path = script(site.dir / "site-prolog", f"echo export SITE=1\n{site.hooks}/task-prolog\necho print site speaks")
     with cluster_of(site, f"TaskProlog={path}", f"Epilog={site.hooks}/epilog") as cluster:
         wired = Wired(site, cluster)
@@ -68,7 +68,7 @@ def test_task_prolog_of_the_site_can_call_this_one(site: Site) -> None:
 
 
 def test_chained_task_prolog_keeps_its_exit_status(site: Site) -> None:
-    """slurm.conf has one TaskProlog, which runs the site's own after itself."""
+    """slurm.conf has jobcache's TaskProlog, which then runs the site's script."""
     path = script(site.dir / "site-prolog", "echo export SITE=1")
     with cluster_of(site, f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog") as cluster:
         site.configure(task_prolog={"chain": str(path)})
@@ -84,8 +84,8 @@ def test_chained_task_prolog_keeps_its_exit_status(site: Site) -> None:
 
 @pytest.mark.parametrize("known", [False, True], ids=["unknown", "known"])
 def test_job_over_nodes_with_two_policies_loses_no_cache(site: Site, known: bool) -> None:
-    """During a roll-out the nodes of one job differ: the second one still has the policy with the former path. Whether a rule
-    of that names the new path already or not, each node has a cache by its own policy. No job fails, and all caches go."""
+    """During a roll-out, the second node of a job still has the policy with the former path. A rule of that policy names the new
+    path, or does not. Each node has a cache by its own policy, no job fails, and all caches are reaped."""
     former = f"{site.scratch}/{{user}}/.cache/hf-datasets-{{job_id}}"
     new = f"{site.scratch}/{{user}}/new/hf-datasets-{{job_id}}"
     hooks, old_hooks, by_node = site.hooks, site.dir / "old", site.dir / "by-node"

@@ -138,7 +138,7 @@ def requeued(record: Recorder) -> None:
         time.sleep(0.05)
     record.cluster.run("scontrol", "requeue", str(job))
     record.cluster.wait(job, "COMPLETED", timeout=60)
-    record.save("requeued-epilog", "epilog", job)  # of the run before
+    record.save("requeued-epilog", "epilog", job)  # of the first run
     record.save("requeued", "task-prolog", job, "batch]", at=1)
     record.save("requeued-step", "task-prolog", job, ".0]")
     record.save("batch-in-requeued", "task-prolog", job + 1, "batch]")

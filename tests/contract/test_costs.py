@@ -77,9 +77,9 @@ def processes(calls: Counter[str]) -> int:
 
 
 def test_further_task_starts_no_program(site: Site) -> None:
-    """A task that finds its node's lease needs one child that looks, and at most three short ones; no timer and no other program.
+    """A task that finds its node's lease needs one child for the search, at most three short ones, no timer and no program.
 
-    Under strace a child mostly takes longer than these, so the best of many runs counts."""
+    strace delays the children, so the best of many runs counts."""
     site.task_prolog()
     traced = Traced(site)
     inherited = {"JOBCACHE_DIR": str(site.cache()), "HF_DATASETS_CACHE": str(site.cache())}
@@ -118,7 +118,7 @@ def test_epilog_starts_four_programs(site: Site) -> None:
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_epilog_imports_no_installed_module(site: Site, cached: bool) -> None:
-    """Not even the directories of installed packages are searched, whether or not the job has a cache."""
+    """Python does not search the directories of installed packages, with a cache or without one."""
     if cached:
         site.task_prolog()
     traced = Traced(site)

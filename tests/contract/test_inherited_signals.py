@@ -1,4 +1,4 @@
-"""The Epilog keeps its promises whatever signal mask and dispositions it inherits.
+"""The Epilog keeps its promises with any inherited signal mask and dispositions.
 
 slurmstepd of Slurm 25.05 to 26.05 starts it with SIGCHLD blocked under PrologFlags=RunInJob. `wait` of dash and busybox then
 never returns. The hook is started without a wrapper: a shell in between would reset the mask.
@@ -54,7 +54,7 @@ def epilog(site: Site, shell: str, inherited: Callable[[], None], limit: float) 
         "SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(account.pw_uid), "SLURM_JOB_GID": str(account.pw_gid),
         "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_EXIT_CODE": "0",
     }  # fmt: skip
-    time.sleep(0.02)  # leases are dated in hundredths of a second, and one as young as the Epilog is kept
+    time.sleep(0.02)  # leases have dates in hundredths of a second, and an Epilog keeps a lease of its own age
     done = subprocess.run(
         [*shell.split(), str(site.hooks / "epilog")], env=variables, cwd="/", stdin=subprocess.DEVNULL, capture_output=True,
         check=False, timeout=limit, restore_signals=False, preexec_fn=inherited,

@@ -242,7 +242,7 @@ def test_scope_selects_exported_directory(site: Site, shell: str) -> None:
     site.configure(scope="task")
     assert task(site, step="3", shell=shell).cache == f"{cache}/step-3-task-0"
     assert task(site, step="3", shell=shell, JOBCACHE_SCOPE="job").cache == cache
-    # What the batch script's task was given, its steps inherit.
+    # The steps inherit the exports of the batch script's task.
     assert (
         task(site, step="4", shell=shell, HF_DATASETS_CACHE=f"{cache}/batch", JOBCACHE_DIR=cache).cache
         == f"{cache}/step-4-task-0"
@@ -387,7 +387,7 @@ def test_jobcache_dir_identifies_inherited_values_of_newer_policy(site: Site, sh
     for path in (mine, f"{mine}-r2", another, "/new/1/4241"):
         result = task(site, step="0", shell=shell, HF_DATASETS_CACHE=f"{path}/x", JOBCACHE_DIR=path)
         assert result.cache == str(site.cache()), path
-    for path in (f"/new/{ALICE}", "new/4242", f"{another}/", mine + "2"):  # of no job, or not where the value is
+    for path in (f"/new/{ALICE}", "new/4242", f"{another}/", mine + "2"):  # of no job, or not the place of the value
         own = task(site, step="0", shell=shell, HF_DATASETS_CACHE=f"{mine}/x", JOBCACHE_DIR=path)
         assert "HF_DATASETS_CACHE" not in own.exports, path
     site.configure(mode="observe")
@@ -465,7 +465,7 @@ def test_first_task_discards_stale_cache(site: Site, shell: str, python: bool) -
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
 def test_interactive_step_with_known_path_discards_no_cache(site: Site, shell: str, python: bool) -> None:
-    """An interactive step that inherits the job's path is not its first task, whatever its title."""
+    """An interactive step that inherits the job's path is not its first task, with any title of its parent."""
     if not python:
         site.policy(python="/nonexistent")
     result = task(site, shell=shell)
@@ -519,7 +519,7 @@ def directory(path: Path, line: str | None = None) -> Path:
 @each_shell
 @pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
 def test_foreign_file_at_path_is_left_alone(site: Site, shell: str, python: bool) -> None:
-    """Whatever stands at the path and is not this run's cache stays as it is: exit 0 without exports."""
+    """An entry at the path that is not this run's cache stays as it is: exit 0 without exports."""
     if not python:
         site.policy(python="/nonexistent")
     home = site.cache().parent
@@ -600,7 +600,7 @@ def broken_scratch(site: Site, how: str) -> Iterator[str]:
     """Make the user's part of scratch fail. Yield the reason that the event must have."""
     place = directory(site.scratch / ALICE)
     if how == "closed":
-        yield "no_access"  # root's, and not writable
+        yield "no_access"  # it belongs to root, and users cannot write to it
         return
     with mount("tmpfs", place, "tmpfs", "size=1m,nr_inodes=40" if how == "full" else ""):
         give(directory(place / ".cache").parent)
@@ -707,7 +707,7 @@ def at_once(site: Site, **env: str) -> list[Prologue]:
 
 
 def test_hung_python_is_killed_at_deadline(site: Site) -> None:
-    """The exports are printed all the same, so that all ranks of a job agree."""
+    """The exports are still printed, so that all ranks of a job agree."""
     site.configure(task_prolog={"deadline": "1s"})
     site.policy(python=script(site, "/bin/sleep 30"))
     mark = f"mark-{uuid.uuid4()}"
@@ -759,7 +759,7 @@ def test_hung_scratch_delays_task_until_deadline(site: Site, killable: bool, pyt
 
 
 def test_fifo_as_id_delays_task_until_deadline(site: Site) -> None:
-    """Whatever a user makes of a cache, it delays that user's task no longer than the deadline."""
+    """A user can put anything into a cache. It delays the task of this user until the deadline at most."""
     site.configure(task_prolog={"deadline": "1s"})
     task(site)
     (site.cache() / ".jobcache/id").unlink()
@@ -886,7 +886,7 @@ def test_chained_task_prolog_that_cannot_run_is_ignored(site: Site, shell: str, 
             path.mkdir()
     result = task(site, shell=shell)
     assert result.exports.keys() == EXPORTED
-    assert result.status == 0 or (kind, shell) == ("garbage", "/bin/busybox sh")  # which takes anything for a script
+    assert result.status == 0 or (kind, shell) == ("garbage", "/bin/busybox sh")  # busybox runs any file as a script
 
 
 # ------------------------------------------------------------------------------------------------ hostile environments
@@ -1016,7 +1016,7 @@ def test_forged_user_name_gets_no_cache(site: Site, shell: str) -> None:
 
 @each_shell
 def test_torn_policy_is_ignored(site: Site, shell: str) -> None:
-    """A policy that ends early, at whatever byte, is not used."""
+    """A policy that was cut short, at any byte, is not used."""
     policy = site.hooks / "policy.sh"
     text = policy.read_bytes()
     for length in range(0, len(text) - 1, 50):
@@ -1047,7 +1047,7 @@ BROKEN: dict[str, Any] = {
 @each_shell
 @pytest.mark.parametrize("broken", BROKEN)
 def test_broken_policy_is_ignored(site: Site, shell: str, broken: str) -> None:
-    """Exit 0 without exports, whatever is at the path of the policy. A policy that users can write is not used."""
+    """Any file can be at the path of the policy: exit 0 without exports. A policy that users can write is not used."""
     BROKEN[broken](site.hooks / "policy.sh")
     result = task(site, shell=shell)
     assert (result.status, result.output) == (0, b"")

@@ -1,5 +1,5 @@
-"""Whatever there is in the environment, in names, ids, leases and records: only what is ours is taken, all of that, and nobody
-falls over it.
+"""Arbitrary environments, names, ids, leases and records: hooks and sweep do not fail, and reap exactly the dead caches of
+jobcache.
 
 The configuration is fuzzed in unit/test_config.py and unit/test_policy.py, Slurm's answers in unit/test_slurm.py.
 """
@@ -34,7 +34,7 @@ quick = settings(fuzzed, max_examples=100 * MANY)
 ALIVE, ENDED = 7, 4242
 NUMBER = "(?:[1-9][0-9]{0,8}|[1-3][0-9]{9}|4[01][0-9]{8}|42[0-8][0-9]{7}|429[0-3][0-9]{6}|4294[0-8][0-9]{5})"  # below 2^32
 
-# ------------------------------------------------------------------------------------------------ what lies on scratch
+# ------------------------------------------------------------------------------------------------ entries of scratch
 
 jobs = st.sampled_from(["7", "4242", "4243", "1", "4294900000"])
 odd_numbers = st.sampled_from(["", "0", "07", "+7", "-7", "4294967296", "7.0", "٧", "7 ", "7\n", "99999999999999999999"])
@@ -76,7 +76,7 @@ directories = st.fixed_dictionaries({"id": ids, "lease": leases, "record": recor
 
 
 def right_id(name: str) -> str | None:
-    """The id that a directory of this name has to have to be ours."""
+    """Return the id that makes a directory of this name a cache of jobcache, None if no id does."""
     cache = re.fullmatch(f"hf-datasets-({NUMBER})(?:-r({NUMBER}))?", name)
     if cache:
         return f"test {cache[1]} {cache[2] or 0} {UID}\n"
@@ -85,7 +85,7 @@ def right_id(name: str) -> str | None:
 
 
 def plant(parent: Path, name: str, one: dict[str, Any]) -> str | None:
-    """Make it, as ALICE; return the id that it has now."""
+    """Make a directory, as ALICE; return the id in it, None without one."""
     top = parent / name
     (top / ".jobcache/nodes").mkdir(parents=True)
     text = (right_id(name) or f"test 7 0 {UID}\n") if one["id"] == "right" else one["id"]
@@ -100,7 +100,7 @@ def plant(parent: Path, name: str, one: dict[str, Any]) -> str | None:
 
 
 def is_ours(name: str, text: str | None, one: dict[str, Any]) -> bool:
-    """Whether a directory may be deleted when its job is dead, by another reading of the rules than the code's own."""
+    """Return whether a directory may be deleted when its job is dead. The rules are written independently of the code."""
     wanted = right_id(name)
     if wanted is None:
         return False
@@ -169,9 +169,9 @@ SCHEMA = json.loads((Path(jobcache.__file__).parent / "config/schema/event.json"
 @given(st.dictionaries(keys, json_values))
 def test_event_repeats_only_valid_fields_of_a_record(record: dict[str, Any]) -> None:
     """The schema accepts the event, and it is one line of ASCII."""
-    told = event_fields.of_record(json.loads(json.dumps(record)))
-    assert set(told) <= {"created_at", "policy"}
-    for name, value in told.items():
+    fields = event_fields.of_record(json.loads(json.dumps(record)))
+    assert set(fields) <= {"created_at", "policy"}
+    for name, value in fields.items():
         jsonschema.Draft7Validator(SCHEMA[name]).validate(event_line.clean(value))
         assert value.isascii() and value.isprintable() and '"' not in value
 

@@ -1,4 +1,4 @@
-"""Attacks by users, as their own uid, for thousands of rounds. Trees all around must stay as they are."""
+"""Attacks by users with their own uid, for thousands of rounds. All trees outside of the cache must stay unchanged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HERE = -100  # AT_FDCWD
 
 
 class Canaries:
-    """Trees that root, Bob and Alice own, and that anybody may write, so that no permission protects them.
+    """Trees that root, Bob and Alice own, and that every user may write, so that no permission protects them.
 
     Each looks like a cache of Alice with the record of her job, which a misled process would accept.
     """
@@ -257,7 +257,7 @@ def test_forged_files(site: Site, what: str, kind: str) -> None:
 
 
 def test_leases_of_missing_nodes(site: Site) -> None:
-    """They stop an Epilog from reaping, but no sweep: the cache occupies the user's quota for `grace` at most."""
+    """They prevent reaping by an Epilog, but not by a sweep: the cache occupies the user's quota for `grace` at most."""
     prolog(site)
     with acting_as(ALICE):
         for at in range(1000):

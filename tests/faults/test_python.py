@@ -1,4 +1,4 @@
-"""Hooks whose own foundation is broken: Python, its modules, its filesystem, process limits, the user's loader."""
+"""Hooks on broken foundations: Python, its modules, its filesystem, process limits, the user's loader."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_epilog_on_node_without_free_pids_exits_0(site: Site, free: int) -> None
 @pytest.mark.skipif(jobcache.__file__.startswith("/tmp/"), reason="the package itself is in /tmp")
 @each_shell
 def test_hooks_need_no_tmp(site: Site, shell: str) -> None:
-    """/tmp holds only the test's own directory, and nobody may write or list it."""
+    """/tmp holds only the directory of the test, and no user may write or list it."""
     inside = (
         'mkdir -p "$1" && mount --bind "$1" /mnt && mount -t tmpfs -o mode=711 none /tmp && mkdir "$1" && '
         'mount --bind /mnt "$1" && umount /mnt && mount -o remount,ro,mode=711 /tmp && shift && exec "$@"'

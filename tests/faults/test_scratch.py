@@ -88,7 +88,7 @@ def test_job_runs_without_cache_where_every_call_fails(site: Site, number: int, 
 @pytest.mark.parametrize("operation", CHANGES)
 @pytest.mark.parametrize("number", [errno.EIO, errno.EDQUOT, errno.EXDEV], ids=errno.errorcode.get)
 def test_cache_is_whole_or_absent_where_one_call_fails(site: Site, operation: str, number: int) -> None:
-    """Whichever call fails, an Epilog ends in time, and later nothing is left."""
+    """For each call that fails, an Epilog ends in time, and later nothing is left."""
     with failing_scratch(site, Faults(errors={operation: number})) as fs:
         fs.arm()
         result = prolog(site)
@@ -119,7 +119,7 @@ def test_full_quota_does_not_stop_reaping(site: Site, number: int) -> None:
 
 @pytest.mark.parametrize("after", [0, 3, 6, 10, 15, 21, 28, 36, 45, 60])
 def test_hooks_end_in_time_where_scratch_disappears(site: Site, after: int) -> None:
-    """The file server is gone for good after this many calls, in a task and in an Epilog. Nothing is left when it is back."""
+    """The file server never answers after this many calls, in a task and in an Epilog. After its return, nothing is left."""
     with failing_scratch(site, Faults(after=after, dies=True)) as fs:
         fs.arm()
         prolog(site)
@@ -282,7 +282,7 @@ def test_scratch_remounted_read_only_during_job(site: Site) -> None:
 
 
 def test_missing_scratch_is_never_created(site: Site) -> None:
-    """If scratch is not mounted, nobody makes a cache below the mount point, and a sweep finds nothing."""
+    """If scratch is not mounted, no task makes a cache below the mount point, and a sweep finds nothing."""
     site.scratch.rename(site.dir / "gone")
     assert prolog(site).exports == {}
     assert skipped(site) == [("failed", "no_access")]

@@ -86,7 +86,7 @@ def at_every_call(work: Callable[[], Callable[[Report], None]]) -> Iterator[int]
 
 @pytest.fixture
 def compiled(site: Site) -> settings.Settings:
-    """Return the site's settings. Another job lives, and has a cache."""
+    """Return the site's settings. Another job is live, and has a cache."""
     made = site.configure(log={"file": str(site.log), "syslog": False})
     site.task_prolog(NEIGHBOUR)
     site.fill(site.cache(NEIGHBOUR), "json/a.arrow")
@@ -254,7 +254,7 @@ def killed(command: list[str], env: dict[str, str], after: float, **who: Any) ->
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    while lives(process.pid):  # until the last of them has left its system call
+    while lives(process.pid):  # until the last process has left its system call
         time.sleep(0.001)
 
 
@@ -302,7 +302,7 @@ def test_a_killed_epilog(site: Site) -> None:
         site.epilog()
         swept(site, NEIGHBOUR)
         assert left(site) == [f"hf-datasets-{NEIGHBOUR}"] and fingerprint(site.cache(NEIGHBOUR)) == before
-    assert {event for event, _, _ in said(site)} <= {"cache.reaped", "hook.failed"}  # each line is held against the schema
+    assert {event for event, _, _ in said(site)} <= {"cache.reaped", "hook.failed"}  # said() checks each line against the schema
 
 
 def test_an_epilog_that_slurmd_terminates(site: Site) -> None:
@@ -320,7 +320,7 @@ def test_an_epilog_that_slurmd_terminates(site: Site) -> None:
     time.sleep(0.1)
     process.terminate()
     assert process.wait(timeout=5) == 0
-    os.killpg(process.pid, signal.SIGKILL)  # as slurmd does with what an Epilog leaves
+    os.killpg(process.pid, signal.SIGKILL)  # like slurmd, which kills the processes that an Epilog leaves
     assert said(site) == [("hook.failed", "failed", "deadline")]
     site.configure()
     site.epilog()

@@ -263,7 +263,7 @@ def test_stopped_child_is_late() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("no \udcff"), SystemExit(0), KeyboardInterrupt(), OSError(28, "No space")])
 def test_error_of_the_work_is_reported(error: BaseException) -> None:
-    """Whatever exception the work raises, the child dies with its text."""
+    """If the work raises any exception, the child dies with its text."""
 
     def work(report: Report) -> None:
         report({"n": 1})
@@ -499,13 +499,13 @@ def test_acting_switches_rights_for_a_block() -> None:
 
 
 def test_acting_as_another_user_requires_root() -> None:
-    """A user can act as nobody else."""
+    """A user cannot act as another user."""
 
     def work(report: Report) -> None:
         with as_user.Acting(5, 60):
             report({"own": True})
         with as_user.Acting(33, 33):
-            report({"anothers": True})
+            report({"other": True})
 
     child, facts = run(work)
     assert (child.status, facts) == ("died", [{"own": True}])

@@ -28,7 +28,7 @@ def test_a_late_epilog_leaves_the_next_runs_unrecorded_cache(site: Site) -> None
 
 
 def test_roots_symlink_to_a_users_symlink_is_not_followed(site: Site) -> None:
-    """A symlink of root is followed, and its target is walked by the same rule."""
+    """A symlink of root is followed. In its target, a user's symlink is not."""
     home, other = site.dir / "home", site.dir / "other"
     for path, uid in ((home, ALICES), (other, BOBS)):
         path.mkdir()

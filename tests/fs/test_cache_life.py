@@ -54,7 +54,7 @@ def test_late_epilog_leaves_the_live_run_alone(site: Site) -> None:
 
 @root_only
 def test_epilog_reaps_all_runs_of_its_job(site: Site) -> None:
-    """SLURM_JOB_RESTART_COUNT, which is often that of the next run, plays no part. Caches of other jobs stay."""
+    """The Epilog ignores SLURM_JOB_RESTART_COUNT, which is often that of the next run. Caches of other jobs stay."""
     for run in ("0", "1", "12"):
         site.task_prolog(SLURM_RESTART_COUNT=run)
     site.task_prolog(42421)

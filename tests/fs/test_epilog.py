@@ -1,4 +1,4 @@
-"""The Epilog as slurmd runs it: it reaps, keeps and reports caches, and exits 0 in time whatever happens."""
+"""The Epilog as slurmd runs it: it reaps, keeps and reports caches, and always exits 0 in time."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_directory_of_another_user_is_kept(site: Site) -> None:
 
 @pytest.mark.parametrize("kind", ["symlink", "file", "fifo"])
 def test_anything_but_a_directory_is_kept(site: Site, kind: str) -> None:
-    """A symlink, file or fifo at the path stays, and so does the target."""
+    """A symlink, file or fifo at the path stays. The target of the symlink stays too."""
     cache = make_cache(site)
     with acting_as(ALICE):
         target = cache.with_name("mine")
@@ -249,7 +249,7 @@ def test_late_epilog_leaves_the_next_run_alone(site: Site, direct: bool) -> None
 
 
 def test_lease_of_an_earlier_boot_is_released(site: Site) -> None:
-    """A lease from before the last boot is not in use, whatever its uptime."""
+    """A lease from before the last boot is not in use, with any uptime."""
     cache = make_cache(site)
     (cache / ".jobcache/nodes/n1").write_text("00000000-0000-0000-0000-000000000000 9999999.00\n")
     site.epilog()
@@ -266,7 +266,7 @@ def test_unreadable_lease_keeps_the_cache(site: Site, lease: str) -> None:
 
 
 def test_all_runs_of_the_job_are_reaped(site: Site) -> None:
-    """Whatever SLURM_JOB_RESTART_COUNT is, every run of the job with a lease of this node is reaped."""
+    """Every run of the job with a lease of this node is reaped, for any SLURM_JOB_RESTART_COUNT."""
     caches = [make_cache(site), make_cache(site, SLURM_RESTART_COUNT="1"), make_cache(site, SLURM_RESTART_COUNT="7")]
     others = [make_cache(site, job=424), make_cache(site, job=42420)]
     site.epilog(SLURM_JOB_RESTART_COUNT="3")
@@ -462,7 +462,7 @@ def test_forged_record_does_not_reach_the_event(site: Site) -> None:
 
 
 def test_exceeded_budget_leaves_trash(site: Site) -> None:
-    """What is not deleted in time has a name that the sweep recognizes, and the event has its path."""
+    """The sweep recognizes the name of the trash that is left at the deadline, and the event has its path."""
     site.configure(epilog={"budget": "0s"})
     cache = make_cache(site)
     site.epilog()
@@ -484,7 +484,7 @@ def test_undeletable_entries_are_reported(site: Site) -> None:
 
 
 def test_mount_in_a_cache_is_reported(site: Site) -> None:
-    """The reason for the rest is then the mount."""
+    """The event has the reason `mount` for the entries that are left."""
     cache = make_cache(site)
     with mount("none", cache / "json"):
         site.epilog()
@@ -595,7 +595,7 @@ def test_lines_of_concurrent_writers_are_whole(site: Site) -> None:
 @pytest.mark.parametrize("python", ["", "/nonexistent"], ids=["python", "shim"])
 @pytest.mark.parametrize("kind", ["symlink", "directory", "fifo"])
 def test_log_that_is_no_file_gets_no_event(site: Site, kind: str, python: str) -> None:
-    """It gets no event and delays nobody."""
+    """The hook writes no event to it and does not wait."""
     target = site.dir / "target"
     target.touch()
     log = log_at(site, site.dir / "odd")
@@ -700,7 +700,7 @@ SETTINGS: dict[str, Callable[[Path], object]] = {
     "newer": lambda path: path.write_text(path.read_text().replace('"schema": 1', '"schema": 2')),
     "group-writable": lambda path: path.chmod(0o664),
     "world-writable": lambda path: path.chmod(0o646),
-    "anothers": lambda path: shutil.chown(path, ALICE),
+    "other-owner": lambda path: shutil.chown(path, ALICE),
     "symlink": lambda path: (path.rename(path.with_name("real")), path.symlink_to("real")),
     "directory": lambda path: (path.unlink(), path.mkdir()),
     "fifo": lambda path: (path.unlink(), os.mkfifo(path)),
@@ -727,7 +727,7 @@ POLICIES: dict[str, Callable[[Path], object]] = {
     "another-hash": lambda path: path.write_text(path.read_text() + "jc_policy_hash=x\n"),
     "group-writable": lambda path: path.chmod(0o664),
     "world-writable": lambda path: path.chmod(0o646),
-    "anothers": lambda path: shutil.chown(path, ALICE),
+    "other-owner": lambda path: shutil.chown(path, ALICE),
     "directory": lambda path: (path.unlink(), path.mkdir()),
 }
 

@@ -393,7 +393,7 @@ class Histories(RuleBasedStateMachine):
         job.using.add(node)
 
     def obstacle(self, claim: protocol.Claim) -> str:
-        """Return why a task may be refused the path, "" if it may not."""
+        """Return the reason for which a task may get no path, "" if it must get one."""
         if not os.path.lexists(claim.path):
             return ""
         try:
@@ -485,7 +485,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.running() and len(self.up()) > 1)
     @rule(pick=picks, rebooted=st.booleans(), requeue=often, back=st.booleans())
     def lose_node(self, pick: int, rebooted: bool, requeue: bool, back: bool) -> None:
-        """A node is lost with all its tasks, possibly not for long. Slurm ends or requeues its jobs; their Epilogs are owed."""
+        """A node is lost with all its tasks. It may return soon. Slurm ends or requeues its jobs; their Epilogs are owed."""
         if not self.running():
             return
         node = self.nodes[one_of(one_of(self.running(), pick).nodes, pick)]

@@ -1,4 +1,4 @@
-"""Ids and records, and all that users can put in their place."""
+"""Ids and records, and other entries that users can put in their place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.claims import CACHE, claim, enter, make_odd, opened, refusal
 
 @pytest.mark.parametrize("kind", ["link", "directory", "fifo", "dangling"])
 def test_id_that_is_no_regular_file_is_foreign(scratch: Path, kind: str) -> None:
-    """Nobody joins or discards the cache, and nobody hangs on the id."""
+    """No task joins or discards the cache, and no reader hangs on the id."""
     enter(claim(scratch))
     path = scratch / CACHE / ".jobcache/id"
     path.unlink()
@@ -48,7 +48,7 @@ def test_meta_that_is_no_directory_is_foreign(scratch: Path, kind: str, first_ta
     ],
 )  # fmt: skip
 def test_record_that_is_no_json_object_reads_as_empty(scratch: Path, text: str) -> None:
-    """Whatever a user writes into it."""
+    """A user can write any content into it."""
     enter(claim(scratch))
     (scratch / CACHE / ".jobcache/job.json").write_text(text)
     with opened(scratch / CACHE) as fd:

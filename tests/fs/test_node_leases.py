@@ -1,4 +1,4 @@
-"""Leases: who may release one, and who owns the cache afterwards."""
+"""Leases: which process may release a lease, and which process then owns the cache."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_release_without_a_lease_leaves_nodes_alone(scratch: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "directory", "fifo"])
 def test_release_keeps_a_lease_that_is_no_regular_file(scratch: Path, kind: str) -> None:
-    """It does not hang on it either."""
+    """The release does not hang on it."""
     enter(claim(scratch))
     path = scratch / CACHE / ".jobcache/nodes/n1"
     path.unlink()
@@ -72,7 +72,7 @@ def test_release_keeps_a_lease_that_is_no_regular_file(scratch: Path, kind: str)
 
 
 def test_seize_succeeds_once(scratch: Path) -> None:
-    """Of two processes that would move a dead cache, one may. Afterwards nobody joins it, and no lease is released."""
+    """Of two processes that want to move a dead cache, only one succeeds. Then no task joins it, and no lease is released."""
     enter(claim(scratch))
     with opened(scratch / CACHE) as fd:
         assert [node_leases.seize(fd), node_leases.seize(fd)] == [True, False]

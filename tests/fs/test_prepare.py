@@ -60,7 +60,7 @@ def test_prepare_makes_joins_and_refuses_a_cache(site: Site, program: list[str])
 @root_only
 @pytest.mark.parametrize("program", [AS_FILE, IMPORTED], ids=["as a file", "imported"])
 def test_prepare_logs_why_a_job_gets_no_cache(site: Site, program: list[str]) -> None:
-    """It makes no cache then."""
+    """The program makes no cache, and its event has the reason."""
     assert run(site, program, do="skip", reason="offline") == prepare.EXPORT
     assert not site.cache().exists()
     (event,) = site.syslog.events()
@@ -70,7 +70,7 @@ def test_prepare_logs_why_a_job_gets_no_cache(site: Site, program: list[str]) ->
 @root_only
 @pytest.mark.parametrize("program", [AS_FILE, IMPORTED], ids=["as a file", "imported"])
 def test_prepare_reports_a_store_that_cannot_be_used(site: Site, program: list[str]) -> None:
-    """The job has a cache all the same, without seeds."""
+    """The job still has a cache, without links to the store."""
     (site.dir / "store").write_text("not a directory")
     assert run(site, program, store=str(site.dir / "store"), label="/") == prepare.EXPORT
     created, *refused = site.syslog.events()

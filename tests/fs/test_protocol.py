@@ -76,7 +76,7 @@ class Caches(World):
                 self.fail(f"{node} has no lease in its live cache")
 
     def check_end(self) -> None:
-        """No cache is left, nor anything without a name of jobcache; each cache was reaped once."""
+        """No cache and no unknown name is left; each cache was reaped once."""
         left = os.listdir(self.top)
         if any(cache_names.parse_debris(name) is None for name in left):
             self.fail(f"left in the end: {left}, {self.outcomes}")

@@ -24,7 +24,7 @@ from support.site_dir import ALICE, BOB
 
 
 def test_new_cache_is_complete_and_private(scratch: Path) -> None:
-    """It has an id, a record, nodes/ and the first lease; nobody but its owner can read any of it."""
+    """It has an id, a record, nodes/ and the first lease. Only its owner can read them."""
     asked = claim(scratch, record={"user": event_line.quote(ALICE)})
     before = node_leases.now()
     assert enter(asked) == "made"
@@ -43,7 +43,7 @@ def test_new_cache_is_complete_and_private(scratch: Path) -> None:
 
 
 def test_making_creates_missing_directories_above_the_cache(scratch: Path) -> None:
-    """They are for their owner alone."""
+    """Only their owner has access to them."""
     asked = claim(scratch / ".cache" / "deeper")
     assert enter(asked) == "made"
     assert stat.S_IMODE((scratch / ".cache" / "deeper").stat().st_mode) == 0o700
@@ -113,7 +113,7 @@ def test_making_leaves_a_file_or_symlink_at_the_path_alone(scratch: Path, kind: 
 
 
 def test_each_node_takes_one_lease(scratch: Path) -> None:
-    """However many tasks a node runs, it has one lease, which keeps its first date."""
+    """A node with any number of tasks has one lease, which keeps its first date."""
     assert enter(claim(scratch)) == "made"
     lease = (scratch / CACHE / ".jobcache/nodes/n1").read_text()
     for node in ("n2", "n1", "n2"):
@@ -134,7 +134,7 @@ def test_join_refuses_a_foreign_id(scratch: Path, id: str) -> None:
 
 @root_only
 def test_join_refuses_another_users_directory(scratch: Path) -> None:
-    """The job's user must own the directory, whatever its id says."""
+    """The job's user must own the directory, even if the id is right."""
     enter(claim(scratch))
     with acting_as_root():
         shutil.chown(scratch / CACHE, BOB)
@@ -145,7 +145,7 @@ def test_join_refuses_another_users_directory(scratch: Path) -> None:
 
 
 def test_join_follows_no_symlink_to_a_cache(scratch: Path) -> None:
-    """Not even to a cache of this very job."""
+    """The join is refused even if the target is a cache of this job."""
     enter(claim(scratch))
     (scratch / CACHE).rename(scratch / "elsewhere")
     (scratch / CACHE).symlink_to("elsewhere")
@@ -263,7 +263,7 @@ def test_partly_reaped_cache_gets_no_record(scratch: Path) -> None:
 
 @pytest.mark.parametrize("run", [0, 3])
 def test_first_task_discards_an_earlier_life(scratch: Path, run: int) -> None:
-    """A cache at its path goes into the trash as a whole, whatever its run and its leases; it is never joined."""
+    """A cache at its path becomes trash as a whole, with any run and any leases; no task joins it."""
     enter(claim(scratch))
     enter(claim(scratch, "n7"))
     (scratch / CACHE / "data").write_text("old")
@@ -287,7 +287,7 @@ def test_first_task_discards_no_foreign_cache(scratch: Path, id: str) -> None:
 
 
 def test_first_task_waits_while_an_earlier_life_is_reaped(scratch: Path) -> None:
-    """Whoever has removed nodes/ is about to rename the cache: it is not renamed twice."""
+    """The process that has removed nodes/ will rename the cache. The task does not rename it as well."""
     enter(claim(scratch))
     shutil.rmtree(scratch / CACHE / ".jobcache/nodes")
     assert refusal(claim(scratch, first_task=True)) == "busy"

@@ -1,4 +1,4 @@
-"""Deletion: a cache is deleted whatever its user put into it, and nothing else is touched whatever its user does."""
+"""Deletion: a cache with any content is deleted. No action of its user makes the reaper touch anything else."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ SHAPES = (
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cache_of_any_content_is_deleted(home: Home, shape: Callable[[Path], None]) -> None:
-    """Whatever modes, names, numbers and kinds its entries have, nothing of the cache is left."""
+    """Entries can have any mode, name, number and kind: nothing of the cache is left."""
     with acting_as(ALICE):
         shape(home.cache)
     trash, tally = reap(home.cache)
@@ -493,7 +493,7 @@ def test_file_mounted_on_the_record_is_left_alone(home: Home) -> None:
 @pytest.mark.parametrize("fdinfo", [True, False], ids=["fdinfo", "before-5.14"])
 @pytest.mark.parametrize("kind", ["tmpfs", "bind"])
 def test_cache_that_is_a_mount_point_is_kept(home: Home, monkeypatch: pytest.MonkeyPatch, kind: str, fdinfo: bool) -> None:
-    """It is kept with the reason `mount`, and keeps its name."""
+    """The cache is kept under its name, with the reason `mount`."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f")
     if not fdinfo:
@@ -843,7 +843,7 @@ def test_rate_limits_the_deletion(home: Home) -> None:
 
 @pytest.mark.parametrize("deep", [3, 40])
 def test_deadline_at_any_moment_loses_no_count(home: Home, monkeypatch: pytest.MonkeyPatch, deep: int) -> None:
-    """However often the time runs out, nothing is counted twice or lost, the id is removed last, and the deletion ends."""
+    """The deadline can end the deletion at any moment: no file counts twice or is lost, and the id is removed last."""
     with acting_as(ALICE):
         make_cache(home.cache, "a/f", "a/b/g", "h")
         deepen(home.cache, deep)

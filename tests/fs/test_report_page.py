@@ -152,7 +152,7 @@ def test_unwritable_page_is_reported(tmp_path: Path) -> None:
 
 
 def test_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
-    """Otherwise `--html /dev/null`, as root, replaces the device by a file."""
+    """As root, `--html /dev/null` must not replace the device by a file."""
     (tmp_path / "log").write_text("")
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)

@@ -122,7 +122,7 @@ def test_without_configuration_cache_lies_below_xdg_cache_home(user: User) -> No
 
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 77", 77), ("kill -TERM $$", 143), ("kill -KILL $$", 137)])
 def test_exit_status_is_that_of_the_command(user: User, script: str, status: int) -> None:
-    """As a shell reports it. The cache is deleted in any case."""
+    """The status is the one that a shell reports. The cache is deleted in each case."""
     assert user.run(script).returncode == status
     assert user.left() == []
 
@@ -230,7 +230,7 @@ def test_command_runs_without_cache_if_directory_is_closed(user: User) -> None:
 
 @pytest.mark.parametrize("env", [{"HOME": "here"}, {"HOME": "/home/../home"}, {"XDG_CACHE_HOME": "/home/{x}"}])
 def test_unusable_home_does_not_stop_the_command(user: User, env: dict[str, str]) -> None:
-    """It is no mistake of the command's user."""
+    """The command runs without a cache, and the message names the variable HOME."""
     if os.path.exists("/etc/jobcache/jobcache.yaml"):
         pytest.skip("this machine has a configuration")
     done = user.jobcache("run", "sh", "-c", f"{SHOW}; exit 5", env=env)
@@ -253,7 +253,7 @@ def test_command_replaces_jobcache_if_no_process_can_be_created(user: User) -> N
 
 
 def test_works_under_a_parent_that_ignores_sigchld(user: User) -> None:
-    """As some schedulers and containers do: the status is the command's, and the cache is deleted."""
+    """Some schedulers and containers ignore it. The status is the command's, and the cache is deleted."""
 
     def ignore() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -283,7 +283,7 @@ def test_unusable_path_is_a_usage_error(user: User) -> None:
 
 
 def test_sweep_keeps_cache_of_live_command(user: User) -> None:
-    """Also while the command lives on after `jobcache run` was killed."""
+    """The command can continue after `jobcache run` was killed: its cache stays."""
     with user.running("echo $JOBCACHE_DIR; echo $$; exec sleep 60") as (process, cache):
         child = int(process.stdout.readline())
         assert user.decisions() == {cache.name: ("keep", "alive")}
@@ -318,7 +318,7 @@ def test_sweep_keeps_caches_of_other_hosts_and_recent_boots(user: User) -> None:
 
 
 def test_sweep_keeps_cache_with_forged_or_missing_id(user: User) -> None:
-    """An id of a job, or none: the name alone is no proof."""
+    """The cache has the id of a job, or no id: its name alone is no proof."""
     with user.running() as (process, cache):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -331,7 +331,7 @@ def test_sweep_keeps_cache_with_forged_or_missing_id(user: User) -> None:
 
 
 def test_sweep_finishes_interrupted_deletion(user: User) -> None:
-    """Without Slurm."""
+    """The sweep needs no Slurm for it."""
     with user.running() as (process, cache):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -415,7 +415,7 @@ def test_cache_of_the_hooks_is_used_and_kept(user: User) -> None:
 
 
 def test_variables_of_a_parent_job_are_not_a_cache(user: User) -> None:
-    """sbatch inside a job passes them on: the child's command gets a cache of its own."""
+    """sbatch inside a job passes them on. The child's command gets its own cache."""
     exports = user.site.task_prolog(4241).exports
     assert user.run(SHOW, env=job(**exports)).stdout.split()[0] == str(user.site.cache(4242))
 

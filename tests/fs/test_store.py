@@ -1,4 +1,4 @@
-"""A store as jobs fill it and read from it: which builds enter it, which never do, and which are linked into caches."""
+"""A store that jobs fill and read: which builds enter it, which builds never do, and which are linked into caches."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_invalid_label_is_reported_and_default_builds_are_linked(jobs: Jobs, tem
 
 
 def test_publishes_nothing_from_cache_of_two_nodes(jobs: Jobs, template: Template) -> None:
-    """Even if Slurm no longer knows the number of nodes, and whichever node is the last."""
+    """Also if Slurm no longer knows the number of nodes, and for each node that can be the last."""
     for first, last in (("n1", "n2"), ("n2", "n1")):
         cache = jobs.begin(LABEL)
         jobs.site.task_prolog(jobs.number, node="n2", step="0", JOBCACHE_STORE=LABEL)
@@ -407,7 +407,7 @@ def test_most_recently_used_builds_are_linked_within_deadline(jobs: Jobs, templa
 
 
 def test_finding_builds_stops_at_deadline(jobs: Jobs) -> None:
-    """However many directories a user has created in a cache."""
+    """A user can create any number of directories in a cache."""
     cache = jobs.begin(LABEL)
     for at in range(300):
         (cache / f"d{at}/a/b").mkdir(parents=True)
@@ -502,7 +502,7 @@ def test_thirty_publishers_readers_and_a_pruner_at_once(jobs: Jobs, template: Te
 
 
 def test_kill_at_any_step_of_publishing_leaves_no_partial_build(jobs: Jobs, template: Template) -> None:
-    """The next publication succeeds all the same, and a pruning deletes the debris."""
+    """The next publication still succeeds, and a pruning deletes the debris."""
     outcomes = []
     for step in range(400):
         cache = jobs.home / f"cache-{step}"

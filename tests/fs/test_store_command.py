@@ -184,7 +184,7 @@ def test_build_is_pruned_by_age_when_no_job_can_link_to_it(jobs: Jobs, template:
 
 
 def test_pruning_does_not_delete_build_published_meanwhile(jobs: Jobs, template: Template) -> None:
-    """Another pruning deletes the judged build, and a job publishes a new one with the same name: that one stays."""
+    """Another pruning deletes the judged build, and a job publishes a new one with the same name: the new one stays."""
     old = filled(jobs, template)
     used(old, 31)
     with acting_as(ALICE):

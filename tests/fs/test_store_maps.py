@@ -1,4 +1,4 @@
-"""Results of `map` on top of a build that was linked from the store: which become a new generation of the build."""
+"""Results of `map` on top of a build that is linked to the store: some become a new generation of the build."""
 
 from __future__ import annotations
 
@@ -420,7 +420,7 @@ def test_rebuild_replaces_build_that_a_job_extends_meanwhile(
 
 
 def test_job_of_older_generation_dates_the_newest(jobs: Jobs, template: Template) -> None:
-    """The job has used the build, whatever was added to it meanwhile; it has not used a rebuilt one."""
+    """The job has used the build, also if results were added meanwhile. It has not used a rebuilt build."""
     old = published(jobs, template)
     slow = jobs.begin(LABEL)
     number = jobs.number
@@ -481,7 +481,7 @@ def test_publishers_readers_and_a_pruner_at_once(jobs: Jobs, template: Template,
     def reader(at: int) -> None:
         for turn in range(30):
             cache = jobs.home / f"reader-{at}-{turn}"
-            if link_cache(jobs, cache):  # nothing retired is deleted while a job lives that may have links to it
+            if link_cache(jobs, cache):  # no retired build is deleted while a live job may have links to it
                 found = {path.name for path in (cache / template.key).iterdir()}
                 assert base <= found and links(cache / template.key)[1] == 0
 

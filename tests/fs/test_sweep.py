@@ -1,4 +1,4 @@
-"""The sweep on a real filesystem, with a Slurm whose answers are files of the test."""
+"""The sweep on a real filesystem. The answers of Slurm are files of the test."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def decisions(site: Site, *options: str) -> dict[str, tuple[str, str]]:
 
 
 def test_orphan_is_reaped_and_live_caches_stay(site: Site, slurm: FakeSlurm) -> None:
-    """Alice's job 7 is dead. Her job 8 lives, and so does Bob's job 7."""
+    """Alice's job 7 is dead. Alice's job 8 and Bob's job 7 are live."""
     for job, user in ((7, ALICE), (8, ALICE), (7, BOB)):
         site.task_prolog(job, user=user)
         site.fill(site.cache(job, user=user), "json/a.arrow", size=8192)
@@ -171,7 +171,7 @@ def test_young_and_kept_caches_stay(site: Site, slurm: FakeSlurm) -> None:
 
 
 def test_half_made_directory_and_trash_are_reaped(site: Site, slurm: FakeSlurm) -> None:
-    """A killed prepare leaves the one, an Epilog that runs out of time the other."""
+    """A killed prepare leaves a half-made directory, and an Epilog at its deadline leaves trash."""
     site.task_prolog(7)
     site.fill(site.cache(7), *(f"f{n}" for n in range(500)), size=1)
     site.configure(epilog={"budget": "1ms"})
@@ -186,7 +186,7 @@ def test_half_made_directory_and_trash_are_reaped(site: Site, slurm: FakeSlurm) 
 
 
 def test_trash_of_a_job_that_is_requeued(site: Site, slurm: FakeSlurm) -> None:
-    """A job that is preempted again and again can leave trash each time. The trash does not accumulate while the job lives."""
+    """A job that is preempted again and again can leave trash each time. The trash does not accumulate while the job is live."""
     site.configure(epilog={"budget": "0s"})
     for run in ("0", "1", "2"):
         site.task_prolog(7, SLURM_RESTART_COUNT=run)
@@ -413,7 +413,7 @@ def test_survey_ends_after_few_hung_children(tmp_path: Path, monkeypatch: pytest
 
 
 def test_survey_avoids_place_of_stuck_process(tmp_path: Path) -> None:
-    """Until that process has ended. A later process with the same id is another one."""
+    """The survey avoids the place until that process has ended. A later process with the same id does not count."""
     memory = gathering.Hung(str(tmp_path / "run"))
     with subprocess.Popen(["sleep", "60"]) as stuck:
         memory.note("5", stuck.pid)
@@ -448,7 +448,7 @@ def holding(site: Site, job: int, environment_of: int | None) -> subprocess.Pope
 
 
 def test_stray_processes_are_terminated_on_request(site: Site, slurm: FakeSlurm) -> None:
-    """Only processes of the same job are. Those of another job or a login live, and keep the cache."""
+    """Only processes of the same job are terminated. Processes of another job or a login continue, and keep the cache."""
     site.configure(sweep={**site.keys["sweep"], "stray_processes": "terminate"})
     for job in (7, 8):
         site.task_prolog(job)
@@ -468,7 +468,7 @@ def test_stray_processes_are_terminated_on_request(site: Site, slurm: FakeSlurm)
 
 
 def test_stray_processes_are_reported_by_default(site: Site, slurm: FakeSlurm) -> None:
-    """A dry run never terminates any."""
+    """A dry run never terminates a process."""
     site.task_prolog(7)
     with holding(site, 7, 7) as stray:
         sweep(site)
@@ -481,7 +481,7 @@ def test_stray_processes_are_reported_by_default(site: Site, slurm: FakeSlurm) -
 
 @pytest.mark.parametrize("owner", ["root", ALICE])
 def test_step_on_this_host_proves_job_alive(site: Site, slurm: FakeSlurm, owner: str) -> None:
-    """Slurm is not asked then. A process of a user with the title of a step proves nothing."""
+    """The sweep does not ask Slurm. A user's process with the title of a step proves nothing."""
     site.task_prolog(7)
     title = ["bash", "-c", "exec -a 'slurmstepd: [7.batch]' sleep 60"]
     with subprocess.Popen(title, user=pwd.getpwnam(owner).pw_uid) as step:

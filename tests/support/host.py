@@ -1,4 +1,4 @@
-"""The host of a sweep under test: it has the processes of this test, and no others, whatever else runs on the machine."""
+"""The host of a sweep under test: it has only the processes of this test, although other processes run on the machine."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ class World:
         (self.over if actor is None else actor.go).release()
 
     def _choose(self) -> Actor | None:
-        """Return the actor that continues, or None to end the run: nobody is left, or the state has been visited."""
+        """Return the actor that continues, or None to end the run: all actors have ended, or the state has been visited."""
         able = [actor for actor in self.actors if actor.is_ready()]
         if not able:
             able = [actor for actor in self.actors if actor.asleep and not actor.finished][:1]
@@ -355,7 +355,7 @@ def _observe(actor: Actor, name: str, real: Callable[..., Any], args: tuple[Any,
 
 
 def _is_above(name: str, args: tuple[Any, ...], top: str) -> bool:
-    """Return whether the call is about a directory on the way to `top`, which nobody changes."""
+    """Return whether the call is about a directory on the way to `top`, which no actor changes."""
     path = args[0]
     if not isinstance(path, str):
         return False
@@ -365,7 +365,7 @@ def _is_above(name: str, args: tuple[Any, ...], top: str) -> bool:
 def _is_merged(name: str, args: tuple[Any, ...]) -> bool:
     """Return whether the call needs no point of its own, but can follow directly after the actor's call before.
 
-    The files and directories in .jobcache come and go in one order; nobody else uses the record; and only the actor that
+    The files and directories in .jobcache come and go in one order; no other code uses the record; and only the actor that
     deletes a directory lists it by descriptor.
     """
     if name == "open":

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How to have a whole Slurm cluster for a while, on one machine, out of one directory.
+"""A temporary Slurm cluster on one machine, in one directory.
 
 As a library: `with Cluster() as cluster: cluster.run("srun", "-N2", "hostname")`.
-As a program: `minicluster.py -- srun -N2 hostname`, or without a command for a shell that has the cluster.
+As a program: `minicluster.py -- srun -N2 hostname`, or without a command for a shell that uses the cluster.
 
-Nothing outlives it. Each daemon runs below a keeper: a process that inherits (as "child subreaper") whatever the daemon
-starts, slurmstepds, jobs and their runaway children included, and kills it all when told to, or when its owner is no
-more. So what belongs to a cluster is known by descent, and nothing else on the machine is ever signalled.
+No process outlives the cluster. Each daemon runs below a keeper. The keeper is a child subreaper: it inherits all processes
+that the daemon starts, such as slurmstepds, jobs and their runaway children. It kills all of them on an order, or when its
+owner ends. So the cluster knows its processes by descent, and signals no other process of the machine.
 
-It takes no root (but then all jobs are the caller's own), no cgroups, no systemd and no name service, but a Slurm that
-was built with --enable-multiple-slurmd, as Debian's is.
+The cluster needs no cgroups, no systemd and no name service. Without root, all jobs run as the caller. It needs a Slurm that
+was built with --enable-multiple-slurmd, like Debian's Slurm.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from typing import IO, TypeVar
 
 T = TypeVar("T")
 
-# Where the programs come from in Debian and its kin: what a person has to install. Their places make up PATH, in this
-# order: a Slurm of one's own comes before the system's, which lies beside munged.
+# The Debian package of each program, for the error message. The directories of the programs make up PATH, in this order:
+# a Slurm outside of the system's directories precedes the system's Slurm, which is in the directory of munged.
 PACKAGES = {
     **dict.fromkeys(("sinfo", "squeue", "scontrol", "scancel", "sbatch", "srun", "salloc"), "slurm-client"),
     "slurmctld": "slurmctld",
@@ -62,19 +62,19 @@ END_STATES = frozenset(
 )
 PARTITIONS = {"debug": "Default=YES", "other": ""}
 
-# A unix socket's path has room for 107 bytes, and slurmstepd's socket, below our directory, takes up to 50.
+# The path of a unix socket has at most 107 bytes. slurmstepd's socket, below the cluster's directory, takes up to 50 of them.
 LONGEST_DIR = 57
 
-START_TIMEOUT = 30.0  # seconds; a start takes a fraction of one
+START_TIMEOUT = 30.0  # seconds; a start takes a fraction of a second
 END_TIMEOUT = 15.0
 POLL = 0.01
 
 PORT_ATTEMPTS = 3
-PORT_TAKEN = "Address already in use"  # so says the log
+PORT_TAKEN = "Address already in use"  # a message in the log of the daemon
 ONE_SLURMD_ONLY = "Duplicated NodeHostName"
 
-KEEPER = "--keep-daemon"  # makes this program a keeper
-END = b"\0"  # told to a keeper; every other byte is a signal's number
+KEEPER = "--keep-daemon"  # the argument that makes this program a keeper
+END = b"\0"  # an order to a keeper; every other byte is the number of a signal
 PR_SET_CHILD_SUBREAPER = 36
 TCP_LISTEN = "0A"
 
@@ -84,20 +84,20 @@ class ClusterError(Exception):
 
 
 class PortTakenError(ClusterError):
-    """A daemon ended because its port, free when it was chosen, was not any more."""
+    """A daemon ended because another process took its port after the port was chosen."""
 
 
 class Cluster:
-    """A controller and `nodes` compute nodes (n1, n2 …) of `cpus` CPUs each, all of them this machine.
+    """A controller and `nodes` compute nodes (n1, n2 …) of `cpus` CPUs each. All nodes are this machine.
 
-    name        ClusterName; by default one of its own, so that two clusters never share it.
-    conf        lines for slurm.conf ("Epilog=/x"), or a mapping; they replace what would be set here.
+    name        ClusterName; by default a unique name, so that two clusters never share one.
+    conf        lines for slurm.conf ("Epilog=/x"), or a mapping; they replace the defaults below.
     partitions  name → options; every partition has all nodes.
-    root        where the cluster's directory is made; keep it short, for sockets live below.
-    keep        leave the directory, with the logs, behind; may also be set later, before stop().
-    path        where Slurm's programs are looked up; by default the caller's PATH, then the system's.
+    root        parent of the cluster's directory; must be short, because sockets lie below.
+    keep        keep the directory with the logs; can also be set later, before stop().
+    path        PATH to search for Slurm's programs; by default the caller's PATH, then the system's.
 
-    The directory is made at once, so that hooks can be put there before start(). stop() removes it.
+    The constructor creates the directory, so that hooks can be put there before start(). stop() removes it.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Cluster:
         self.name = name or self.dir.name.replace("-", "")
         self._conf = _lines(conf)
         self._ports: dict[str, int] = {}  # by daemon
-        self._kept: dict[str, list[_Kept]] = {}  # by daemon, its latest start last; jobs live on below earlier ones
+        self._kept: dict[str, list[_Kept]] = {}  # by daemon, its latest start last; jobs can still run below an earlier start
         self._stopped = False
 
     def __enter__(self) -> Cluster:
@@ -137,7 +137,7 @@ class Cluster:
     # ---- the cluster's life
 
     def start(self) -> None:
-        """Return when the controller answers and all nodes are idle. Leave nothing behind where that fails."""
+        """Return when the controller answers and all nodes are idle. If the start fails, leave nothing behind."""
         try:
             self._start_munged()
             for attempts_left in reversed(range(PORT_ATTEMPTS)):
@@ -162,15 +162,15 @@ class Cluster:
             _remove(self.dir)
 
     def kill_slurmd(self, node: str) -> None:
-        """Lose the node: slurmd dies by SIGKILL; the jobs on the node run on."""
+        """Lose the node: slurmd dies by SIGKILL; the jobs on the node continue."""
         self._signal(_slurmd(node), signal.SIGKILL)
 
     def crash_node(self, node: str) -> None:
-        """Lose the node as by a power cut: slurmd, slurmstepds and every process of a job there die by SIGKILL."""
+        """Lose the node, as after a power failure: slurmd, slurmstepds and every process of a job there die by SIGKILL."""
         self._end(_slurmd(node))
 
     def mark_down(self, node: str) -> None:
-        """Spare the fifteen seconds in which the controller finds out that a node is lost, and requeues its jobs."""
+        """Report the node as lost, so that the controller requeues its jobs at once and not after fifteen seconds."""
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
 
     def start_slurmd(self, node: str) -> None:
@@ -189,12 +189,12 @@ class Cluster:
             shutil.rmtree(self.dir / "state")  # slurmctld's own option, -c, keeps the last job's id
             (self.dir / "state").mkdir(mode=0o700)
         self._launch("slurmctld", "-D", "-i")
-        # Not by asking from the start: a client that is refused tries again only after a second.
+        # No scontrol before slurmctld listens: a refused client tries again only after a second.
         self._wait_ready("slurmctld", lambda: _listening(self._ports["slurmctld"]))
         self._wait_ready("slurmctld", lambda: self.run("scontrol", "ping", check=False).returncode == 0)
 
     def reconfigure(self, conf: Mapping[str, str] | Iterable[str]) -> None:
-        """Replace the lines that came as `conf`; return when the controller and all live slurmds go by them."""
+        """Replace the lines of `conf`; return when the controller and all live slurmds use the new lines."""
         self._conf = _lines(conf)
         self._write_conf()
         before = {node: self._times_configured(node) for node in self.nodes if self._lives(_slurmd(node))}
@@ -239,7 +239,7 @@ class Cluster:
             try:
                 out, err = process.communicate(input, timeout)
             except BaseException as error:
-                os.killpg(process.pid, signal.SIGKILL)  # with what a shell or an salloc has started
+                os.killpg(process.pid, signal.SIGKILL)  # and all processes that a shell or an salloc has started
                 if isinstance(error, subprocess.TimeoutExpired):
                     raise self._failure(f"{command} took longer than {timeout} s") from None
                 raise
@@ -251,30 +251,30 @@ class Cluster:
     salloc = functools.partialmethod(run, "salloc")
 
     def sbatch(self, script: str, *options: str, user: str | None = None, env: Mapping[str, str] | None = None) -> int:
-        """Submit the script, which needs no #! line if it is for sh, and return the job's id."""
+        """Submit the script and return the job's id. A script for sh needs no #! line."""
         text = script if script.startswith("#!") else f"#!/bin/sh\n{script}"
-        # On stdin: so there is no file that the user must be able to read.
+        # On stdin, because the user may be unable to read a file.
         command = ("sbatch", "--parsable", f"--output={self.dir}/out/%j.out", *options)
         return int(self.run(*command, user=user, env=env, input=text).stdout.split(";")[0])
 
     def output(self, job_id: int) -> str:
-        """What the job's batch script wrote, stdout and stderr. A task of an array has a job id of its own."""
+        """Return the output of the batch script, stdout and stderr. Each task of an array has its own job id."""
         return (self.dir / "out" / f"{job_id}.out").read_text(errors="replace")
 
     def jobs(self, job_id: int) -> list[dict[str, str]]:
-        """What `scontrol show job` tells: one record, or one for each task of an array, each part of a het job."""
+        """Return the records of `scontrol show job`: one, or one for each task of an array or component of a het job."""
         return [_record(line) for line in self.run("scontrol", "show", "job", "-o", str(job_id)).stdout.splitlines()]
 
     def job(self, job_id: int) -> dict[str, str]:
-        """The record of this very job, by the names that `scontrol show job` uses."""
+        """Return the record of the job with exactly this id, with the names of `scontrol show job`."""
         records = self.jobs(job_id)
         return next((record for record in records if record["JobId"] == str(job_id)), records[0])
 
     def wait(self, job_id: int, *states: str, timeout: float = 30) -> str:
-        """Wait until the job, with all its tasks or parts, is in one of the states; return its own state.
+        """Wait until the job, with all its tasks or components, is in one of the states; return its own state.
 
-        By default in any state that a job ends in. While the job is COMPLETING on any node it is in no other state: an
-        end state means that its Epilogs have ended too, except on lost nodes.
+        The default is any end state. A job is COMPLETING as long as an Epilog runs on any node. So in an end state, its
+        Epilogs have ended too, except on lost nodes.
         """
         wanted = frozenset(states) or END_STATES
         seen = self._poll(
@@ -286,26 +286,26 @@ class Cluster:
         return seen.get(str(job_id)) or next(iter(seen.values()))
 
     def node(self, node: str) -> dict[str, str]:
-        """The node's record, by the names that `scontrol show node` uses."""
+        """Return the record of the node, with the names of `scontrol show node`."""
         return _record(self.run("scontrol", "show", "node", "-o", node).stdout)
 
     def node_state(self, node: str) -> str:
-        """The state as scontrol tells it: "IDLE", "MIXED+DRAIN", "DOWN+NOT_RESPONDING" …"""
+        """Return the state that scontrol shows: "IDLE", "MIXED+DRAIN", "DOWN+NOT_RESPONDING" …"""
         return self.node(node)["State"]
 
     def wait_node(self, node: str, wanted: str | Callable[[str], bool] = "IDLE", timeout: float = 30) -> str:
-        """Wait until the node's state is `wanted`, flags and all, or until `wanted(state)`; return it."""
+        """Wait until the node's state with its flags is `wanted`, or until `wanted(state)` is true; return the state."""
         accepts = wanted if callable(wanted) else lambda state: state == wanted
         return self._poll(node, lambda: self.node_state(node), accepts, timeout)
 
     def log(self, daemon: str) -> str:
-        """The log of munged, slurmctld or slurmd-n1; of one that came to no log, what it said on stderr."""
+        """Return the log of munged, slurmctld or slurmd-n1. If the daemon created no log, return its stderr."""
         for name in (f"{daemon}.log", f"{daemon}.err"):
             with suppress(FileNotFoundError):
                 return (self.dir / "log" / name).read_text(errors="replace")
         return ""
 
-    # ---- how it is done
+    # ---- internals
 
     def _start_munged(self) -> None:
         key = self.dir / "etc" / "munge.key"
@@ -314,7 +314,7 @@ class Cluster:
         self._launch(
             "munged",
             "--foreground",
-            "--force",  # to warn, not refuse, where a directory above ours is open to others
+            "--force",  # warn, but do not refuse, if other users can write to a directory above the cluster's
             f"--key-file={key}",
             f"--socket={_munge_socket(self.dir)}",
             f"--pid-file={self.dir}/run/munged.pid",
@@ -328,10 +328,10 @@ class Cluster:
         self._ports = dict(zip(daemons, _free_ports(len(daemons))))
         self._write_conf()
         (self.dir / "etc" / "cgroup.conf").write_text(_cgroup_conf(self.run("slurmd", "-V").stdout))
-        # The controller first: a slurmd that finds none tries again only after a second.
+        # The controller first: a slurmd without a controller tries again only after a second.
         self.start_controller(clean=True)
         if ONE_SLURMD_ONLY in self.log("slurmctld"):
-            raise self._failure("this Slurm was built without --enable-multiple-slurmd: it can have but one node here")
+            raise self._failure("this Slurm was built without --enable-multiple-slurmd: use nodes=1")
         for node in self.nodes:
             self._launch(_slurmd(node), "-D", "-N", node)
         for node in self.nodes:
@@ -365,17 +365,17 @@ class Cluster:
             "SlurmdPidFile": f"{self.dir}/run/slurmd-%n.pid",
             "SlurmctldLogFile": f"{self.dir}/log/slurmctld.log",
             "SlurmdLogFile": f"{self.dir}/log/slurmd-%n.log",
-            "SlurmdDebug": "verbose",  # tells of reconfiguration: see _times_configured
+            "SlurmdDebug": "verbose",  # logs each reconfiguration: see _times_configured
             "StateSaveLocation": f"{self.dir}/state",
             "SlurmdSpoolDir": f"{self.dir}/spool/%n",
             "SlurmdParameters": "config_overrides",  # more CPUs than this machine has
             "ProctrackType": "proctrack/linuxproc",  # no cgroups; pgid ends most jobs only after one to three seconds
             "SelectType": "select/cons_tres",
-            "SelectTypeParameters": "CR_Core",  # by memory, each job would take its nodes whole
-            "SchedulerType": "sched/backfill",  # the one that starts het jobs
+            "SelectTypeParameters": "CR_Core",  # with memory as a resource, each job would take whole nodes
+            "SchedulerType": "sched/backfill",  # only this scheduler starts het jobs
             "SchedulerParameters": "bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0",
             "ReturnToService": "2",
-            "SlurmdTimeout": "5",  # a lost node is DOWN after fifteen seconds; with less, others go DOWN along with it
+            "SlurmdTimeout": "5",  # a lost node is DOWN after fifteen seconds; with a lower value, live nodes become DOWN too
             "MessageTimeout": "5",
             "KillWait": "2",
             "MinJobAge": "60",
@@ -402,25 +402,25 @@ class Cluster:
         return bool(kept) and kept[-1].ended() is None
 
     def _signal(self, daemon: str, number: signal.Signals) -> None:
-        """Return when the daemon has ended of it."""
+        """Send a signal to the daemon; return when the daemon has ended."""
         kept = self._kept[daemon][-1]
         kept.tell(bytes([number]))
         if kept.ended(END_TIMEOUT) is None:
             raise self._failure(f"{daemon} does not end on {number.name}")
 
     def _end(self, *daemons: str) -> None:
-        """Return when none of the daemons, nor anything that they have ever started, is left."""
+        """End the daemons; return when they and all their descendants have ended."""
         ending = {daemon: self._kept[daemon] for daemon in daemons if daemon in self._kept}
         for kept in ending.values():
             for one in kept:
                 one.tell(END)
         for daemon, kept in ending.items():
             if not all(one.joined(END_TIMEOUT) for one in kept):
-                raise self._failure(f"what {daemon} has started can't be killed")
+                raise self._failure(f"cannot kill all processes of {daemon}")
             del self._kept[daemon]
 
     def _wait_ready(self, daemon: str, ready: Callable[[], bool]) -> None:
-        """Raise at once if the daemon ends instead."""
+        """Wait until `ready` returns true. Raise ClusterError at once if the daemon ends."""
 
         def observe() -> bool:
             how = self._kept[daemon][-1].ended()
@@ -438,7 +438,7 @@ class Cluster:
         self._wait_ready(_slurmd(node), lambda: self._times_configured(node) > times)
 
     def _poll(self, what: str, observe: Callable[[], T], accepts: Callable[[T], bool], timeout: float) -> T:
-        """Observe until the value is accepted, and return it."""
+        """Call `observe` until `accepts` accepts the value; return the value."""
         deadline = time.monotonic() + timeout
         while not accepts(value := observe()):
             if time.monotonic() >= deadline:
@@ -447,7 +447,7 @@ class Cluster:
         return value
 
     def _times_configured(self, node: str) -> int:
-        # To 23.11 slurmd tells that it reads its configuration again; from 24.05 on it starts anew in its own place.
+        # Until 23.11 slurmd logs that it reads its configuration again; since 24.05 it executes itself again.
         return len(re.findall(r"got reconfigure request|slurmd version \S+ started", self.log(_slurmd(node))))
 
     def _failure(self, what: str, error: type[ClusterError] = ClusterError) -> ClusterError:
@@ -455,11 +455,11 @@ class Cluster:
         return error("\n".join([what, *(f"{daemon}: {line}" for daemon, lines in logs.items() for line in lines)]))
 
 
-# ---- what the cluster is made of
+# ---- programs, files and ports of the cluster
 
 
 def find_programs(path: str) -> dict[str, str]:
-    """Where each program is. Raise ClusterError, with what to install, if some are not on the path."""
+    """Return the path of each program. Raise ClusterError, with the packages to install, if one is missing from `path`."""
     found = {program: where for program in PACKAGES if (where := shutil.which(program, path=path))}
     missing = [program for program in PACKAGES if program not in found]
     if missing:
@@ -472,12 +472,12 @@ def _make_dirs(root: Path, nodes: Sequence[str]) -> Path:
     directory = Path(tempfile.mkdtemp(prefix="jc-", dir=root.resolve()))
     if len(os.fsencode(directory)) > LONGEST_DIR:
         directory.rmdir()
-        raise ClusterError(f"{directory} is too long a path for the sockets below it: choose a shorter root")
+        raise ClusterError(f"the path {directory} is too long for the sockets below it: choose a shorter root")
     modes = {"etc": 0o755, "log": 0o755, "out": 0o1777, "run": 0o755, "scratch": 0o1777, "spool": 0o755, "state": 0o700}
     modes.update((f"spool/{node}", 0o755) for node in nodes)
     for name, mode in modes.items():
         (directory / name).mkdir()
-        (directory / name).chmod(mode)  # whatever the umask
+        (directory / name).chmod(mode)  # for any umask
     directory.chmod(0o755)
     return directory
 
@@ -492,9 +492,9 @@ def _account_env(account: pwd.struct_passwd) -> dict[str, str]:
 
 
 def _cgroup_conf(slurm_version: str) -> str:
-    """Given the answer of `slurmd -V`, return the cgroup.conf with which slurmd needs neither cgroups nor systemd."""
+    """Given the answer of `slurmd -V`, return a cgroup.conf with which slurmd needs neither cgroups nor systemd."""
     major, minor = map(int, re.findall(r"\d+", slurm_version)[:2])
-    if (major, minor) < (21, 8):  # which does not know the key, and asks for nothing
+    if (major, minor) < (21, 8):  # such a slurmd does not know the key, and needs no setting
         return ""
     return f"CgroupPlugin={'disabled' if (major, minor) >= (24, 5) else 'cgroup/v1'}\n"
 
@@ -512,7 +512,7 @@ def _munge_socket(directory: Path) -> Path:
 
 
 def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:  # all of them at once, so that they differ
+    with ExitStack() as held:  # open at the same time, so that the ports differ
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
             one.bind(("", 0))
@@ -520,7 +520,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _listening(port: int) -> bool:
-    """Look it up in the kernel's tables: to try to connect would leave an error in the daemon's log."""
+    """Return whether the port is open, from the kernel's tables: a connection would leave an error in the daemon's log."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(FileNotFoundError):
             for line in Path(table).read_text().splitlines()[1:]:
@@ -531,16 +531,16 @@ def _listening(port: int) -> bool:
 
 
 def _record(line: str) -> dict[str, str]:
-    """Given a line of `scontrol show … -o`, return name → value; values may have blanks in them."""
+    """Given a line of `scontrol show … -o`, return name → value; values can contain blanks."""
     return dict(re.findall(r"(?<!\S)([A-Z][\w/:.]*)=(.*?)(?=\s+[A-Z][\w/:.]*=|\s*$)", line))
 
 
 def _remove(directory: Path) -> None:
-    """Raise ClusterError, and remove nothing, if something is still mounted in there."""
+    """Remove the directory. If it still contains a mount, remove nothing and raise ClusterError."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         mount = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split()[4])
         if directory in Path(mount).parents:
-            raise ClusterError(f"{directory} can't be removed: {mount} is still mounted")
+            raise ClusterError(f"cannot remove {directory}: {mount} is still mounted")
     shutil.rmtree(directory)
 
 
@@ -548,7 +548,7 @@ def _remove(directory: Path) -> None:
 
 
 class _Kept:
-    """A daemon and all that it starts, as the owner sees it: a keeper at the other end of two pipes."""
+    """A daemon and its descendants, as the owner controls them: by two pipes to their keeper."""
 
     def __init__(self, argv: Sequence[str], directory: Path, log: Path, env: Mapping[str, str], *, keep: bool) -> None:
         keeper = [sys.executable, "-I", "-S", os.path.abspath(__file__), KEEPER, str(directory), "keep" if keep else ""]
@@ -560,7 +560,7 @@ class _Kept:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                start_new_session=True,  # a terminal's Ctrl-C is not meant for it
+                start_new_session=True,  # a Ctrl-C on a terminal must not reach it
                 bufsize=0,
             )
         assert self._keeper.stdin is not None
@@ -570,18 +570,18 @@ class _Kept:
         self._how: str | None = None
 
     def tell(self, order: bytes) -> None:
-        """One byte: a signal's number, for the daemon, or END, for all."""
-        with suppress(BrokenPipeError):  # nothing is left of it, and the keeper has gone
+        """Send an order of one byte: the number of a signal for the daemon, or END, which kills all processes."""
+        with suppress(BrokenPipeError):  # all processes and the keeper have ended
             self._orders.write(order)
 
     def ended(self, timeout: float = 0) -> str | None:
-        """How the daemon ended, or None if after `timeout` seconds it has not."""
+        """Return how the daemon ended, or None if it still runs after `timeout` seconds."""
         if self._how is None and select.select([self._report], [], [], timeout)[0]:
             self._how = self._report.readline().decode().strip() or "killed"
         return self._how
 
     def joined(self, timeout: float) -> bool:
-        """Whether, within `timeout` seconds, nothing is left."""
+        """Return whether all processes end within `timeout` seconds."""
         with suppress(subprocess.TimeoutExpired):
             self._keeper.wait(timeout)
             self._orders.close()
@@ -591,31 +591,31 @@ class _Kept:
 
 
 def _keep(directory: Path, keep: bool, argv: Sequence[str]) -> None:
-    """Run a daemon, and see to it that nothing which it starts outlives the owner of the pipe that is our stdin.
+    """Run a daemon. Kill all its descendants when the owner of the pipe at stdin ends.
 
     Obey the orders on stdin (see _Kept.tell). Report on stdout, in one line, how the daemon ended. Return when all of
-    its descendants are gone. If the owner went without a word, the last keeper removes the directory.
+    its descendants have ended. If the owner ended without the order END, the last keeper removes the directory.
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # what is meant to end everything ends the owner, and so us
+        signal.signal(number, signal.SIG_IGN)  # such a signal ends the owner, and then the keeper ends
     claim = os.open(directory, os.O_RDONLY)
     fcntl.flock(claim, fcntl.LOCK_SH)
 
     order = _supervise(argv)
     _kill_children()
     if order != END and not keep:
-        with suppress(BlockingIOError):  # there is another keeper yet
+        with suppress(BlockingIOError):  # another keeper still runs
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(directory)
 
 
 def _supervise(argv: Sequence[str]) -> bytes:
-    """Return END when told so, nothing when the owner is gone."""
+    """Run the daemon and obey orders. Return END on that order, b"" if the owner has ended."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # by default it would wake nobody
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # the default action does not write to the wakeup descriptor
     daemon = _spawn(argv)
     while True:
         with suppress(ChildProcessError):
@@ -646,7 +646,7 @@ def _spawn(argv: Sequence[str]) -> int:
 
 
 def _reap() -> Iterator[tuple[int, int]]:
-    """The children that have ended, as pid and status. Raise ChildProcessError if there are no children at all."""
+    """Yield pid and status of each child that has ended. Raise ChildProcessError if no child exists."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
@@ -656,19 +656,19 @@ def _reap() -> Iterator[tuple[int, int]]:
 
 def _report_end(status: int) -> None:
     code = os.waitstatus_to_exitcode(status)
-    with suppress(BrokenPipeError):  # the owner has gone
+    with suppress(BrokenPipeError):  # the owner has ended
         os.write(1, f"signal {-code}\n".encode() if code < 0 else f"exit status {code}\n".encode())
 
 
 def _kill_children() -> None:
-    """Kill all descendants, generation by generation: those of a killed child become our children.
+    """Kill all descendants, generation by generation: the children of a killed child become children of this process.
 
-    Children alone are signalled: nobody else can have the pid of a child that has not been waited for.
+    Only children get a signal: until this process waits for a child, no other process can have its pid.
     """
     with suppress(ChildProcessError):
         while True:
             for child in _children():
-                with suppress(PermissionError):  # of a set-uid program, where we are not root
+                with suppress(PermissionError):  # a set-uid program, if this process is not root
                     os.kill(child, signal.SIGKILL)
             for _ in _reap():
                 pass
@@ -679,7 +679,7 @@ def _children() -> Iterator[int]:
     me = os.getpid()
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with suppress(FileNotFoundError, ProcessLookupError):
-            # pid (name) state parent …: and a name can hold blanks and brackets
+            # The format is: pid (name) state parent …. A name can contain blanks and brackets.
             stat = Path("/proc", entry, "stat").read_bytes()
             if int(stat.rpartition(b")")[2].split()[1]) == me:
                 yield int(entry)
@@ -690,8 +690,8 @@ def _children() -> Iterator[int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Return the exit status of the command that ran on the cluster."""
-    ours, command = _split_at_dashes(arguments)
-    options = _parser().parse_args(ours)
+    own, command = _split_at_dashes(arguments)
+    options = _parser().parse_args(own)
     conf = list(options.conf)
     if options.hooks:
         hooks = options.hooks.resolve()
@@ -721,15 +721,15 @@ def _split_at_dashes(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [option …] [-- command …]",
-        description="Run a command, or else a shell, on a throwaway Slurm cluster on this machine.",
+        description="Run a command, by default a shell, on a temporary Slurm cluster on this machine.",
     )
     parser.add_argument("--hooks", type=Path, metavar="DIR", help="use DIR/task-prolog and DIR/epilog")
     parser.add_argument("--conf", action="append", default=[], metavar="LINE", help="a line for slurm.conf; repeatable")
     parser.add_argument("--name", help="the ClusterName")
     parser.add_argument("--nodes", type=int, default=2, metavar="N", help="compute nodes (default: 2)")
     parser.add_argument("--cpus", type=int, default=8, metavar="N", help="CPUs of each node (default: 8)")
-    parser.add_argument("--dir", type=Path, default=Path("/tmp"), help="where to make its directory (default: /tmp)")
-    parser.add_argument("--keep", action="store_true", help="leave the directory, with the logs, behind")
+    parser.add_argument("--dir", type=Path, default=Path("/tmp"), help="parent of the cluster's directory (default: /tmp)")
+    parser.add_argument("--keep", action="store_true", help="keep the directory with the logs")
     return parser
 
 
@@ -738,15 +738,15 @@ def _use(cluster: Cluster, command: Sequence[str]) -> int:
     if command:
         return _run_in_foreground(cluster, command)
     if sys.stdin.isatty():
-        print(f"{hello}; leave the shell to stop it", file=sys.stderr)
+        print(f"{hello}; exit the shell to stop the cluster", file=sys.stderr)
         return _run_in_foreground(cluster, [os.environ.get("SHELL", "/bin/sh")])
-    print(f"{hello}\nexport SLURM_CONF={cluster.conf_file}\nCtrl-C stops it", flush=True)
+    print(f"{hello}\nexport SLURM_CONF={cluster.conf_file}\nCtrl-C stops the cluster", flush=True)
     while True:
         signal.pause()
 
 
 def _run_in_foreground(cluster: Cluster, command: Sequence[str]) -> int:
-    """In the caller's environment, less what points at another cluster."""
+    """Run the command in the caller's environment, without variables of another cluster."""
     stray = ("SLURM", "SBATCH", "SRUN", "SALLOC", "SQUEUE", "SINFO", "SCONTROL", "SCANCEL")
     env = {name: value for name, value in os.environ.items() if not name.startswith(stray)}
     env.update(

@@ -1,4 +1,4 @@
-"""Interrupt this process in the middle of its work: at its n-th call of `os`, or when its clock has gone on far enough.
+"""Interrupt this process in the middle of its work: at its n-th call of `os`, or when its clock has advanced far enough.
 
 Every function replaces functions of the real `os` and `time`, so that it does not matter which module calls them. Use them
 only in a forked child that ends afterwards.

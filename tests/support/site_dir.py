@@ -25,7 +25,7 @@ import jobcache
 from jobcache.config import apply, compilation, settings
 from support import task_prolog
 
-ALICE, BOB = "games", "www-data"  # accounts that every Debian has: tests make none
+ALICE, BOB = "games", "www-data"  # accounts that every Debian has: tests create no account
 SHELLS = ("/bin/dash", "/bin/bash", "/bin/busybox sh")
 _SCHEMA = Path(jobcache.__file__).parent / "config" / "schema" / "event.json"
 
@@ -46,7 +46,7 @@ class Site:
         self.configure()
 
     def close(self) -> None:
-        """Hold every event that was written against the schema, and remove the directory."""
+        """Check every written event against the schema, and remove the directory."""
         try:
             self.events()
             self.syslog.events()
@@ -96,7 +96,7 @@ class Site:
     def epilog(
         self, job: int = 4242, *, user: str = ALICE, node: str = "n1", nodes: int = 1, **env: str
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run the Epilog of a job on one node. It must always exit 0 and print nothing: this asserts it."""
+        """Run the Epilog of a job on one node. Assert that it exits 0 and prints nothing."""
         who = pwd.getpwnam(user)
         variables = {
             "SLURM_JOB_ID": str(job),
@@ -109,7 +109,7 @@ class Site:
             **env,
         }
         variables = {name: value for name, value in variables.items() if value != ""}
-        time.sleep(0.02)  # leases are dated in hundredths of a second, and one as young as the Epilog is kept
+        time.sleep(0.02)  # leases have dates in hundredths of a second, and an Epilog keeps a lease of its own age
         done = subprocess.run(
             [str(self.hooks / "epilog")],
             env=variables,
@@ -122,14 +122,14 @@ class Site:
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         return done
 
-    # -------------------------------------------------------------------------------------------------------- looking
+    # ------------------------------------------------------------------------------------------------- scratch and events
 
     def cache(self, job: int = 4242, run: int = 0, user: str = ALICE) -> Path:
-        """Where the default template puts a cache."""
+        """Return the path of a cache by the default template."""
         return self.scratch / user / ".cache" / f"hf-datasets-{job}{f'-r{run}' if run else ''}"
 
     def fill(self, cache: Path, *files: str, size: int = 4096) -> None:
-        """Write files into a cache as its owner would: owned by whoever owns the cache."""
+        """Write files into a cache; the owner of the cache owns them."""
         owner = cache.stat()
         for name in files:
             path = cache / name
@@ -139,18 +139,18 @@ class Site:
                 os.lchown(cache / part if part != path else path, owner.st_uid, owner.st_gid)
 
     def debris(self, user: str = ALICE) -> list[str]:
-        """Names that are left of caches in the making or in deletion."""
+        """Return the names of half-made caches and of trash."""
         parent = self.scratch / user / ".cache"
         return sorted(p.name for p in parent.iterdir() if p.name.startswith(".jobcache-")) if parent.exists() else []
 
     def events(self, event: str = "") -> list[dict[str, Any]]:
-        """The events of the log file so far, each held against the schema; only those named `event`, where given."""
+        """Return the events of the log file, each checked against the schema; with `event`, only events of this name."""
         lines = self.log.read_bytes().decode().splitlines() if self.log.exists() else []
         return [found for found in map(validated, lines) if event in ("", found["event"])]
 
 
 class SystemLog:
-    """A system log's socket, as /dev/log would be; collects what is sent to it."""
+    """A socket like /dev/log that collects all messages."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -169,13 +169,13 @@ class SystemLog:
             self.messages.append(message.decode())
 
     def events(self, event: str = "") -> list[dict[str, Any]]:
-        """As Site.events, of what was sent so far."""
+        """Return the events that were sent so far, like Site.events."""
         self._socket_roundtrip()
         found = [validated(message[message.index("{") :]) for message in self.messages]
         return [one for one in found if event in ("", one["event"])]
 
     def _socket_roundtrip(self) -> None:
-        """Wait until what was sent before has been taken."""
+        """Wait until the log has received all earlier messages."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             probe.sendto(b"close", str(self.path))
         self._thread.join()

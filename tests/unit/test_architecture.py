@@ -69,7 +69,7 @@ def test_table_names_every_package() -> None:
 
 @pytest.mark.parametrize("module", modules())
 def test_module_imports_only_packages_in_the_table(module: str) -> None:
-    """Or modules of its own package."""
+    """Modules of its own package are allowed as well."""
     package = package_of(module)
     assert {package_of(other) for other in imports(module)} - {package} <= table()[package]
 

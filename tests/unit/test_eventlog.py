@@ -1,4 +1,4 @@
-"""Reading events back, from every form of a log, and whatever anybody has written into it."""
+"""Events are read back from every form of a log, with any content that users have written into it."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_rotated_and_compressed_logs_are_found(tmp_path: Path, opener: Any, suff
 
 
 def test_broken_files_are_reported(tmp_path: Path) -> None:
-    """What can be read of a truncated, invalid or missing file is returned, and the file is reported."""
+    """The readable events of a truncated or invalid file are returned, and the file is reported, as is a missing one."""
     text = gzip.compress(b"".join(line(job_id=at + 1) for at in range(2000)))
     (tmp_path / "a.gz").write_bytes(text[: len(text) // 2])
     (tmp_path / "b.gz").write_bytes(b"this is no gzip\n")

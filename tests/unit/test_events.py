@@ -160,7 +160,7 @@ def test_schema_requires_timestamp_event_level_and_outcome(file: Path, missing: 
     ],
 )
 def test_any_text_is_one_line_of_ascii(file: Path, opened: Opened, text: str, written: str) -> None:
-    """Whatever a name contains, the line is complete ASCII, and a JSON reader gets the name back."""
+    """For any name, the line is complete ASCII, and a JSON reader gets the name back."""
     opened(str(file), None).emit("cache.kept", user=text, outcome="kept", path=text)
     data = file.read_bytes()
     assert data.isascii() and data.count(b"\n") == 1 and data.endswith(b"\n")

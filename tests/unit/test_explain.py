@@ -1,4 +1,4 @@
-"""The answers of `jobcache explain`, for each way in which a cache can be gone, or never have existed."""
+"""The answers of `jobcache explain`, for each reason why a cache does not exist any more, or never existed."""
 
 from __future__ import annotations
 

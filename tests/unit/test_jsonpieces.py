@@ -56,7 +56,7 @@ def test_elements_keep_their_spelling() -> None:
     ],
 )  # fmt: skip
 def test_other_text_is_reported(text: str, words: str) -> None:
-    """With a message, whatever the size of a block."""
+    """The error has a message, for any size of a block."""
     with pytest.raises(NotRecords, match=words):
         elements(text)
 

@@ -24,7 +24,7 @@ NAMES = st.builds(
 
 @given(NAMES, USERS, UIDS, NODES, JOB_IDS, RUNS)
 def test_cache_name_can_be_parsed(name: str, user: str, uid: int, node: str, job_id: int, run: int) -> None:
-    """Whatever the user, the cluster and the node are called."""
+    """For any names of the user, the cluster and the node."""
     place = Template(f"/s/{{user}}/{name}").bind(user=user, uid=uid, cluster="c1", node=node)
     assert place.parse(place.cache_name(job_id, run)) == (job_id, run)
     assert place.cache(job_id, run) == f"{place.parent}/{place.cache_name(job_id, run)}"

@@ -124,7 +124,7 @@ def test_job_in_one_of_two_listings_is_alive() -> None:
 
 
 def test_trash_of_requeued_job_is_reaped_unless_joinable() -> None:
-    """Trash is no cache, though its job lives. Trash that still has nodes/ can be joined, and stays."""
+    """Trash is no cache, although its job is live. Trash that still has nodes/ can be joined, and stays."""
     trash = orphan(kind=TRASH, run=None)
     assert decide(trash, {7: {1000}}, {7: {1000}}) == Decision(trash, REAP, "trash")
     assert decide(replace(trash, running=True)).action == REAP

@@ -1,4 +1,4 @@
-"""Which jobs are alive: a complete list, or Unknown with a reason, and never anything in between."""
+"""The list of live jobs: it is complete, or Unknown with a reason."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ words = st.one_of(ids.map(str), states, st.sampled_from(["", "0", "07", "12+0", 
 
 @given(st.text() | st.lists(st.lists(words, max_size=5).map("|".join)).map("\n".join) | st.binary().map(os.fsdecode))
 def test_parse_raises_nothing_but_unknown(text: str) -> None:
-    """Whatever squeue prints, the result is complete rows, or Unknown."""
+    """For any output of squeue, the result is complete rows, or Unknown."""
     try:
         rows = parse(text)
     except Unknown as unknown:
@@ -175,7 +175,7 @@ def test_empty_listing_needs_confirmation(fake: Fake) -> None:
 
 @pytest.mark.parametrize("question", ["squeue", "config", "jobs"])
 def test_failing_command_is_unknown(fake: Fake, question: str) -> None:
-    """Whichever command is down or fails, the reason is specific, with the last line of its error output."""
+    """For each command that fails, the reason is specific and has the last line of its error output."""
     fake.answer(question, "7|7|RUNNING|5\n", stderr=DOWN, status=1)
     assert fake.unknown().reason == "slurm_down"
     fake.answer(question, "7|7|RUNNING|5\n", stderr="warning: x\nfatal: out of memory\n", status=1)

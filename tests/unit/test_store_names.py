@@ -55,7 +55,7 @@ def test_contents_can_be_parsed_if_they_are_complete(files: dict[str, tuple[int,
 
 
 def test_store_path_refuses_a_name_that_no_path_can_hold() -> None:
-    """If the template uses it."""
+    """Only if the template uses it."""
     assert store_names.store_path("/s/{uid}/store", user="a/b", uid=7, cluster="c") == "/s/7/store"
     with pytest.raises(BadName):
         store_names.store_path("/s/{user}/store", user="a/b", uid=7, cluster="c")

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""How often jobs that load one dataset at once fail, and what the cure costs: real Slurm jobs, real `datasets`.
+"""Measure how often jobs that load one dataset at once fail, and the costs of the remedy: real Slurm jobs, real `datasets`.
 
     tests/bench/collisions/collisions.py [--quick] [--json FILE] [--picture FILE]
 
-Jobs wait for each other and load together, with their cache `shared` (cold), `warm` (shared, and built before), `job`
-(one for each, by the hooks) and `seeded` (by the hooks, from a store); on a filesystem whose flock works, excludes
-`nobody`, or fails with ENOSYS or ENOLCK. Each job holds the rows and a checksum against what was written, so wrong data
-is found where nothing failed. Needs root, Slurm and munge, cc, and a Python with `datasets` that ordinary users can
-reach; matplotlib for the picture.
+Jobs wait for each other and load together. Their cache is `shared` (cold), `warm` (shared, and built before), `job` (a
+private cache by the hooks) or `seeded` (a private cache from a store). flock works, excludes `nobody`, or fails with ENOSYS
+or ENOLCK. Each job compares the rows and a checksum with the written data, and so finds wrong data without an error. Needs
+root, Slurm and munge, cc, and a Python with `datasets` that ordinary users can run; matplotlib for the picture.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ from support.site_dir import ALICE, Site  # noqa: E402
 
 FLOCKS = ("works", "nobody", "ENOSYS", "ENOLCK")
 CACHES = ("shared", "warm", "job", "seeded")
-FORMATS = {"jsonl": "json", "array": "json", "csv": "csv", "parquet": "parquet"}  # and the loader of each
+FORMATS = {"jsonl": "json", "array": "json", "csv": "csv", "parquet": "parquet"}  # format: loader
 SUFFIX = {"jsonl": "jsonl", "array": "json", "csv": "csv", "parquet": "parquet"}
 
 
 @dataclass
 class Data:
-    """A dataset in a file, and the truth about it."""
+    """A dataset in a file. truth: its rows, the sum of its ids, and the CRC of its text."""
 
     kind: str
     path: Path
@@ -53,7 +52,7 @@ class Data:
 
 @dataclass
 class Cell:
-    """What came of all jobs of one kind. Times are seconds, of those that succeeded; bytes of all caches, in one round."""
+    """The results of all jobs of one kind. Times are seconds of the jobs that succeeded; bytes are those of all caches."""
 
     format: str
     flock: str
@@ -83,7 +82,7 @@ class Bench:
         subprocess.run(
             ["cc", "-O2", "-Wall", "-shared", "-fPIC", "-o", str(self.library), str(HERE / "noflock.c"), "-ldl"], check=True
         )
-        shutil.copy(HERE / "load.py", self.dir)  # not every checkout can be read by users
+        shutil.copy(HERE / "load.py", self.dir)  # users cannot read every checkout
         self.cluster = Cluster(
             cpus=max(8, options.jobs), conf=[f"TaskProlog={self.site.hooks}/task-prolog", f"Epilog={self.site.hooks}/epilog"]
         )
@@ -101,7 +100,7 @@ class Bench:
     # ------------------------------------------------------------------------------------------------------ the lock
 
     def check_library(self) -> None:
-        """Show that what datasets locks by is what the library answers: two processes, by flock, lockf and filelock."""
+        """Check that the library answers the locks of `datasets`: two processes lock by flock, lockf and filelock."""
         holds = (
             "import fcntl, filelock, sys, datasets.utils._filelock as own\n"
             "path = sys.argv[1]; file = open(path, 'w'); lock = own.FileLock(path + '.lock')\n"
@@ -130,7 +129,7 @@ class Bench:
                 first.communicate()
             plain = ["EAGAIN" if wanted[flock] == "refused" else wanted[flock]] * 2
             if second[:2] != plain or (second[2] != wanted[flock] and flock in ("works", "nobody")):
-                raise SystemExit(f"the library does not do what it is for: flock {flock} gives {second}")
+                raise SystemExit(f"noflock.so does not work: with flock {flock}, a second process gets {second}")
             print(f"flock {flock}: a second process's flock, lockf and filelock: {', '.join(second)}", file=sys.stderr)
 
     def environment(self, flock: str) -> dict[str, str]:
@@ -161,7 +160,7 @@ class Bench:
     # ------------------------------------------------------------------------------------------------------- a round
 
     def round(self, cell: Cell, data: Data) -> None:
-        """Have all jobs load at once, and count what came of it."""
+        """Let all jobs load at once, and count their results."""
         self.count += 1
         place = self.dir / f"round-{self.count}"
         place.mkdir()
@@ -170,7 +169,7 @@ class Bench:
         chosen = {"HF_DATASETS_CACHE": str(shared)} if cell.cache in ("shared", "warm") else {}
         if cell.cache == "warm":
             self.alone(data, place, chosen)
-        self.site.configure(store={"user": None})  # none that an earlier round has filled
+        self.site.configure(store={"user": None})  # no store of an earlier round
         if cell.cache == "seeded":
             self.seed(data, place)
         delays = [self.options.spread * i / max(1, self.options.jobs - 1) for i in range(self.options.jobs)]
@@ -199,7 +198,7 @@ class Bench:
         return self.cluster.sbatch(f"#!/bin/sh\nexec {command}\n", user=ALICE, env=chosen)
 
     def alone(self, data: Data, place: Path, chosen: dict[str, str]) -> None:
-        """Load once, with locks that work, before anybody else does."""
+        """Load once, with locks that work, before the jobs."""
         env = {**chosen, "HF_HOME": f"{place}/home"}
         self.cluster.run(*self.words(data, place / "alone"), user=ALICE, env=env, timeout=300)
 
@@ -236,14 +235,14 @@ class Bench:
 
 
 def allocated(directory: Path) -> int:
-    """Bytes on disk below a directory."""
+    """Return the bytes on disk below a directory."""
     return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if not path.is_dir())
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
-    """What is measured: every cache and flock with the first format, and flock that works or excludes nobody with the rest.
+    """Return the cells: each cache and flock with the first format; other formats only with flock `works` or `nobody`.
 
-    A warm cache is for comparison, and needs no broken locks.
+    A warm cache is for comparison, and is measured only with locks that work.
     """
     return [
         Cell(one, flock, cache)
@@ -255,7 +254,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
 
 
 def table(measured: list[Cell], rounds: int) -> str:
-    """Times are medians; × is against the shared cache with a flock that works, of the same format."""
+    """Return the table. Times are medians; × is the ratio to the shared cache of this format with a flock that works."""
     head = ("format", "flock", "cache", "jobs", "failed", "wrong", "hung", "load s", "×", "first batch s", "map s", "MB", "×")
     lines = [head]
     for cell in measured:
@@ -281,7 +280,7 @@ def said(value: float | None) -> str:
 
 
 def draw(measured: list[Cell], file: str) -> None:
-    """What came of the jobs, one bar for each cache and flock of the first format, and of the others by their flock."""
+    """Draw the results: one bar for each cell, except for warm caches."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -307,7 +306,7 @@ def parse() -> argparse.Namespace:
     seeded = "store" in jobcache.commands
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=8, help="jobs that load at once (8)")
-    parser.add_argument("--rounds", type=int, default=1, help="how often each is done (1)")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of each measurement (1)")
     parser.add_argument("--size", type=float, default=20, help="megabytes of the dataset (20)")
     parser.add_argument("--spread", type=float, default=0.0, help="seconds within which the jobs begin (0: the same instant)")
     parser.add_argument("--hang", type=float, default=40, help="seconds after which a job that loads is taken to hang (40)")
@@ -316,7 +315,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--caches", type=lambda text: text.split(","), default=list(CACHES if seeded else CACHES[:3]))
     parser.add_argument("--all", action="store_true", help="every flock with every format")
     parser.add_argument("--quick", action="store_true", help="4 jobs, 2 MB, JSON lines, flock that works or excludes nobody")
-    parser.add_argument("--keep", action="store_true", help="leave the caches until the end, for looking at")
+    parser.add_argument("--keep", action="store_true", help="keep the caches until the end, to inspect them")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--picture", metavar="FILE", help="such as docs/collisions.png")
     options = parser.parse_args()
@@ -329,7 +328,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # nothing is left then, either
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing is left
     began = time.monotonic()
     with Bench(options) as bench:
         bench.check_library()

@@ -1,9 +1,9 @@
-"""What each job of the benchmark does: load the dataset, look at it, map it, and say what came of it.
+"""The program of each job of the benchmark: load the dataset, read it, map it, and report the result.
 
     load.py KIND FILE ROWS SUM CRC RESULT [READY GO DELAY]
 
 It waits for the file GO, and DELAY seconds more, so that all jobs load together. RESULT gets one JSON object: outcome
-"ok", "failed" (an exception) or "wrong" (no exception, but other data than was written), and the times in seconds.
+"ok", "failed" (an exception) or "wrong" (no exception, but the data differ from the written data), and the times in seconds.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def work(kind: str, file: str, truth: tuple[int, int, int]) -> dict[str, object]
         mapped = dataset.map(double, batched=True)
         done = time.monotonic()
         found_mapped = seen(mapped, "double")
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong is what is counted
+    except Exception as error:  # noqa: BLE001 - the benchmark counts any error
         while error.__cause__ is not None:
             error = error.__cause__  # type: ignore[assignment]
         return {"outcome": "failed", "error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
     times = {"load": loaded - began, "first_batch": first - began, "map": done - before}
     if found != truth or found_mapped != (truth[0], 2 * truth[1], truth[2]):
-        return {"outcome": "wrong", "error": f"{found}, mapped {found_mapped}, written were {truth}", **times}
+        return {"outcome": "wrong", "error": f"{found}, mapped {found_mapped}, expected {truth}", **times}
     return {"outcome": "ok", **times}
 
 
 def allocated(directory: str) -> int:
-    """Bytes on disk below a directory."""
+    """Return the bytes on disk below a directory."""
     return sum(os.lstat(os.path.join(path, name)).st_blocks * 512 for path, _, names in os.walk(directory) for name in names)
 
 

@@ -1,11 +1,11 @@
-/* A filesystem on which locks do not lock, for one program: preloaded, it answers in place of libc.
+/* Simulates a filesystem with broken locks for one program: this preloaded library answers in place of libc.
  *
- * NOLOCK=nobody  every lock is granted at once to everybody, as on mounts whose flock excludes only on one node, seen
- *                from several nodes: each process stands for one on a node of its own
+ * NOLOCK=nobody  every process gets every lock at once, like processes on several nodes of a mount whose flock excludes
+ *                only on one node: each process stands for a process on another node
  * NOLOCK=ENOSYS, ENOLCK
- *                every lock fails with that error, as on mounts without flock, or whose lock server is gone
+ *                every lock fails with this error, as on mounts without flock, or without their lock server
  *
- * flock(2) is what filelock and datasets use; fcntl(2)'s and lockf(3)'s locks are answered the same way.
+ * filelock and datasets use flock(2); the library answers the locks of fcntl(2) and lockf(3) in the same way.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,7 +17,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-/* 1: not ours to answer. Else the answer, with errno set. */
+/* Return 1 if libc must answer; else the answer, with errno set. */
 static int answer(void)
 {
     const char *mode = getenv("NOLOCK");
