@@ -116,7 +116,7 @@ def test_epilog_ends_when_slurm_runs_it_in_the_job(site: Site) -> None:
     with cluster_of(site, f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog", *flags) as cluster:
         wired = Wired(site, cluster)
         for _ in range(2):
-            job = wired.batch(SAY)
+            job = wired.batch(PRINT_CACHE)
             # Far below the deadline of 30 s, at which a hook that hangs is ended.
             assert cluster.wait(job, timeout=15) == "COMPLETED"
             cluster.wait_node("n1")
