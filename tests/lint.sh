@@ -9,7 +9,7 @@ PATH=$venv/bin:$PATH
 
 # Replace the list by "." when every file follows the vocabulary of docs/contributing.md.
 CODESPELL_PATHS='.ci .editorconfig .github .pre-commit-config.yaml docs/CHANGELOG.md docs/compatibility.md docs/contributing.md
-docs/failure-modes.md docs/glossary.md docs/man/jobcache-hooks.in docs/promises.md docs/releasing.md docs/security.md docs/store.md
+docs/architecture.md docs/decisions docs/failure-modes.md docs/glossary.md docs/man/jobcache-hooks.in docs/promises.md docs/releasing.md docs/security.md docs/store.md
 docs/user-guide.md README.md etc hooks packaging pyproject.toml ruff.toml tests/cluster/conftest.py tests/conftest.py
 tests/lint.sh tests/packaging tests/run.sh tests/support/init.py tests/unit/test_init.py'
 
