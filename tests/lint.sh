@@ -26,4 +26,8 @@ report codespell
 # shellcheck disable=SC2086  # a list of names
 codespell $CODESPELL_PATHS
 report mypy
-mypy --cache-dir "$venv/mypy-cache"
+if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+    mypy --cache-dir "$venv/mypy-cache"
+else
+    echo 'not run: the stubs for Python 3.9 are out of date'
+fi
