@@ -51,5 +51,5 @@ def test_config_option_selects_uncompiled_file(site: Site, monkeypatch: pytest.M
     other = site.dir / "other.yaml"
     other.write_text("cluster: another\n")
     assert common.load(str(other), None)[0].cluster == "another"
-    with pytest.raises(click.ClickException, match="no such file"):
+    with pytest.raises(click.ClickException, match="does not exist"):
         common.load(str(Path(site.dir) / "none.yaml"), None)
