@@ -17,6 +17,7 @@ FILL = 'head -c 8192 /dev/zero >"$HF_DATASETS_CACHE/a.arrow"'
 @pytest.fixture
 def site(wired: Wired) -> Wired:
     wired.site.configure(slurm={**asked(wired.cluster), "timeout": "10s"})
+    wired.site.log.touch()  # before the first Epilog, no log exists
     return wired
 
 
