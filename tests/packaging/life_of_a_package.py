@@ -475,7 +475,11 @@ def removals(by: Deb, cluster: Cluster) -> None:
     text = cluster.conf_file.read_text()
     cluster.conf_file.write_text("".join(line for line in text.splitlines(True) if "jobcache" not in line))
     refused = by.refused()
-    check("removal fails until scontrol reconfigure", mentions(refused, "scontrol show config: ", "slurm.conf no longer names the hooks"), refused)
+    check(
+        "removal fails until scontrol reconfigure",
+        mentions(refused, "scontrol show config: ", "slurm.conf no longer names the hooks"),
+        refused,
+    )
 
     site = Path("/etc/slurm/epilog.d")
     site.mkdir()
