@@ -160,7 +160,7 @@ def task_prolog(quick: bool) -> Iterator[Row]:
         (site.hooks / "with-bash").chmod(0o755)
         site.task_prolog(1)
         cache = str(site.cache(1))
-        step.update(SLURM_JOB_ID="1", SLURMD_NODENAME="n1")
+        step.update(SLURM_JOB_ID="1", SLURMD_NODENAME="n1", SLURM_CLUSTER_NAME="test")
         inherited = {**step, "JOBCACHE_DIR": cache, "HF_DATASETS_CACHE": cache}
         theirs = (
             f"export HF_DATASETS_CACHE={cache}-x; mkdir -p $HF_DATASETS_CACHE; echo export HF_DATASETS_CACHE=$HF_DATASETS_CACHE"
