@@ -83,7 +83,7 @@ def _parents(path: str, rest: tuple[str, ...], failures: list[OSError]) -> Itera
 
 def _entries(parent_fd: int, matches: "path_template.Matcher") -> Iterator[Optional[tuple[str, str, int, Optional[int]]]]:
     """Yield (kind, name, job_id, run) of each directory with a name of jobcache, None periodically as a heartbeat."""
-    list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent_fd)
+    list_fd = os.open(".", dirfd.DIRECTORY, dir_fd=parent_fd)
     try:
         with os.scandir(list_fd) as entries:
             for at, entry in enumerate(entries, 1):

@@ -157,7 +157,7 @@ def list_below(prefix: Prefix, cluster: str) -> Iterator[Union[Prefix, Candidate
 
 def list_names(directory_fd: int) -> Iterator[str]:
     """Yield the names in a directory that was opened for search alone. Raise OSError."""
-    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory_fd)
+    fd = os.open(".", dirfd.DIRECTORY, dir_fd=directory_fd)
     try:
         with os.scandir(fd) as entries:
             for entry in entries:

@@ -106,7 +106,7 @@ class Work:
         """
         runs = set()
         until = time.monotonic() + self.site.epilog_budget
-        list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent_fd)
+        list_fd = os.open(".", dirfd.DIRECTORY, dir_fd=parent_fd)
         try:
             with os.scandir(list_fd) as entries:
                 for count, entry in enumerate(entries, 1):
