@@ -253,6 +253,29 @@ def test_signal_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     assert list(tmp_path.iterdir()) == [source]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_inside_a_destructor_ends_the_command(tmp_path: Path, number: signal.Signals) -> None:
+    """Python drops an exception that is raised while it removes an object, wherever in a library that may be."""
+    source = tmp_path / "a.json"
+    source.write_text(json.dumps(rows(20)))
+    code = f"""
+import os, signal
+from jobcache.parquet import convert
+class Object:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+link = convert._SplitWriter._new_path
+def new_path(writer):
+    Object()
+    return link(writer)
+convert._SplitWriter._new_path = new_path
+"""
+    process = command(str(source), str(tmp_path / "out"), code=code)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_missing_datasets_is_reported_with_remedy(tmp_path: Path) -> None:
     """The message has the command that installs it."""
     source = write(tmp_path / "a.jsonl", rows(3))

@@ -15,7 +15,12 @@ def command(words: Sequence[str], fields: Sequence[str], destination: str, as_js
     signals.exit_on_termination()
     try:
         sources = convert.parse_sources(words, fields)
-        with common.progress(as_json) as report_progress:
+        with common.progress(as_json) as show:
+
+            def report_progress(activity: str, done: int, of: int) -> None:
+                signals.exit_if_received()
+                show(activity, done, of)
+
             written = convert.convert(sources, destination, report_progress)
     except convert.ParquetError as error:
         click.echo(f"nothing was written: {error}", err=True)
