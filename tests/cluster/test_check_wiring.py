@@ -132,6 +132,50 @@ def test_scripts_that_run_the_hooks_are_no_fault(place: Place) -> None:
     assert "50-jobcache" in found["Epilog"][0]["fact"] and "which runs jobcache's TaskProlog" in found["TaskProlog"][0]["fact"]
 
 
+@pytest.fixture
+def relative(place: Place) -> Iterator[dict[str, str]]:
+    """Keys of slurm.conf with relative paths, which lead to the hooks in the directory of slurm.conf."""
+    conf_dir = place.cluster.conf_file.parent
+    (conf_dir / "epilog.d").mkdir()
+    links = {conf_dir / "taskprolog": "task-prolog", conf_dir / "epilog.d/50-jobcache": "epilog"}
+    for link, hook in links.items():
+        link.symlink_to(place.hooks / hook)
+    yield {**place.wired, "TaskProlog": "taskprolog", "Epilog": "epilog.d/*"}
+    place.cluster.reconfigure(place.wired)
+    for node in place.cluster.nodes:  # Slurm drains a node whose Epilog it cannot run
+        place.cluster.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+    for link in links:
+        link.unlink()
+    (conf_dir / "epilog.d").rmdir()
+
+
+def test_relative_paths_are_judged_as_slurm_resolves_them(place: Place, relative: dict[str, str]) -> None:
+    """They have a fault exactly if this Slurm does not run them."""
+    place.cluster.reconfigure(relative)
+    status, found = place.check("--user", ALICE)
+    job = place.cluster.sbatch("true", user=ALICE)
+    runs = place.cluster.wait(job) == "COMPLETED"
+    assert wrong(found) == (set() if runs else {"TaskProlog", "Epilog"}), found
+    assert status == (0 if runs else 1)
+    if not runs:
+        (row,) = [row for row in found["TaskProlog"] if row["level"] != "ok"]
+        assert row["fact"].startswith("TaskProlog=taskprolog is a relative path")
+
+
+def test_hooks_of_another_cluster_are_a_problem(place: Place) -> None:
+    """One shared directory of hooks serves one cluster. The settings that `check` reads are right."""
+    other = Site()
+    try:
+        other.configure(cluster="lion", slurm=place.slurm)
+        place.cluster.reconfigure({**place.wired, "TaskProlog": f"{other.hooks}/task-prolog", "Epilog": f"{other.hooks}/epilog"})
+        status, found = place.check("--user", ALICE)
+        assert status == 1 and wrong(found) == {"TaskProlog", "Epilog"}
+        for name in ("TaskProlog", "Epilog"):
+            assert any("for cluster lion" in row["fact"] and row["level"] == "problem" for row in found[name])
+    finally:
+        other.close()
+
+
 def test_script_that_runs_a_directory_with_the_hooks_is_no_fault(place: Place) -> None:
     """The directory must belong to root, and no other user may write to it."""
     other = place.script("site/hooks.d/10-site", "true")

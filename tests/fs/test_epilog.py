@@ -190,6 +190,16 @@ def test_keep_failed_keeps_the_cache_of_a_failed_job(site: Site, exit_code: str,
         assert 590 < seconds_to(event["keep_until"]) < 610
 
 
+def test_keep_failed_keeps_nothing_where_slurm_reports_no_exit_status(site: Site) -> None:
+    """The Epilog of Slurm 20.11 and 21.08 has neither an exit status nor the number of nodes."""
+    site.configure(keep_failed="10m")
+    cache = make_cache(site)
+    site.epilog(SLURM_JOB_EXIT_CODE="", SLURM_JOB_NUM_NODES="")
+    assert not cache.exists()
+    (event,) = site.events()
+    assert event["event"] == "cache.reaped"
+
+
 def seconds_to(stamp: str) -> float:
     return calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ")) - time.time()
 

@@ -460,7 +460,7 @@ class Histories(RuleBasedStateMachine):
         """Do the work of an Epilog. site: of the other cluster, None for this one."""
         job = EndedJob(ended.job_id, uid_of(ended.user), ended.node)
         job.gid, job.user, job.nodes = pwd.getpwnam(ended.user).pw_gid, ended.user, ended.width
-        job.exit_status, job.start = 0, ended.start  # type: ignore[assignment]
+        job.start = ended.start  # type: ignore[assignment]
         facts: list[dict[str, Any]] = []
         compiled = self.world.settings
         self.world.here = self.other_node if site else self.nodes[ended.node]

@@ -57,6 +57,20 @@ def faults(facts: Facts) -> list[Finding]:
     return [one for one in check.findings(facts) if one.level != OK]
 
 
+@pytest.mark.parametrize(("version", "epilog", "task_prolog"), [("23.11.0", "epilog.d/*", "/t"), ("25.11.1", "epilog", "t")])
+def test_relative_paths_have_no_fault_where_slurm_resolves_them(version: str, epilog: str, task_prolog: str) -> None:
+    """The Epilog from 23.11, the TaskProlog from 25.11."""
+    assert faults(replace(GOOD, wiring=relative(version, TaskProlog=task_prolog, Epilog=epilog))) == []
+
+
+def test_version_before_22_05_is_no_fault_by_itself() -> None:
+    """The finding names the jobs whose caches wait for the sweep."""
+    facts = wiring(running={**WIRING.running, "SLURM_VERSION": "20.11.9"})
+    assert faults(facts) == []
+    (row,) = [one for one in check.findings(facts) if one.name == "version" and one.area == "slurm"]
+    assert "het job" in row.fact
+
+
 def test_sound_installation_has_no_fault() -> None:
     """Each area has findings, and all of them are OK."""
     assert faults(GOOD) == []
@@ -73,6 +87,13 @@ def wiring(**changes: Any) -> Facts:
 
 def running(**changes: str) -> Facts:
     return wiring(running={**WIRING.running, **changes})
+
+
+def relative(version: str, **keys: str) -> Wiring:
+    """Return the facts of a Slurm that runs the hooks by relative paths."""
+    file = {**WIRING.file, **keys}
+    others = {key: value for key, value in WIRING.running.items() if not key.startswith("Epilog")}
+    return replace(WIRING, running={**others, **file, "SLURM_VERSION": version}, file=file)
 
 
 def scratch(**changes: Any) -> Facts:
@@ -148,6 +169,26 @@ FAULTS: dict[str, tuple[Facts, str, str, str]] = {
     "settings are for another cluster": (
         replace(running(ClusterName="tiger"), compiled=replace(GOOD.compiled, cluster="lion")),
         "slurm ClusterName", "problem", "compiled for lion",
+    ),
+    "TaskProlog is compiled for another cluster": (
+        replace(
+            running(ClusterName="tiger"),
+            wiring=replace(
+                WIRING, running={**WIRING.running, "ClusterName": "tiger"},
+                task_prologs=(replace(WIRING.task_prologs[0], cluster="lion"),),
+            ),
+        ),
+        "slurm TaskProlog", "problem", "cluster lion",
+    ),
+    "TaskProlog is relative": (
+        replace(GOOD, wiring=relative("25.05.3", TaskProlog="task-prolog")),
+        "slurm TaskProlog", "problem", "cancels",
+    ),
+    "Epilog is relative": (
+        replace(GOOD, wiring=relative("23.02.7", Epilog="epilog.d/*")), "slurm Epilog", "problem", "drains",
+    ),
+    "keep_failed has no effect": (
+        replace(running(SLURM_VERSION="21.08.8-2"), keep_failed=60.0), "slurm keep_failed", "warning", "exit status",
     ),
     "TaskProlog is the Epilog": (
         wiring(task_prologs=(Script(f"{HOOKS}/epilog", "swapped"),)), "slurm TaskProlog", "problem", "jobcache's Epilog",

@@ -49,14 +49,14 @@ def test_three_variables_suffice() -> None:
     """Id, owner and node suffice. The rest is None, and not guessed."""
     job = from_epilog(REQUIRED)
     assert (job.job_id, job.uid, job.node, job.het) == (4242, 1000, "n1", False)
-    assert (job.gid, job.user, job.nodes, job.exit_status, job.start) == (None,) * 5
+    assert (job.gid, job.user, job.nodes, job.start, job.failed) == (None, None, None, None, False)
 
 
 def test_all_variables_are_used() -> None:
     """Every variable of Slurm is part of the job."""
     more = {"GID": "60", "USER": "al ice", "NUM_NODES": "2", "EXIT_CODE": "256", "START_TIME": "1795333674"}
     job = from_epilog({**REQUIRED, **{f"SLURM_JOB_{key}": value for key, value in more.items()}})
-    assert (job.gid, job.user, job.nodes, job.exit_status, job.start) == (60, "al ice", 2, 256, 1795333674)
+    assert (job.gid, job.user, job.nodes, job.failed, job.start) == (60, "al ice", 2, True, 1795333674)
 
 
 @pytest.mark.parametrize("value", [*INVALID, "0"])
@@ -97,7 +97,22 @@ def test_invalid_optional_variable_is_unknown(value: str) -> None:
     """An optional variable that is invalid is None. It is not an error, and not guessed."""
     names = ("GID", "NUM_NODES", "EXIT_CODE")
     job = from_epilog({**REQUIRED, **{f"SLURM_JOB_{name}": value for name in names}})
-    assert (job.gid, job.nodes, job.exit_status) == (None, None, None)
+    assert (job.gid, job.nodes, job.failed) == (None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("env", "failed"),
+    [
+        ({}, False),  # Slurm 20.11 and 21.08 report neither
+        ({"SLURM_JOB_NUM_NODES": "1"}, True),  # an aborted job of Slurm 22.05 or later
+        ({"SLURM_JOB_EXIT_CODE": "0"}, False),
+        ({"SLURM_JOB_EXIT_CODE": "0", "SLURM_JOB_NUM_NODES": "1"}, False),
+        ({"SLURM_JOB_EXIT_CODE": "256"}, True),
+        ({"SLURM_JOB_EXIT_CODE": "nonsense"}, True),
+    ],
+)
+def test_unknown_exit_status_is_a_failure_if_slurm_reports_one(env: dict[str, str], failed: bool) -> None:
+    assert from_epilog({**REQUIRED, **env}).failed is failed
 
 
 @pytest.mark.parametrize("value", ["", "../root", ".", "..", "a/b", "a\nb", "a\x7f", "u" * 256])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from jobcache.diagnostics import check_config, check_containers, check_log, check_scratch, check_wiring
+from jobcache.diagnostics import check_config, check_containers, check_log, check_scratch, check_slurm_version, check_wiring
 from jobcache.diagnostics.check_facts import Facts
 from jobcache.diagnostics.finding import Finding
 
@@ -17,6 +17,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
     else:
         yield from check_wiring.wiring(facts, facts.wiring)
         if not facts.wiring.error:
+            yield from check_slurm_version.slurm_version(facts, facts.wiring)
             yield from check_containers.containers(facts, facts.wiring)
     for place in facts.scratch:
         yield from check_scratch.scratch(place)

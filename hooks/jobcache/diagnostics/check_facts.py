@@ -50,6 +50,7 @@ class Script:
     a script that does not; "missing"; "unreadable", only root can read it.
     executable: a TaskProlog, by every user. lib: the directory of the policy that the hook reads. shipped: its text is that
     of this version. insecure: why another user can change it, or "". unreachable: why a user cannot run it, or "".
+    cluster: for which its policy is compiled, or "".
     """
 
     path: str
@@ -59,6 +60,7 @@ class Script:
     shipped: bool = True
     insecure: str = ""
     unreachable: str = ""
+    cluster: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Schedule:
 class Facts:
     """All facts. wiring, log, schedule: None where they were not gathered. hooks: the directory of the hooks to wire in.
 
-    epilog_deadline, grace: seconds.
+    epilog_deadline, grace, keep_failed: seconds.
     """
 
     compiled: Compiled
@@ -163,4 +165,5 @@ class Facts:
     hooks: str = ""
     epilog_deadline: float = 30.0
     grace: float = 3600.0
+    keep_failed: float = 0.0
     root: bool = True

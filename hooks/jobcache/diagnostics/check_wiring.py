@@ -28,12 +28,19 @@ def wiring(facts: Facts, slurm: Wiring) -> Iterator[Finding]:
 
 
 def _cluster(compiled: Compiled, slurm: Wiring) -> Iterator[Finding]:
-    name = (values(slurm.running, "ClusterName") or [""])[0]
+    name = _cluster_name(slurm)
     if name and compiled.cluster and name != compiled.cluster:
-        text = f"Slurm's ClusterName is {name}; the settings are compiled for {compiled.cluster}. The sweep reaps nothing"
+        text = (
+            f"Slurm's ClusterName is {name}; the settings are compiled for {compiled.cluster}. No job gets a cache, "
+            "and nothing is reaped"
+        )
         yield Finding(
             "slurm", "ClusterName", PROBLEM, text, f"cluster: {name}    # in {compiled.config}, then {compiled.command}"
         )
+
+
+def _cluster_name(slurm: Wiring) -> str:
+    return next(iter(values(slurm.running, "ClusterName")), "")
 
 
 def _set_key(conf: str, key: str, value: str) -> str:
@@ -44,8 +51,8 @@ def _set_key(conf: str, key: str, value: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- the hooks
 
 
-def _hook(name: str, script: Script, compiled: Compiled) -> Iterator[Finding]:
-    """Yield the faults of a hook, or of a script that runs it."""
+def _hook(name: str, script: Script, compiled: Compiled, cluster: str) -> Iterator[Finding]:
+    """Yield the faults of a hook, or of a script that runs it. cluster: Slurm's ClusterName, or ""."""
     if not script.executable:
         harm = " for every user: Slurm cancels every task" if name == "TaskProlog" else ": Slurm drains the node"
         yield Finding("slurm", name, PROBLEM, f"{script.path} is not executable{harm}", f"chmod 755 {script.path}")
@@ -55,6 +62,10 @@ def _hook(name: str, script: Script, compiled: Compiled) -> Iterator[Finding]:
     if script.insecure:
         remedy = f"chown root: {script.path} && chmod 755 {script.path}"
         yield Finding("slurm", name, PROBLEM, f"{script.path} {script.insecure}", remedy)
+    if cluster and script.cluster not in ("", cluster, compiled.cluster):
+        harm = "no job gets a cache" if name == "TaskProlog" else "it reaps no cache"
+        text = f"{script.path} has a policy for cluster {script.cluster}, in {script.lib}; this cluster is {cluster}: {harm}"
+        yield Finding("slurm", name, PROBLEM, text, f"{compiled.command} --hooks DIRECTORY    # one directory for each cluster")
     if script.lib and script.lib != compiled.lib:
         text = f"{script.path} reads its policy from {script.lib}, not from {compiled.lib}"
         yield Finding("slurm", name, WARNING, text, f"jobcache check --hooks {script.lib}")
@@ -63,9 +74,9 @@ def _hook(name: str, script: Script, compiled: Compiled) -> Iterator[Finding]:
         yield Finding("slurm", name, WARNING, text, compiled.command)
 
 
-def _wired(name: str, scripts: list[Script], compiled: Compiled) -> Iterator[Finding]:
+def _wired(name: str, scripts: list[Script], compiled: Compiled, cluster: str) -> Iterator[Finding]:
     """Yield the faults of the scripts that run a hook; where they have no fault, one OK."""
-    faults = [fault for script in scripts for fault in _hook(name, script, compiled)]
+    faults = [fault for script in scripts for fault in _hook(name, script, compiled, cluster)]
     yield from faults
     if not faults:
         how = "" if scripts[0].kind == "hook" else f", which runs jobcache's {name}"
@@ -93,7 +104,7 @@ def _task_prolog(facts: Facts, slurm: Wiring, conf: str) -> Iterator[Finding]:
         )
         yield Finding("slurm", "TaskProlog", PROBLEM, text, chain)
     else:
-        yield from _wired("TaskProlog", [script], facts.compiled)
+        yield from _wired("TaskProlog", [script], facts.compiled, _cluster_name(slurm))
 
 
 def _chain(compiled: Compiled, slurm: Wiring) -> Iterator[Finding]:
@@ -123,7 +134,7 @@ def _epilog(facts: Facts, slurm: Wiring, conf: str) -> Iterator[Finding]:
     unreadable = next((script.path for script in slurm.epilogs if script.kind == "unreadable"), "")
     others = [script.path for script in slurm.epilogs if script.kind == "other"]
     if wired:
-        yield from _wired("Epilog", wired, facts.compiled)
+        yield from _wired("Epilog", wired, facts.compiled, _cluster_name(slurm))
     elif unreadable:
         text = f"Epilog is {unreadable}, which only root can read: whether it runs jobcache's Epilog is unknown"
         yield Finding("slurm", "Epilog", WARNING, text, "sudo jobcache check")

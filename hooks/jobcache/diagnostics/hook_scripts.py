@@ -16,6 +16,7 @@ _MOST_SCRIPT = 1 << 16  # bytes
 _MOST_HEAD = 1 << 10  # bytes that hold the first comment of a hook
 _HOOK = re.compile(r"^# (TaskProlog|Epilog) of slurm-jobcache", re.MULTILINE)
 _FILE_NAMES = {"TaskProlog": "task-prolog", "Epilog": "epilog"}
+_CLUSTER_OF = re.compile(r"^jc_cluster=(?:'([^'\n]*)'|(\S+))$", re.MULTILINE)
 _LIB_OF = re.compile(r"^jc_lib=(?:'([^'\n]*)'|(\S+))$", re.MULTILINE)
 
 
@@ -37,12 +38,18 @@ def read_script(path: str, name: str, hooks: str) -> Script:
     if hook and hook != name:
         return Script(path, "swapped", executable)
     if hook:
-        found = _LIB_OF.search(text)
-        lib = (found[1] or found[2]) if found else ""
-        return Script(path, "hook", executable, lib, _is_shipped(name, lib, text), change_by_others(real))
+        lib = _value(_LIB_OF, text)
+        cluster = _value(_CLUSTER_OF, _head(f"{lib}/{POLICY}"))
+        return Script(path, "hook", executable, lib, _is_shipped(name, lib, text), change_by_others(real), cluster=cluster)
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     runs = f"{hooks}/{name}" in code or f"jobcache/{name}" in code or _runs_directory_with_hook(code, name, hooks)
     return Script(path, "chained" if runs else "other", executable)
+
+
+def _value(pattern: re.Pattern[str], text: str) -> str:
+    """Return the value that `pattern` assigns in a shell script, "" where it does not."""
+    found = pattern.search(text)
+    return (found[1] or found[2] or "") if found else ""
 
 
 def _hook_name(text: str) -> str:

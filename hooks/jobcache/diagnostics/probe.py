@@ -39,6 +39,7 @@ def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
         hooks=hooks,
         epilog_deadline=site.epilog_deadline,
         grace=site.tree["sweep"]["grace"],
+        keep_failed=site.keep_failed,
         root=root,
     )
 

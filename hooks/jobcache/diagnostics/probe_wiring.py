@@ -22,10 +22,12 @@ def wiring(site: Settings, hooks: str) -> Wiring:
     except live_jobs.Unknown as error:
         return Wiring(error=str(error))
     conf = running.get("SLURM_CONF", "")
-    patterns = values(running, "Epilog")
+    conf_dir = _local_conf_dir(conf, running)
+    # Slurm takes relative paths from the directory of slurm.conf.
+    task_prologs = [os.path.join(conf_dir, path) for path in values(running, "TaskProlog")]
+    patterns = [os.path.join(conf_dir, pattern) for pattern in values(running, "Epilog")]
     epilogs = [path for pattern in patterns for path in (_matches(pattern) if _is_glob(pattern) else [pattern])]
     unmatched = next((pattern for pattern in patterns if _is_glob(pattern) and not _matches(pattern)), "")
-    conf_dir = _local_conf_dir(conf, running)
     enroot = os.environ.get("ENROOT_SYSCONF_PATH", "/etc/enroot")
     chain = site.task_prolog_chain
     plugstack = next(iter(values(running, "PlugStackConfig")), "")
@@ -33,7 +35,7 @@ def wiring(site: Settings, hooks: str) -> Wiring:
         conf=conf,
         running=running,
         file=read_conf(conf),
-        task_prologs=tuple(hook_scripts.read_script(path, "task-prolog", hooks) for path in values(running, "TaskProlog")),
+        task_prologs=tuple(hook_scripts.read_script(path, "task-prolog", hooks) for path in task_prologs),
         epilogs=tuple(hook_scripts.read_script(path, "epilog", hooks) for path in epilogs),
         epilog_pattern=unmatched,
         chain=hook_scripts.read_script(chain, "task-prolog", hooks) if chain else None,

@@ -19,10 +19,11 @@ class Job:
 
     job_id: the raw id; of a het job, the id of its leader. uid: of the owner. het: it is part of a het job.
     The rest is None if Slurm did not set it. gid, user: of the owner. nodes: how many the job began with.
-    exit_status: wait status of the job. start: seconds since the epoch.
+    start: seconds since the epoch.
+    failed: it ended non-zero. An unknown status counts as a failure, except on Slurm 20.11 and 21.08, which report none.
     """
 
-    __slots__ = ("job_id", "uid", "gid", "user", "node", "nodes", "exit_status", "start", "het")
+    __slots__ = ("job_id", "uid", "gid", "user", "node", "nodes", "failed", "start", "het")
 
     def __init__(self, job_id: int, uid: int, node: str) -> None:
         self.job_id = job_id
@@ -31,7 +32,7 @@ class Job:
         self.gid: "int | None" = None
         self.user: "str | None" = None
         self.nodes: "int | None" = None
-        self.exit_status: "int | None" = None
+        self.failed = False
         self.start: "int | None" = None
         self.het = False
 
@@ -65,7 +66,9 @@ def from_epilog(env: "dict[str, str]") -> Job:
     job.gid = fields.natural(env.get("SLURM_JOB_GID", ""), _UID_MAX)
     job.user = env["SLURM_JOB_USER"] if fields.component(env.get("SLURM_JOB_USER", "")) else None
     job.nodes = fields.natural(env.get("SLURM_JOB_NUM_NODES", ""))
-    job.exit_status = fields.natural(env.get("SLURM_JOB_EXIT_CODE", ""))
+    # From 22.05 both variables exist; an aborted job has no status.
+    reports_status = "SLURM_JOB_EXIT_CODE" in env or "SLURM_JOB_NUM_NODES" in env
+    job.failed = reports_status and fields.natural(env.get("SLURM_JOB_EXIT_CODE", "")) != 0
     job.start = fields.natural(env.get("SLURM_JOB_START_TIME", ""), 2**63)
     job.het = het
     return job

@@ -178,11 +178,11 @@ class Work:
     def _keep(self, cache: Cache, record: "Fact") -> "Fact | None":
         """Keep the cache if its user or the site wants that, and write into the record until when. Return None to reap it.
 
-        Raise OSError. An unknown exit status counts as a failure.
+        Raise OSError.
         """
         if job_record.is_kept(cache.fd):
             reason, seconds = "user_keep", self.site.keep_max
-        elif self.site.keep_failed and self.job.exit_status != 0:
+        elif self.site.keep_failed and self.job.failed:
             reason, seconds = "job_failed", self.site.keep_failed
         else:
             return None
