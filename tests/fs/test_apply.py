@@ -46,6 +46,18 @@ def test_apply_installs_a_complete_set(site: Site) -> None:
     assert f"TaskProlog={site.hooks}/task-prolog\n  Epilog={site.hooks}/epilog\n" in result.output
 
 
+def test_apply_warns_of_variables_that_break_jobs(site: Site) -> None:
+    """The configuration is applied all the same: version 0.1 accepted it. `check` warns as well."""
+    with open(site.dir / "jobcache.yaml", "a") as file:
+        file.write('exports: {HF_DATASETS_CACHE: "{cache}", HF_MODULES_CACHE: "{cache}/modules"}\n')
+    result = apply_site(site)
+    assert result.exit_code == 0
+    assert "exports.HF_MODULES_CACHE: offline jobs fail" in result.output
+    checked = jobcache("check", "--config", site.dir / "jobcache.yaml", "--hooks", site.hooks, "--json").output
+    (row,) = [row for row in json.loads(checked) if row["name"] == "exports"]
+    assert row["level"] == "warning" and "HF_MODULES_CACHE" in row["fact"]
+
+
 def test_invalid_file_is_refused_and_changes_nothing(site: Site) -> None:
     """All problems are reported at once, and the installed files stay unchanged."""
     before = snapshot(site.hooks)

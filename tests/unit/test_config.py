@@ -22,6 +22,7 @@ DEFAULTS = {
     "cluster": None,
     "scope": "job",
     "exports": {"HF_DATASETS_CACHE": "{cache}"},
+    "exports_for": [],
     "offline": "skip",
     "rules": [],
     "node_local": ["/local"],
@@ -98,6 +99,7 @@ path: /local/{uid}/hf-{cluster}-{job_id}
 cluster: tiger
 scope: node
 exports: {HF_DATASETS_CACHE: "{cache}/datasets", HF_MODULES_CACHE: "{cache}/a b/ü"}
+exports_for: [triton, vllm]
 offline: isolate
 rules:
   - match: {partition: debug, account: [a, "b*"], qos: "[ab]?", user: ["*-svc"]}
@@ -129,6 +131,7 @@ slurm: {conf: /etc/slurm.conf, squeue: /opt/slurm/bin/squeue, scontrol: scontrol
         "cluster": "tiger",
         "scope": "node",
         "exports": {"HF_DATASETS_CACHE": "{cache}/datasets", "HF_MODULES_CACHE": "{cache}/a b/ü"},
+        "exports_for": ["triton", "vllm"],
         "offline": "isolate",
         "rules": [
             {"match": {"partition": ["debug"], "account": ["a", "b*"], "qos": ["[ab]?"], "user": ["*-svc"]}, "cache": "off"},
@@ -594,6 +597,9 @@ WRONG = [
     ("store: {site: '/x/{user'}", [(1, "store.site", "an unknown placeholder in the path of a store")]),
     ("store: {site: /x/../y}", [(1, "store.site", "not an absolute path; write an absolute path without")]),
     ("store: {site: 5}", [(1, "store.site", "expected a path template or null, got a number")]),
+    # exports_for
+    ("exports_for: [tritn]", [(1, "exports_for[0]", "did you mean triton?")]),
+    ("exports_for: triton", [(1, "exports_for", "write a list")]),
     # exports
     ("exports: {}", [(1, "exports", 'the value is empty; write at least one, such as {HF_DATASETS_CACHE: "{cache}"}')]),
     ("exports:", [(1, "exports", "the value is missing; write at least one")]),

@@ -81,7 +81,7 @@ def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> No
     Example:
       jobcache apply --config ./jobcache.yaml --hooks /opt/jobcache
     """
-    from jobcache.config import apply, compilation, errors, settings
+    from jobcache.config import apply, compilation, errors, export_sets, settings
 
     lib = os.path.abspath(hooks) if hooks else settings.LIB
     try:
@@ -97,6 +97,8 @@ def apply(config_file: str, hooks: "str | None", check: bool, again: bool) -> No
     except (errors.ConfigError, errors.ApplyError) as error:
         _exit_with(error.problems)
     click.echo(f"{lib}: policy {compiled.hash} of {config_file}, cluster {compiled.cluster}{'' if stale else ' (unchanged)'}")
+    for key, harm in export_sets.warnings(compiled.tree):
+        click.echo(f"warning: {config_file}: {key}: {harm}; remove it", err=True)
     for template in compiled.former:
         click.echo(f"  the sweep still reads the former template {template}")
     directory = lib if hooks else apply.hooks_path()

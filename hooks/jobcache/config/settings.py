@@ -5,6 +5,7 @@ import os
 
 from jobcache.cache import write_access
 from jobcache.cache.path_template import Template
+from jobcache.config import export_sets
 
 TYPE_CHECKING = False  # importing `typing` would slow the Epilog
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Settings:
     """The site's compiled settings. Durations are seconds, sizes bytes, paths absolute; None means off.
 
     tree: the validated configuration, nested as in jobcache.yaml, with every key.
+    base, rules: the keys that a rule may replace, and the rules; `exports` includes the variables of `exports_for`.
     compiled: added by `jobcache apply`: config (the file), cluster, python, package (a directory), hash, former (templates
     of earlier configurations).
     """
@@ -42,8 +44,12 @@ class Settings:
         self.package = str(compiled["package"])
         self.hash = str(compiled["hash"])
         self.former: list[str] = list(compiled["former"])
-        self.base: dict[str, Any] = {key: tree[key] for key in ("mode", "path", "scope", "exports", "offline")}
-        self.rules: list[dict[str, Any]] = list(tree["rules"])
+        self.base: dict[str, Any] = {key: tree[key] for key in ("mode", "path", "scope", "offline")}
+        self.base["exports"] = export_sets.merged(tree, tree)
+        self.rules: list[dict[str, Any]] = [
+            {**rule, "exports": export_sets.merged(rule, tree)} if rule.keys() & {"exports", "exports_for"} else rule
+            for rule in tree["rules"]
+        ]
         self.min_uid: int = tree["min_uid"]
         self.keep_failed: float = tree["keep_failed"]
         self.keep_max: float = tree["keep_max"]

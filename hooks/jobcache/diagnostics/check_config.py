@@ -26,6 +26,8 @@ def compiled(facts: Compiled) -> Iterator[Finding]:
 
 
 def _in_force(facts: Compiled) -> Iterator[Finding]:
+    for key, harm in facts.harmful_exports:
+        yield Finding("config", "exports", WARNING, f"{key}: {harm}", f"editor {facts.config} && {facts.command}")
     if facts.version and facts.version != facts.installed_version:
         text = f"compiled by jobcache {facts.version}; this is jobcache {facts.installed_version}"
         yield Finding("config", "version", WARNING, text, facts.command)

@@ -13,6 +13,7 @@ class Compiled:
 
     config, lib: paths of the configuration and of the directory of the compiled files. problems: errors in the configuration.
     settings_error: why the compiled settings cannot be loaded, or "". stale: paths of compiled files that do not match.
+    harmful_exports: (dotted key, harm) of variables whose export breaks jobs.
     insecure: texts, one for each file that another user can change. off: the file that stops all hooks exists.
     version, cluster: as compiled. command: the command line that compiles again.
     """
@@ -29,6 +30,7 @@ class Compiled:
     version: str = ""
     installed_version: str = ""
     command: str = "jobcache apply"
+    harmful_exports: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
