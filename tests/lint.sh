@@ -17,7 +17,7 @@ report() { printf '\n== %s\n' "$*"; }
 
 report shellcheck
 # shellcheck disable=SC2038  # no name in this tree has a blank
-find hooks packaging tests .ci -type f -exec awk 'FNR == 1 && /^#(!\/bin\/sh| shellcheck shell=sh)/ { print FILENAME } { nextfile }' {} + |
+find hooks etc packaging tests .ci -type f -exec awk 'FNR == 1 && /^#(!\/bin\/sh| shellcheck shell=sh)/ { print FILENAME } { nextfile }' {} + |
     xargs shellcheck
 report ruff
 ruff check --quiet --cache-dir "$venv/ruff-cache" .

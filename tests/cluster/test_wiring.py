@@ -121,3 +121,38 @@ def test_epilog_ends_when_slurm_runs_it_in_the_job(site: Site) -> None:
             assert cluster.wait(job, timeout=15) == "COMPLETED"
             cluster.wait_node("n1")
             wired.assert_reaped(job)
+
+
+ETC = Path(__file__).parents[2] / "etc"
+
+
+def test_shell_of_salloc_and_its_steps_share_a_cache(site: Site) -> None:
+    """salloc starts its shell without a TaskProlog; a script in /etc/profile.d runs it. The lease of the shell's own host is
+    left for the sweep, because no Epilog runs there."""
+    snippet = site.dir / "jobcache.sh"
+    text = (ETC / "profile.d/jobcache.sh").read_text()
+    snippet.write_text(text.replace("/usr/libexec/jobcache", str(site.hooks)))
+    with cluster_of(site, f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog") as cluster:
+        step = 'srun sh -c "touch \\$HF_DATASETS_CACHE/x; echo \\$HF_DATASETS_CACHE"'
+        command = f'. {snippet}; echo "$HF_DATASETS_CACHE"; {step}; ls "$HF_DATASETS_CACHE"'
+        lines = cluster.run("salloc", "-N1", "sh", "-c", command, user=ALICE).stdout.split()
+        assert lines[0] == lines[1] and lines[2:] == ["x"]
+        cache = Path(lines[0])
+        cluster.wait(int(cache.name.rpartition("-")[2]))
+        cluster.wait_node("n1")
+        assert cache.exists() and [lease.name for lease in (cache / ".jobcache/nodes").iterdir()] != ["n1"]
+
+
+def test_prolog_creates_the_directory_of_a_new_user(site: Site) -> None:
+    """Users cannot create it themselves: scratch belongs to root, and nobody else can write to it."""
+    scratch = site.dir / "closed"
+    scratch.mkdir()
+    text = (ETC / "prolog.d/jobcache-scratch").read_text().replace("scratch=/scratch/gpfs", f"scratch={scratch}", 1)
+    prolog = script(site.dir / "prolog", text)
+    site.configure(path=f"{scratch}/{{user}}/hf-datasets-{{job_id}}")
+    hooks = (f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog")
+    with cluster_of(site, f"Prolog={prolog}", *hooks) as cluster:
+        wired = Wired(site, cluster)
+        job = wired.batch(PRINT_CACHE)
+        assert wired.wait(job) == "COMPLETED"
+        assert wired.output(job) == [f"{scratch}/{ALICE}/hf-datasets-{job}"]

@@ -187,6 +187,7 @@ FAULTS: dict[str, tuple[Facts, str, str, str]] = {
     "Epilog is relative": (
         replace(GOOD, wiring=relative("23.02.7", Epilog="epilog.d/*")), "slurm Epilog", "problem", "drains",
     ),
+    "Epilog does not run as root": (running(SlurmdUser="slurm(64030)"), "slurm SlurmdUser", "problem", "not run as root"),
     "keep_failed has no effect": (
         replace(running(SLURM_VERSION="21.08.8-2"), keep_failed=60.0), "slurm keep_failed", "warning", "exit status",
     ),

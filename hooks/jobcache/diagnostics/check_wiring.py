@@ -22,6 +22,7 @@ def wiring(facts: Facts, slurm: Wiring) -> Iterator[Finding]:
         if slurm.file and running != written:
             text = f"{conf} has {key}={','.join(written) or '(nothing)'}; slurmctld uses {','.join(running) or '(nothing)'}"
             yield Finding("slurm", "reconfigured", WARNING, text, "scontrol reconfigure")
+    yield from _slurmd_user(slurm, conf)
     yield _epilog_timeout(facts, slurm, conf)
     yield _min_job_age(facts, slurm)
     yield from _private_data(facts, slurm)
@@ -178,6 +179,14 @@ def _add_epilog(others: list[str], hook: str, epilogs: list[str], conf: str) -> 
     above = f"{conf.rpartition('/')[0]}/epilog.d"
     links = [f"ln -s {path} {above}/{at}-site" for at, path in enumerate(others, 60)] + [f"ln -s {hook} {above}/50-jobcache"]
     return f"mkdir {above} && {' && '.join(links)}    # on every node, then: {_set_key(conf, 'Epilog', above + '/*')}"
+
+
+def _slurmd_user(slurm: Wiring, conf: str) -> Iterator[Finding]:
+    """Yield the finding on the user that runs the Epilog, such as `root(0)`, if it is not root."""
+    user = next(iter(values(slurm.running, "SlurmdUser")), "root(0)")
+    if not user.startswith("root"):
+        text = f"SlurmdUser={user}: the Epilog does not run as root, and reaps no cache of another user"
+        yield Finding("slurm", "SlurmdUser", PROBLEM, text, f"SlurmdUser=root    # in {conf}; restart slurmd on each node")
 
 
 # ------------------------------------------------------------------------------------------------------------- limits
