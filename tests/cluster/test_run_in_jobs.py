@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +39,14 @@ class Bare(Wired):
         return sorted(path.name for path in parent.iterdir()) if parent.exists() else []
 
 
+def writable(bare: Bare) -> Path:
+    """Return a directory in which every user may write."""
+    home = bare.site.dir / "home"
+    home.mkdir(exist_ok=True)
+    home.chmod(0o777)
+    return home
+
+
 @pytest.fixture
 def bare(wired: Wired) -> Bare:
     return Bare(wired)
@@ -61,9 +72,7 @@ def test_cancelled_step_deletes_its_cache(bare: Bare) -> None:
 
 def test_sweep_deletes_cache_of_killed_step_after_job(bare: Bare) -> None:
     """kill -9 leaves the cache. The user's sweep keeps it while Slurm reports the job as live, and deletes it afterwards."""
-    home = bare.site.dir / "home"
-    home.mkdir()
-    home.chmod(0o777)
+    home = writable(bare)
     script = bare.command("touch $JOBCACHE_DIR/there; exec sleep 60")
     job = bare.batch(f"srun {script}\ntouch {home}/step-is-over\nexec sleep 60")
     bare.wait_for(bare.cache(job) / "there")
@@ -105,3 +114,35 @@ def test_cache_of_the_hooks_is_used_and_left_to_the_epilog(wired: Wired) -> None
     assert wired.wait(job) == "COMPLETED"
     assert wired.output(job) == [str(wired.cache(job))] * 3
     wired.assert_reaped(job)
+
+
+def test_inner_command_of_a_job_keeps_the_cache_when_the_outer_ends(bare: Bare) -> None:
+    """A job without hooks: a nohup child of the outer command works on in the cache, and deletes it at its end."""
+    go = bare.site.dir / "go"
+    inner = bare.command(f"touch $JOBCACHE_DIR/in; while [ ! -e {go} ]; do sleep 0.02; done; ls $JOBCACHE_DIR")
+    outer = bare.command(f"nohup {inner} >$OUT 2>/dev/null & while [ ! -e $JOBCACHE_DIR/in ]; do sleep 0.02; done; exit 3")
+    wait = "while [ ! -s $OUT ]; do sleep 0.02; done"
+    script = f"export OUT=$PWD/inner-$SLURM_JOB_ID\n{outer}\necho $?; touch $OUT.over; {wait}; cat $OUT"
+    job = bare.batch(script, f"--chdir={writable(bare)}")
+    cache = bare.cache(job)
+    bare.wait_for(writable(bare) / f"inner-{job}.over")
+    assert (cache / "in").exists() and [lease.name[:3] for lease in (cache / ".jobcache/nodes").iterdir()] == ["n1+"]
+    go.touch()
+    assert bare.wait(job) == "COMPLETED" and bare.output(job) == ["3", "in"]
+    assert bare.left() == []
+
+
+def test_epilog_ends_the_cache_of_an_inner_command(wired: Wired) -> None:
+    """A job with hooks: an inner command whose session outlives the job has no lease, and its cache ends with the job."""
+    bare = Bare(wired)
+    wired.site.configure(mode="on")
+    home = writable(bare)
+    inner = bare.command(f"echo $$ >{home}/pid.new; mv {home}/pid.new {home}/pid; exec sleep 60")
+    job = wired.batch(
+        f"nohup setsid {inner} >/dev/null 2>&1 & while [ ! -e {home}/pid ]; do sleep 0.02; done; ls $JOBCACHE_DIR/.jobcache/nodes"
+    )
+    assert wired.wait(job) == "COMPLETED"
+    assert wired.output(job) == ["n1"]
+    wired.assert_reaped(job)
+    with suppress(ProcessLookupError):  # Slurm kills it where it finds it
+        os.kill(int((home / "pid").read_text()), signal.SIGKILL)

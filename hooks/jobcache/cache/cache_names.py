@@ -85,6 +85,19 @@ def parse_run(text: str) -> "int | None":
     return pid if word == "run" and is_nonce else None
 
 
+def contains_name(name: str, identity: "tuple[str, int, int, int]") -> bool:
+    """Return whether `name`, the last component of a path, can be that of the cache with this identity, for some template."""
+    import re  # too slow for the hot path, which never comes here
+
+    cluster, job_id, run, _ = identity
+    text = (
+        f"run-{job_id}-[a-z]{{{RUN_NONCE}}}(?![a-z])"
+        if cluster.startswith("@")
+        else f"{format_job(job_id, run)}(?![0-9]|-r[0-9])"
+    )
+    return re.search(f"(?<![0-9]){text}", name) is not None
+
+
 # ---- beside a cache
 
 TRASH = ".jobcache-trash-"  # a cache that waits for its deletion

@@ -14,6 +14,9 @@ from jobcache.cache import cache_names, job_record, node_leases
 BEAT = 60.0  # seconds between two touches of a lease
 SILENCE = 3600.0  # seconds without a touch, after which the command of an earlier boot is considered dead
 
+LEFT = "left"  # key of the record: [pid, start in clock ticks] of each process that a command left behind
+MOST_LEFT = 64  # of these that are recorded and read; a user can forge any number
+
 # The results of `state`. RELEASED: the command released its lease at its end. SILENT: the lease is of an earlier boot.
 ALIVE, GONE, RELEASED, SILENT, ELSEWHERE, UNKNOWN = "alive", "gone", "released", "silent", "elsewhere", "unknown"
 
@@ -53,6 +56,26 @@ def beat(fd: int) -> None:
         pass  # the cache was deleted, or the file server is down; the command goes on
 
 
+def reopened(fd: int) -> int:
+    """Open the lease of `hold` anew, even if it was deleted, for `is_held`; return the descriptor. Raise OSError."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+
+
+def is_held(fd: int) -> bool:
+    """Return whether a process holds the lock on the lease by another open file than `fd`. Without flock, return False.
+
+    A descriptor that a child inherits shares the open file and the lock of its parent.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def started(pid: int) -> "int | None":
     """Return when a process started, in clock ticks since boot, or None if this process cannot see it."""
     try:
@@ -70,9 +93,11 @@ def state(cache_fd: int) -> str:
     try:
         leases = os.listdir(f"/proc/self/fd/{cache_fd}/{cache_names.META}/{cache_names.NODES}")
     except (FileNotFoundError, NotADirectoryError):
-        return RELEASED
+        leases = []
+    if not leases:  # an empty nodes/: the command was killed after it had removed its lease
+        return ALIVE if _is_used(job_record.read_record(cache_fd)) else RELEASED
     states = {_state_of_lease(cache_fd, lease) for lease in leases}
-    return next((one for one in (ALIVE, UNKNOWN, ELSEWHERE, SILENT, GONE) if one in states), UNKNOWN)
+    return next(one for one in (ALIVE, UNKNOWN, ELSEWHERE, SILENT, GONE) if one in states)
 
 
 def _state_of_lease(cache_fd: int, lease: str) -> str:
@@ -88,7 +113,7 @@ def _state_of_lease(cache_fd: int, lease: str) -> str:
             return UNKNOWN
         if taken[0] != node_leases.now()[0]:
             return SILENT
-        if _maker_runs(job_record.read_record(cache_fd)):
+        if _is_used(job_record.read_record(cache_fd)):
             return ALIVE
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -100,9 +125,17 @@ def _state_of_lease(cache_fd: int, lease: str) -> str:
     return GONE
 
 
-def _maker_runs(record: "dict[str, object]") -> bool:
-    """Return whether the process that made the cache runs, as far as this process can see out of a container."""
-    pid, began = record.get("pid"), record.get("started")
+def _is_used(record: "dict[str, object]") -> bool:
+    """Return whether the process that made the cache runs, or one that its command left behind.
+
+    This process may not see them out of a container.
+    """
+    left = record.get(LEFT)
+    processes = [[record.get("pid"), record.get("started")], *(left[:MOST_LEFT] if isinstance(left, list) else [])]
+    return any(_runs(*one) for one in processes if isinstance(one, list) and len(one) == 2)
+
+
+def _runs(pid: object, began: object) -> bool:
     return isinstance(pid, int) and isinstance(began, int) and began == started(pid)
 
 

@@ -40,7 +40,10 @@ REASONS = {
     "orphan": ("its job was dead in two listings of Slurm, and it had shown no sign of life for `sweep.grace`", ""),
     "half_made": ("creation of the cache was interrupted", ""),
     "trash": ("an Epilog had no time to delete it", ""),
-    "in_use": ("its job is dead, and processes of this host have it open", "end stray processes: `sweep.stray_processes`"),
+    "in_use": (
+        "its job is dead, or its command has ended, and processes of this host use it",
+        "end stray processes: `sweep.stray_processes`",
+    ),
     "unreadable": ("its owner closed it, or its id is damaged", _INSPECT),
     "aside": ("its owner exchanged directories, and it was renamed by mistake; nothing deletes it", "its owner can delete it"),
     "other_node": (

@@ -1,14 +1,15 @@
 """The private cache of one command: create or join it, keep its lease, delete it.
 
 `jobcache run` uses the protocol of the hooks, as the user. In a job the commands share the job's cache, and each process
-holds a lease of its own. Outside of jobs each command has a cache of its own, with a name that no job's cache has.
+holds a lease of its own. Outside of jobs each command has a cache of its own, with a name that no job's cache has; commands
+inside of this command share it.
 """
 
 import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from jobcache.cache import (
     cache_names,
@@ -18,57 +19,58 @@ from jobcache.cache import (
     lease_lock,
     node_leases,
     protocol,
+    reasons,
     seeding,
     store_names,
     timestamps,
 )
-from jobcache.runner import relay
+from jobcache.runner import leftovers, relay
+from jobcache.runner.inherited_cache import InheritedCache
 from jobcache.runner.request import Job, Request, scope_directory
 from jobcache.store import usage
 from jobcache.system import as_user, reaper
 
+if TYPE_CHECKING:
+    from jobcache.cache.protocol import Clock
+
 _PATIENCE = 5.0  # seconds for an earlier cache at this path to disappear
 _MARKING = 1.0  # seconds to date the stored builds that were used
+_LINGERING = 2.0  # seconds for the processes of a command to end after it
+_PAUSE = 0.05  # seconds between two searches for them
+_MOST_NAMED = 5  # processes that the message names
 _STRIDE = 0.2  # seconds of deletion between two checks for a signal
-
-
-def is_inherited(env: "dict[str, str]", job: Optional[Job]) -> bool:
-    """Return whether this process already has a private cache, from the hooks or from an outer `jobcache run`."""
-    path = env.get("JOBCACHE_DIR", "")
-    if not path.startswith("/"):
-        return False
-    try:
-        fd = dirfd.open_directory(path)
-    except OSError:
-        return False
-    try:
-        identity = job_record.identity(fd)
-        if identity is None or identity[3] != os.getuid():
-            return False
-        if identity[0].startswith("@"):
-            return lease_lock.state(fd) == lease_lock.ALIVE
-        return job is not None and identity[:3] == (job.cluster, job.job_id, job.run)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
 
 
 class PrivateCache:
     """A cache for one command. Call `enter`, `announce`, run the command, and call `leave`.
 
-    before_seeding: called before a new cache is linked to builds of a store. Raise path_template.BadName, as for {cluster}
-    in the path outside of a job and without `cluster` in the configuration.
+    before_seeding: called before a new cache is linked to builds of a store. inherited: the cache to join in place of one of
+    its own. clock: for tests. Raise path_template.BadName, as for {cluster} in the path outside of a job and without `cluster`
+    in the configuration.
     """
 
-    def __init__(self, env: "dict[str, str]", request: Request, job: Optional[Job], before_seeding: "Callable[[], None]") -> None:
-        self._began = time.monotonic()
+    def __init__(
+        self,
+        env: "dict[str, str]",
+        request: Request,
+        job: Optional[Job],
+        before_seeding: "Callable[[], None]",
+        inherited: Optional[InheritedCache] = None,
+        clock: "Clock" = time,
+    ) -> None:
+        self._clock = clock
+        self._began = clock.monotonic()
         self._request = request
-        self._job = job
-        self._claim = _claim(env, request, job)
-        self._claim.below = scope_directory(request.scope, env, job)
+        self._job = job if inherited is None or inherited.has_job else None
+        self._inherited = inherited
         stores = _store_words(env, request, job)
         self._user_store = stores["store"]
+        if inherited:
+            self._claim = _inherited_claim(env, inherited, job)
+            stores.update(store="", site="")
+        else:
+            self._claim = _claim(env, request, job)
+            self._claim.below = scope_directory(request.scope, env, job)
         self._seeds = seeding.Seeds(stores, self._claim)
         if self._claim.seed:
             self._claim.seed = _seed_after(before_seeding, self._claim.seed)
@@ -76,19 +78,39 @@ class PrivateCache:
 
     @property
     def exports(self) -> "dict[str, str]":
-        """The variables of the command that name the cache."""
+        """The variables of the command that name the cache; none for an inherited cache, which they name already."""
+        if self._inherited:
+            return {}
         path = self._claim.path
         directory = f"{path}/{self._claim.below}" if self._claim.below else path
         exports = {name: value.replace("{cache}", directory) for name, value in self._request.exports.items()}
         return {**exports, "JOBCACHE_DIR": path}
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether the command had the cache already, from an outer `jobcache run`."""
+        return self._inherited is not None
+
     def enter(self) -> None:
         """Create the cache, or join that of the job, and hold its lease. Raise reasons.Refused, OSError."""
-        self._outcome = protocol.enter(self._claim, self._began + _PATIENCE)
         parent, _, self._name = self._claim.path.rpartition("/")
+        if self._inherited is None:
+            self._outcome = protocol.enter(self._claim, self._began + _PATIENCE, self._clock)
         self._parent_fd = dirfd.open_directory(parent)
         self._fd = os.open(self._name, dirfd.DIRECTORY, dir_fd=self._parent_fd)
+        if self._inherited:
+            self._outcome = self._join_inherited()
         self._lock = lease_lock.hold(self._fd, self._claim.node)
+        leftovers.close_inherited_locks(self._fd, self._claim.node)
+
+    def _join_inherited(self) -> str:
+        """Take a lease in the inherited cache; return "joined". Raise reasons.Refused if it is being deleted, OSError."""
+        if job_record.identity(self._fd) != self._claim.identity or os.fstat(self._fd).st_uid != self._claim.uid:
+            raise reasons.Refused("foreign", "another cache is at the path by now")
+        outcome = protocol.join(self._fd, self._claim)
+        if outcome is None:
+            raise reasons.Refused("busy", "the inherited cache is being deleted")
+        return outcome
 
     def announce(self) -> None:
         """Log the creation of the cache and the builds linked into it; link builds into a directory of a joined cache."""
@@ -107,10 +129,13 @@ class PrivateCache:
 
         status: exit status of the command. ran: the command was run.
         """
-        os.close(self._lock)
         began = time.monotonic()
         try:
-            if node_leases.release(self._fd, self._claim.node, node_leases.now()[0], float("inf")) != "last":
+            probe = lease_lock.reopened(self._lock) if ran else None
+            os.close(self._lock)
+            if probe is not None and self._leave_to_others(probe, began):
+                return
+            if not self._is_last():
                 return
             if ran and self._user_store:
                 usage.mark_used(self._fd, self._user_store, began + _MARKING)
@@ -122,6 +147,75 @@ class PrivateCache:
                 self._delete(began)
         except (OSError, reaper.Kept) as error:
             print(f"jobcache run: cannot delete {self._claim.path}: {error}; `jobcache sweep` will delete it", file=sys.stderr)
+
+    def _leave_to_others(self, probe: int, began: float) -> bool:
+        """If processes of the command still work in the cache, leave it and the lease to them; return whether. Raise OSError.
+
+        probe: the lease, opened anew. Closes it.
+        """
+        try:
+            left = self._await_end_of_others(probe)
+        finally:
+            os.close(probe)
+        if left is None or not dirfd.exists(self._parent_fd, self._name):
+            return False
+        named = [f"{process.name} (pid {process.pid})" for process in left[:_MOST_NAMED]]
+        more = [f"{len(left) - _MOST_NAMED} more"] if len(left) > _MOST_NAMED else []
+        users = ", ".join(named + more) or "a process that cannot be read"
+        when = "after the job" if self._job else "when they have ended"
+        print(f"jobcache run: keeps {self._claim.path}: in use by {users}; `jobcache sweep` deletes it {when}", file=sys.stderr)
+        self._log("cache.kept", "kept", "in_use", began, pids=str([process.pid for process in left]))
+        self._record_others(left)
+        return True
+
+    def _record_others(self, left: "list[leftovers.Process]") -> None:
+        """Write the processes into the record: one that holds no lock is found by it."""
+        try:
+            self._sign_if_remade()
+            found = [[process.pid, process.started] for process in left]
+            job_record.write_record(self._fd, {**job_record.read_record(self._fd), lease_lock.LEFT: found})
+        except OSError:
+            pass  # a full disk: a lock on the lease suffices; or the cache was removed meanwhile
+
+    def _await_end_of_others(self, probe: int) -> "Optional[list[leftovers.Process]]":
+        """Return the processes that work in the cache after _LINGERING seconds, or after the next signal; None if none does.
+
+        The list is empty if a process that this one cannot read holds the lock.
+        """
+        while relay.take_pending():
+            pass  # signals that ended the command
+        until = self._clock.monotonic() + _LINGERING
+        while True:
+            left = leftovers.find(self._claim.path, self._fd, self._claim.node)
+            if not left and not lease_lock.is_held(probe):
+                return None
+            if self._clock.monotonic() >= until or relay.take_pending():
+                return left
+            self._clock.sleep(_PAUSE)
+
+    def _is_last(self) -> bool:
+        """Release the lease; return whether it was the last one. Raise OSError."""
+        outcome = node_leases.release(self._fd, self._claim.node, node_leases.now()[0], float("inf"))
+        return outcome == "last" or (outcome == "none" and self._sign_if_remade())
+
+    def _sign_if_remade(self) -> bool:
+        """Write an id into a directory that the command made again at its cache's path; return whether. Raise OSError.
+
+        Only processes of this command can have made it: outside of jobs nobody else has the name.
+        """
+        if self._job or self._outcome != "made":
+            return False
+        try:
+            fd = os.open(self._name, dirfd.DIRECTORY, dir_fd=self._parent_fd)
+        except FileNotFoundError:
+            return False
+        if os.fstat(fd).st_uid != self._claim.uid or dirfd.exists(fd, cache_names.META):
+            os.close(fd)
+            return False
+        os.close(self._fd)
+        self._fd = fd
+        job_record.sign(fd, *self._claim.identity)
+        return True
 
     def _keep(self, reason: str, seconds: float, began: float) -> None:
         """Record until when the cache is kept. Raise OSError."""
@@ -192,6 +286,14 @@ def _claim(env: "dict[str, str]", request: Request, job: Optional[Job]) -> proto
     claim.keep = env.get("JOBCACHE") == "keep"
     claim.record = {"user": event_line.quote(user), "node": event_line.quote(node)}
     claim.record.update(pid=str(pid), started=str(lease_lock.started(pid) or 0))
+    return claim
+
+
+def _inherited_claim(env: "dict[str, str]", inherited: InheritedCache, job: Optional[Job]) -> protocol.Claim:
+    """Return the claim on an inherited cache: a lease of this process."""
+    node = job.node if job and inherited.has_job else lease_lock.host()
+    claim = protocol.Claim(inherited.path, *inherited.identity, cache_names.format_lease(node, dirfd.nonce()))
+    claim.keep = env.get("JOBCACHE") == "keep"
     return claim
 
 

@@ -6,12 +6,12 @@ Without a cache the command runs all the same: this process becomes the command.
 import os
 import sys
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 from jobcache.cache import lease_lock, path_template, reasons
-from jobcache.config import errors, settings
-from jobcache.runner import own_config, relay, request
-from jobcache.runner.private_cache import PrivateCache, is_inherited
+from jobcache.config import configuration, errors, settings
+from jobcache.runner import inherited_cache, own_config, relay, request
+from jobcache.runner.private_cache import PrivateCache
 
 
 def run(command: Sequence[str], config_file: Optional[str], path: Optional[str]) -> int:
@@ -21,15 +21,21 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
     one. Raise errors.ConfigError or path_template.TemplateError for an argument that cannot be used.
     """
     env = dict(os.environ)
+    problem = ""
     try:
         tree = own_config.own_tree(config_file, path)
     except errors.ConfigError as error:
         if config_file:
             raise
-        return _run_without_cache(command, env, str(error.problems[0]))  # the site's mistake, not this user's
+        tree, problem = configuration.defaults(), str(error.problems[0])  # the site's mistake, not this user's
     job = request.job_of(env, tree["cluster"])
-    if is_inherited(env, job):
-        return relay.replace(command, env)
+    inherited = inherited_cache.find(env, job)
+    if inherited:
+        status = _run_with_inherited_cache(command, env, tree, job, inherited)
+        if status is not None:
+            return status
+    if problem:
+        return _run_without_cache(command, env, problem)
     env = request.without_stale_variables(env, tree["exports"])
     if env.get("JOBCACHE") == "off":
         return relay.replace(command, env)
@@ -42,7 +48,14 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
     refusal = _refusal(wanted)
     if refusal:
         return _run_without_cache(command, env, refusal)
-    return _run_with_cache(command, env, wanted, job)
+    deferred = relay.DeferredSignals()
+    try:
+        cache = PrivateCache(env, wanted, job, before_seeding=deferred.block)
+        cache.enter()
+    except (reasons.Refused, path_template.BadName, OSError) as error:
+        deferred.restore()
+        return _run_without_cache(command, env, _describe(error))
+    return _run_in(cache, command, env, deferred)
 
 
 def _refusal(wanted: request.Request) -> str:
@@ -54,15 +67,30 @@ def _refusal(wanted: request.Request) -> str:
     return wanted.refusal or ("jobcache deletes nothing as root, so root gets no cache" if is_root else "")
 
 
-def _run_with_cache(command: Sequence[str], env: "dict[str, str]", wanted: request.Request, job: Optional[request.Job]) -> int:
-    """Run the command with a private cache and return its exit status."""
+def _run_with_inherited_cache(
+    command: Sequence[str],
+    env: "dict[str, str]",
+    tree: "dict[str, Any]",
+    job: Optional[request.Job],
+    inherited: inherited_cache.InheritedCache,
+) -> Optional[int]:
+    """Run the command with a lease of its own in the cache that it has, and return its exit status.
+
+    Return None if that cache cannot be joined: it is being deleted, for example. The variables of the command do not change.
+    """
+    if inherited.of_hooks:
+        return relay.replace(command, env)
     deferred = relay.DeferredSignals()
     try:
-        cache = PrivateCache(env, wanted, job, before_seeding=deferred.block)
+        cache = PrivateCache(env, request.request_of(env, tree), job, deferred.block, inherited)
         cache.enter()
-    except (reasons.Refused, path_template.BadName, OSError) as error:
-        deferred.restore()
-        return _run_without_cache(command, env, _describe(error))
+    except (reasons.Refused, path_template.TemplateError, path_template.BadName, OSError):
+        return None
+    return _run_in(cache, command, env, deferred)
+
+
+def _run_in(cache: PrivateCache, command: Sequence[str], env: "dict[str, str]", deferred: relay.DeferredSignals) -> int:
+    """Run the command with a cache that was entered, leave the cache, and return the exit status."""
     cache.announce()
     number = relay.take_pending() if deferred.is_blocking else 0
     if number:
@@ -71,6 +99,8 @@ def _run_with_cache(command: Sequence[str], env: "dict[str, str]", wanted: reque
     try:
         status = relay.run(command, {**env, **cache.exports}, cache.beat, lease_lock.BEAT, deferred.before)
     except relay.NoProcess as error:
+        if cache.is_inherited:
+            return relay.replace(command, env)  # with the lease and its lock: the command works in the cache all the same
         cache.leave(0, ran=False)
         return _run_without_cache(command, env, str(error))
     cache.leave(status)
