@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,15 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from jobcache.cache import cache_names, node_leases, protocol, reasons, timestamps
+from jobcache.cache import cache_names, lease_lock, node_leases, path_template, protocol, reasons, timestamps
 from jobcache.config import compilation
 from jobcache.config.settings import Settings
+from jobcache.runner import inherited_cache, leftovers, private_cache
+from jobcache.runner.private_cache import PrivateCache
+from jobcache.runner.request import Request
 from jobcache.sweep import directories, one_sweep, scanning
 from jobcache.sweep.host import Host
-from jobcache.sweep.plan import Directory
+from jobcache.sweep.plan import Directory, has_no_job
 from jobcache.system import as_user, children, epilog_work, event_fields
 from jobcache.system.epilog_job import Job as EndedJob
 from jobcache.system.live_jobs import Listing, Unknown
@@ -44,13 +47,27 @@ NODES = ("n1", "n2")
 HOUR = 3600
 GRACE, KEEP_MAX, CONFIRM = 1 * HOUR, 72 * HOUR, 120
 MOST_JOBS = 5
+MOST_COMMANDS = 4
 MORE = os.environ.get("JOBCACHE_HISTORIES", "")  # number of histories; they differ in each run, and a failing one is made short
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 users = st.sampled_from([ALICE, ALICE, ALICE, BOB])
 picks = st.integers(0, 5)  # index into the things that exist
 kills = st.sampled_from([0] * 18 + list(range(1, 13)))  # 0: never; n: before the nth operation that changes something
-MEANWHILE = ["submit", "submit", "reuse", "reuse", "finish", "step", "late_epilog", "lose_node", "lose_state", "remove"]
+MEANWHILE = [
+    "submit",
+    "submit",
+    "reuse",
+    "reuse",
+    "finish",
+    "step",
+    "late_epilog",
+    "lose_node",
+    "lose_state",
+    "remove",
+    "run_command",
+    "end_command",
+]
 seldom = st.sampled_from([False] * 4 + [True])
 often = st.sampled_from([True] * 4 + [False])
 
@@ -131,6 +148,26 @@ class Epilog:
     uptime: float
     width: int | None
     start: float
+
+
+@dataclass
+class Command:
+    """A `jobcache run` outside of jobs, or, without `cache`, a process that such a command has started.
+
+    path, lease: of the cache in which it works.
+    lock: descriptor of the lock that it has from another command, -1 for none.
+    file: that it has written to the cache. The file must exist while it works.
+    parent: the command that has started it.
+    """
+
+    user: str
+    pid: int
+    cache: PrivateCache | None = None
+    path: str = ""
+    lease: str = ""
+    lock: int = -1
+    file: str = ""
+    parent: Command | None = None
 
 
 class FilesystemClock:
@@ -236,11 +273,34 @@ class World:
         self.asked = 0
         self.moment: Callable[[int], None] = lambda _: None
         self.listing: Callable[[], dict[int, set[int]]] = dict
+        self.login = Node("login")  # where commands outside of jobs run, and the sweep
+        self.commands: list[Command] = []
+        self.entering = 0  # pid of the `jobcache run` that takes a lease
         self.host = Host(self.monotonic, self.sleep, self.pids, self.inspect, self.filesystem_time)
         monkeypatch.setattr(node_leases, "now", lambda: self.here.now())
+        monkeypatch.setattr(os, "getuid", os.geteuid)
+        monkeypatch.setattr(lease_lock, "host", lambda: self.login.name)
+        monkeypatch.setattr(lease_lock, "started", self.started)
+        monkeypatch.setattr(leftovers, "find", self.find_processes)
+        monkeypatch.setattr(leftovers, "close_inherited_locks", lambda *_: None)
+        monkeypatch.setattr(private_cache, "_LINGERING", 0)
         monkeypatch.setattr(timestamps, "CLOCK_SKEW", 0)
         monkeypatch.setattr(event_fields, "of_filesystem", lambda _: {})
         monkeypatch.setattr(as_user, "start", lambda work, uid, most, **_: Child(work, uid and user_of(uid), most))
+
+    # ---- the processes of commands outside of jobs
+
+    def started(self, pid: int) -> int | None:
+        return 1 if pid in {self.entering, *(one.pid for one in self.commands)} else None
+
+    def find_processes(self, path: str, _cache_fd: int, lease: str) -> list[leftovers.Process]:
+        """Stand for `leftovers.find`: return the processes without a lease that no other lease than `lease` covers."""
+        found = []
+        for one in self.commands:
+            is_covered = one.lease != lease and (one.lock >= 0 or one.parent in self.commands)
+            if one.cache is None and one.path == path and not is_covered:
+                found.append(leftovers.Process(one.pid, 1, "late"))
+        return found
 
     # ---- the host of a sweep
 
@@ -253,7 +313,7 @@ class World:
     def pids(self) -> list[int]:
         """Return no process. The second call of a sweep comes after both listings, before it acts: moment 4."""
         if self.asked == 2:
-            self.moment(4)
+            self.happens(4)
         return []
 
     def inspect(self, parent_fd: int, name: str, plain: Directory) -> Directory:
@@ -275,14 +335,24 @@ class World:
                 shutil.chown(path, user)
         self.clock = FilesystemClock(self.top)
         self.asked = 0
+        for command in self.commands:
+            close_descriptors(command)
+        self.commands.clear()
 
     def list_jobs(self) -> Listing:
         """Return the live jobs. Something can happen before and after that."""
         self.asked += 1
-        self.moment(2 * self.asked - 2)
+        self.happens(2 * self.asked - 2)
         listing = Listing(self.monotonic(), self.listing())
-        self.moment(2 * self.asked - 1)
+        self.happens(2 * self.asked - 1)
         return listing
+
+    def happens(self, moment: int) -> None:
+        """Let something happen during a sweep."""
+        try:
+            self.moment(moment)
+        finally:
+            self.here = self.login
 
     def names(self, user: str) -> set[str]:
         return set(os.listdir(self.scratch / user / ".cache"))
@@ -578,6 +648,97 @@ class Histories(RuleBasedStateMachine):
                 Path(file).touch()
             self.others.add(path)
 
+    # ---- commands outside of jobs
+
+    @precondition(lambda self: len(self.world.commands) < MOST_COMMANDS)
+    @rule(user=users, inner=often, pick=picks, locked=st.booleans(), kill=kills)
+    def run_command(self, user: str, inner: bool, pick: int, locked: bool, kill: int) -> None:
+        """A `jobcache run` starts, possibly inside of another one or of a process that another one has left behind."""
+        parent = one_of(self.world.commands, pick) if inner and self.world.commands else None
+        command = self.new_command(parent.user if parent else user, parent, locked)
+        self.world.here, self.world.entering = self.world.login, command.pid
+        env = {"JOBCACHE_DIR": parent.path} if parent else {}
+        with acting_as(command.user):
+            try:
+                with killed_at(kill):
+                    self.enter(command, env)
+            except Killed:
+                close_descriptors(command)
+                return
+            finally:
+                self.world.entering = 0
+            self.write(command)
+
+    def enter(self, command: Command, env: dict[str, str]) -> None:
+        """Enter a cache as `runner.run` does."""
+        request = Request(template=path_template.Template(self.world.settings.tree["path"]))
+        given = inherited_cache.find(env, None)
+        for inherited in (given, None) if given else (None,):
+            cache = command.cache = PrivateCache({}, request, None, lambda: None, inherited)
+            cache._claim.record.update(pid=str(command.pid), started="1")
+            try:
+                cache.enter()
+            except (reasons.Refused, OSError):
+                assert inherited, "a command outside of jobs got no cache"
+                continue
+            command.path, command.lease = cache._claim.path, cache._claim.node
+            if inherited and command.lock >= 0:  # as close_inherited_locks does
+                os.close(command.lock)
+                command.lock = -1
+            return
+
+    @precondition(lambda self: self.world.commands and len(self.world.commands) < MOST_COMMANDS)
+    @rule(pick=picks, locked=st.booleans())
+    def start_process(self, pick: int, locked: bool) -> None:
+        """A command starts a process that can outlive it, with its descriptors or without."""
+        parents = [one for one in self.world.commands if one.cache or one.lock >= 0]
+        if parents:
+            parent = one_of(parents, pick)
+            process = self.new_command(parent.user, parent, locked)
+            process.path, process.lease = parent.path, parent.lease
+            with acting_as(process.user):
+                self.write(process)
+
+    def new_command(self, user: str, parent: Command | None, locked: bool) -> Command:
+        self.quiet = False
+        self.lives += 1
+        command = Command(user, 1_000_000 + self.lives, parent=parent)
+        lock = -1 if parent is None else parent.cache._lock if parent.cache else parent.lock
+        command.lock = os.dup(lock) if locked and lock >= 0 else -1
+        return command
+
+    def write(self, command: Command) -> None:
+        """Write a file to the cache, as the command."""
+        command.file = f"{command.path}/{command.pid}.arrow"
+        Path(command.file).touch()
+        self.world.commands.append(command)
+
+    @precondition(lambda self: self.world.commands)
+    @rule(pick=picks, kill=st.one_of(kills, st.just(-1)))
+    def end_command(self, pick: int, kill: int) -> None:
+        """A command or a process ends. kill: -1 for SIGKILL to the command and its `jobcache run` before anything else."""
+        if self.world.commands:
+            command = one_of(self.world.commands, pick)
+            self.quiet = False
+            self.world.commands.remove(command)
+            kill = kill if command.cache else 0
+            self.world.here = self.world.login
+            if command.cache and kill >= 0:
+                with acting_as(command.user):
+                    try:
+                        with killed_at(kill):
+                            command.cache.leave(0)
+                    except Killed:
+                        kill = -1
+            close_descriptors(command)
+            if kill < 0:
+                self.end_daemons_of(command)
+
+    def end_daemons_of(self, command: Command) -> None:
+        """End the processes without a lock that a command has started: only its own end can protect them."""
+        for one in [one for one in self.world.commands if one.cache is None and one.lock < 0 and one.lease == command.lease]:
+            self.world.commands.remove(one)
+
     # ---- sweeps
 
     @precondition(lambda self: not self.quiet)
@@ -624,13 +785,18 @@ class Histories(RuleBasedStateMachine):
             self.lose_node(pick, rebooted=False, requeue=True, back=False)
         elif what == "lose_state":
             self.lose_state()
+        elif what == "run_command":
+            if len(self.world.commands) < MOST_COMMANDS:
+                self.run_command(ALICE, inner=pick % 2 == 0, pick=pick, locked=pick > 2, kill=0)
+        elif what == "end_command":
+            self.end_command(pick, kill=-(pick % 2))
         elif what == "remove":
             self.remove(pick, remake=pick % 2 == 0)
         else:
             self.step(pick, pick, kill=0)
 
     def sweep_in_doubt(self, question: int) -> None:
-        """Slurm does not answer the first question, or the second. Nothing is reaped."""
+        """Slurm does not answer the first question, or the second. No cache of a job is reaped."""
 
         def moment(now: int) -> None:
             if now == 2 * question - 2:
@@ -638,12 +804,16 @@ class Histories(RuleBasedStateMachine):
 
         before = {user: self.world.names(user) for user in (ALICE, BOB)}
         result = self.run_sweep(moment)
-        assert result.reaped == [] and (result.unknown or self.world.asked < question)
-        assert {user: self.world.names(user) for user in (ALICE, BOB)} == before
+        assert [one for one in result.reaped if not has_no_job(one.decision.directory)] == []
+        assert result.unknown or self.world.asked < question
+        reaped = {one.decision.directory.path for one in result.reaped}
+        for user, names in before.items():
+            gone = {f"{self.world.scratch}/{user}/.cache/{name}" for name in names - self.world.names(user)}
+            assert gone <= reaped
 
     def run_sweep(self, moment: Callable[[int], None]) -> one_sweep.Result:
         """Run a sweep. moment: called with the number of each moment at which something can happen."""
-        self.world.asked, self.world.moment = 0, moment
+        self.world.asked, self.world.moment, self.world.here = 0, moment, self.world.login
         try:
             return one_sweep.run(self.world.settings, scanning.Options(), slurm=ModelSlurm(self.world), host=self.world.host)
         finally:
@@ -659,6 +829,12 @@ class Histories(RuleBasedStateMachine):
                 assert os.path.exists(file), f"job {job.id}, run {job.run}, on {sorted(job.using)}, has lost {file}"
             if job.by_hand and job.nodes:
                 assert os.path.exists(job.by_hand), f"job {job.id} has lost what its script made"
+
+    @invariant()
+    def caches_of_commands_are_whole(self) -> None:
+        """P3: the files of a process exist as long as it works, in whatever cache."""
+        for command in self.world.commands:
+            assert os.path.exists(command.file), f"process {command.pid} has lost {command.file}"
 
     @invariant()
     def foreign_directories_exist(self) -> None:
@@ -678,6 +854,8 @@ class Histories(RuleBasedStateMachine):
         """P5: of users without jobs a sweep leaves kept caches alone. A later sweep leaves nothing."""
         for user in (ALICE, BOB):  # one after the other, since both can have a job with the same id
             self.jobs = [job for job in self.jobs if job.user != user]
+            while any(one.user == user for one in self.world.commands):
+                self.end_command([one.user for one in self.world.commands].index(user), kill=-1)
             self.world.clock.advance(2 * HOUR)
             assert [path for path in self.left(user) if not os.path.exists(f"{path}/.jobcache/keep")] == []
         self.kept_caches_exist()
@@ -728,6 +906,14 @@ class Histories(RuleBasedStateMachine):
 
     def down(self) -> list[Node]:
         return [node for node in self.nodes.values() if not node.up]
+
+
+def close_descriptors(command: Command) -> None:
+    """Close the descriptors that the end of a process closes."""
+    cache = command.cache
+    for fd in (command.lock, *(getattr(cache, name, -1) for name in ("_lock", "_fd", "_parent_fd"))):
+        with suppress(OSError):
+            os.close(fd)
 
 
 def user_of(uid: int) -> str:
