@@ -254,3 +254,14 @@ def test_cache_whose_command_was_killed_after_its_lease_was_removed_is_reaped(us
         process.wait()
     next((cache / ".jobcache/nodes").iterdir()).unlink()
     assert user.decisions() == {cache.name: ("reap", "orphan")}
+
+
+def test_cache_with_a_lease_without_a_date_is_reaped_after_an_hour_of_silence(user: User) -> None:
+    """A command was killed while it wrote its lease. A held lock keeps the cache."""
+    with user.running() as (process, cache):
+        (lease,) = (cache / ".jobcache/nodes").iterdir()
+        os.truncate(lease, 0)
+        process.kill()
+        process.wait()
+        assert user.decisions() == {cache.name: ("keep", "alive")}
+    wait_until(lambda: user.decisions() == {cache.name: ("keep", "young")})

@@ -109,9 +109,7 @@ def _state_of_lease(cache_fd: int, lease: str) -> str:
         return GONE
     try:
         taken = node_leases.parse_lease(os.read(fd, _READ_LIMIT).decode("ascii", "replace"))
-        if taken is None:
-            return UNKNOWN
-        if taken[0] != node_leases.now()[0]:
+        if taken is not None and taken[0] != node_leases.now()[0]:
             return SILENT
         if _is_used(job_record.read_record(cache_fd)):
             return ALIVE
@@ -122,7 +120,7 @@ def _state_of_lease(cache_fd: int, lease: str) -> str:
         return UNKNOWN
     finally:
         os.close(fd)
-    return GONE
+    return SILENT if taken is None else GONE  # without a date, it can be of an earlier boot
 
 
 def _is_used(record: "dict[str, object]") -> bool:
