@@ -13,6 +13,7 @@ from jobcache.sweep.plan import CACHE, RUN, Decision, Directory
 from jobcache.sweep.scanning import Progress, no_progress
 from jobcache.system import children, event_fields, reaper
 from jobcache.system.gathering import AT_ONCE, PATIENCE, starter
+from jobcache.system.unlinked import Unlinked
 
 OWNER_BUDGET = 600.0  # seconds for the directories of one owner in one sweep, so that one owner does not delay the others
 
@@ -118,8 +119,9 @@ class OwnerReaping:
     def _delete(self, parent_fd: int, name: str, fd: int, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Delete the directory until it is gone, until nothing more can be deleted, or until the time is used up."""
         freed = files = 0
+        unlinked = Unlinked()
         while True:
-            tally = reaper.delete(parent_fd, name, fd, time.monotonic() + _STRIDE, rate=self.rate)
+            tally = reaper.delete(parent_fd, name, fd, time.monotonic() + _STRIDE, self.rate, unlinked)
             freed, files = freed + tally.bytes, files + tally.files
             if tally.done or not (tally.files or tally.directories) or time.monotonic() >= self.until:
                 usage = event_fields.of_filesystem(parent_fd)
