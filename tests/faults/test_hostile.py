@@ -90,7 +90,7 @@ def racing(*swaps: tuple[Path, Path], user: str = ALICE) -> Iterator[None]:
 
 
 def as_alice(work: Callable[[Callable[[dict[str, Any]], None]], None]) -> list[dict[str, Any]]:
-    child = as_user.start(work, uid=UID, gid=GID, user=ALICE, places=[], most=1 << 28)
+    child = as_user.start(work, uid=UID, gid=GID, user=ALICE, place=None, most=1 << 28)
     facts = list(child.facts(time.monotonic() + 300))
     assert (child.status, child.error) == ("done", "")
     return facts
@@ -119,7 +119,7 @@ def test_a_symlink_swapped_in(site: Site, canaries: Canaries, step: str, canary:
 
     def rounds(report: Callable[[dict[str, Any]], None]) -> None:
         job = Job(4242, UID, "n1")
-        job.user, job.gid, job.nodes, job.exit_status = ALICE, GID, 1, 0
+        job.user, job.gid, job.nodes = ALICE, GID, 1
         outcomes: dict[str, int] = {}
         for _ in range(ROUNDS):
             try:

@@ -18,6 +18,7 @@ from jobcache.diagnostics import probing_child
 from jobcache.diagnostics.check_facts import Scratch
 from jobcache.diagnostics.probe_flock import ACROSS_NODES, Rendezvous, TemporaryDirectory, flock_excludes, try_across_nodes
 from jobcache.system import mounts
+from jobcache.system.stuck_processes import Register
 
 PATIENCE = 10.0  # seconds for all operations on one place
 
@@ -36,14 +37,16 @@ def scratch(site: Settings, text: str, tester: pwd.struct_passwd, node: str) -> 
         return replace(facts, error="root never tries scratch; name a user with --user")
     rendezvous = None if local or facts.has_node else Rendezvous.from_environment(os.environ)
     patience = PATIENCE + (ACROSS_NODES if rendezvous else 0.0)
-    found = probing_child.run(_Trial(place.parent, rendezvous), tester, patience)
+    register = Register(site.run_dir)
+    where = register.place(tester.pw_uid, place.parent)
+    found = probing_child.run(_Trial(place.parent, rendezvous), tester, patience, where)
     is_private = found.pop("is_private", False)
     facts = replace(facts, **found)
     if facts.existing:
         fstype, options = _mount_of(facts.existing)
         facts = replace(facts, fstype=fstype, options=options)
     if os.geteuid() == 0 and is_private:
-        facts = replace(facts, squashed=_is_root_squashed(facts.existing))
+        facts = replace(facts, squashed=_is_root_squashed(facts.existing, register))
     return facts
 
 
@@ -89,7 +92,7 @@ def _open_existing_part(path: str) -> tuple[str, int]:
             path = path.rpartition("/")[0]
 
 
-def _is_root_squashed(path: str) -> Optional[bool]:
+def _is_root_squashed(path: str, register: Register) -> Optional[bool]:
     """Return whether root cannot list a directory of which root squash is the likely reason; None if it hangs."""
 
     def work(report: Callable[[dict[str, Any]], None]) -> None:
@@ -101,7 +104,7 @@ def _is_root_squashed(path: str) -> Optional[bool]:
         else:
             report({"squashed": False})
 
-    return probing_child.run(work, None, PATIENCE).get("squashed")
+    return probing_child.run(work, None, PATIENCE, register.place(0, path, "check")).get("squashed")
 
 
 def _mount_of(path: str) -> tuple[str, tuple[str, ...]]:

@@ -60,7 +60,7 @@ REASONS = {
     "age": ("it was unused for `store.max_age`", ""),
     "size": ("the store was larger than `store.max_size`, and other builds were used later", ""),
     "retired": ("no new cache links it any more, and every job that could link it has ended", ""),
-    "stuck": ("four processes already hang on that filesystem of the node", _REPAIR),
+    "stuck": ("processes of this user already hang on that filesystem, or too many on the node", f"{_REPAIR}, or unmount it"),
     "deadline": ("scratch or Python did not answer within `epilog.deadline`", _REPAIR),
     "child_died": ("the process that acts as the user was killed", "read the node's system log: was it out of memory?"),
     "internal": ("bug in jobcache", "report it"),

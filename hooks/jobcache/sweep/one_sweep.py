@@ -12,9 +12,9 @@ from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import processes, reaping, scanning
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import REAP, TRASH, Decision, Directory, Rules, depends_on_jobs, has_no_job, plan
-from jobcache.sweep.user_directories import hung_places
 from jobcache.system.live_jobs import Listing, Unknown
 from jobcache.system.slurm import Slurm
+from jobcache.system.stuck_processes import Register
 
 
 @dataclass
@@ -56,7 +56,7 @@ def run(
     if site.tree["sweep"]["stray_processes"] == "terminate":
         for decision in result.decisions:
             if decision.reason == "in_use":
-                result.terminated[decision.directory.path] = processes.terminate(decision.directory, options.dry)
+                result.terminated[decision.directory.path] = processes.terminate(decision.directory, options.dry, site.run_dir)
     return result
 
 
@@ -100,9 +100,9 @@ class _Sweep:
 
     def _inspected(self, directories: list[Directory], listings: list[Listing]) -> list[Directory]:
         """Return the directories with current facts, those to reap with the processes that use them."""
-        hung = hung_places(self.site)
-        current = list(scanning.inspect_all(directories, hung, self.result.trouble, self.progress, self.host))
-        return scanning.add_processes(plan(current, listings, self.rules), hung, self.host)
+        register = Register(self.site.run_dir)
+        current = list(scanning.inspect_all(directories, register, self.result.trouble, self.progress, self.host))
+        return scanning.add_processes(plan(current, listings, self.rules), register, self.host)
 
     def _wait(self, seconds: float) -> None:
         until = self.host.monotonic() + seconds + 0.001

@@ -35,6 +35,7 @@ class Directory:
     local: on a filesystem that each node has for itself.
     running: the job has a step on this host.
     error: why the directory cannot be read.
+    mounted: a filesystem is mounted on it, which is not read.
     pids: processes of this host that have the directory or a file in it open.
     holder: state of the command of a cache without a job, one of the states of lease_lock.
     """
@@ -58,6 +59,7 @@ class Directory:
     local: bool = False
     running: bool = False
     error: str = ""
+    mounted: bool = False
     pids: tuple[int, ...] = ()
     holder: str = ""
 
@@ -163,7 +165,7 @@ def _decide_without_job(one: Directory, rules: Rules) -> Decision:
 def _decide_by_owner(one: Directory, rules: Rules) -> Optional[Decision]:
     """Return the decision about a directory that no sweep reaps, None for any other."""
     if one.error:
-        return Decision(one, REPORT, "unreadable")
+        return Decision(one, REPORT, "mount" if one.mounted else "unreadable")
     if one.kind == ASIDE:
         return Decision(one, REPORT, "aside")
     return Decision(one, KEEP, "min_uid") if one.uid == 0 or one.uid < rules.min_uid else None

@@ -9,7 +9,8 @@ import psutil
 
 from jobcache.sweep.plan import Directory
 from jobcache.system import children
-from jobcache.system.gathering import Hung, starter, survey
+from jobcache.system.gathering import starter, survey
+from jobcache.system.stuck_processes import Register, Stuck
 
 MOST_NAMED = 64  # processes named for one cache; a user can open all caches in all processes
 
@@ -34,7 +35,7 @@ def jobs_with_steps(pids: Iterable[int]) -> set[int]:
     return jobs
 
 
-def users_of(suspects: Sequence[Directory], hung: Hung, pids: Iterable[int]) -> dict[str, tuple[int, ...]]:
+def users_of(suspects: Sequence[Directory], register: Register, pids: Iterable[int]) -> dict[str, tuple[int, ...]]:
     """Return the processes that use these directories, out of `pids` and of the owner: process ids by path.
 
     At most MOST_NAMED for each path; one process is enough to keep a directory. A process that cannot be read counts as a
@@ -43,7 +44,7 @@ def users_of(suspects: Sequence[Directory], hung: Hung, pids: Iterable[int]) -> 
     """
     using: dict[str, list[int]] = {}
     unknown: dict[int, list[int]] = {}  # by uid
-    for fact in _uses(suspects, hung, pids, unknown):
+    for fact in _uses(suspects, register, pids, unknown):
         named = using.setdefault(fact["path"], [])
         if len(named) < MOST_NAMED:
             named.append(fact["pid"])
@@ -54,7 +55,7 @@ def users_of(suspects: Sequence[Directory], hung: Hung, pids: Iterable[int]) -> 
 
 
 def _uses(
-    suspects: Sequence[Directory], hung: Hung, pids: Iterable[int], unknown: dict[int, list[int]]
+    suspects: Sequence[Directory], register: Register, pids: Iterable[int], unknown: dict[int, list[int]]
 ) -> Iterator[dict[str, Any]]:
     """Yield {pid, path} for each use of a directory. unknown: takes the processes that cannot be read, by uid."""
     by_name: dict[tuple[int, str], list[str]] = {}
@@ -79,17 +80,17 @@ def _uses(
             unknown.setdefault(uid, []).append(pid)
 
     owned = list(_owned_by({one.uid for one in suspects}, pids))
-    for fact in survey(owned, facts, lost, hung, lambda process: f"pid {process[0]}"):
+    for fact in survey(owned, facts, lost, lambda process: register.process(process[1], process[0])):
         if "path" in fact:
             yield fact
         else:
             unknown.setdefault(fact["uid"], []).append(fact["pid"])
 
 
-def terminate(directory: Directory, dry: bool) -> tuple[int, ...]:
+def terminate(directory: Directory, dry: bool, run_dir: str) -> tuple[int, ...]:
     """End the processes that this job left behind in its cache, as their owner; return their ids.
 
-    dry: return them only.
+    dry: return them only. run_dir: holds the register of stuck processes.
     A process of another job, or outside of jobs, can use the cache as well and is left alone. The environment with which
     a process was started decides: it names the job id, and no other cluster, since a login node can serve several. A cache
     without an identity has no job whose processes could be ended.
@@ -107,7 +108,12 @@ def terminate(directory: Directory, dry: bool) -> tuple[int, ...]:
         report({"pids": [process.pid for process in strays]})
 
     ended: tuple[int, ...] = ()
-    for _, _, fact in children.each([(directory.path, starter(work, directory.uid, directory.gid))], 1, 2 * _GRACE):
+    place = Register(run_dir).process(directory.uid, directory.pids[0] if directory.pids else 0)
+    try:
+        place.check()
+    except Stuck:
+        return ended
+    for _, _, fact in children.each([(directory.path, starter(work, directory.uid, directory.gid, place))], 1, 2 * _GRACE):
         if fact is not None:
             ended = tuple(fact["pids"])
     return ended

@@ -11,8 +11,9 @@ from jobcache.config.settings import Settings
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import CACHE, RUN, Decision, Directory
 from jobcache.sweep.scanning import Progress, no_progress
-from jobcache.system import children, event_fields, reaper
+from jobcache.system import children, event_fields, mounts, reaper
 from jobcache.system.gathering import AT_ONCE, PATIENCE, starter
+from jobcache.system.stuck_processes import Place, Register, Stuck
 from jobcache.system.unlinked import Unlinked
 
 OWNER_BUDGET = 600.0  # seconds for the directories of one owner in one sweep, so that one owner does not delay the others
@@ -45,21 +46,27 @@ def reap_all(
     trouble: takes a message for each directory that is left, or left in part.
     """
     rate = site.tree["sweep"]["max_deletes_per_second"]
+    register = Register(site.run_dir)
     by_path = {decision.directory.path: decision for decision in decisions}
     count = late = 0
 
     def starts() -> Iterator[tuple[int, Callable[[], children.Child]]]:
         for uid, group in _by_owner(decision.directory for decision in decisions).items():
-            if late < _MOST_LATE:
-                yield uid, starter(OwnerReaping(group, rate / AT_ONCE if rate else None, host), uid, group[0].gid, "")
-            else:
+            if late >= _MOST_LATE:
                 trouble.append(f"uid {uid}: skipped in this sweep, because the directories of other users do not answer")
+                continue
+            group = list(_examined(group, register, trouble))
+            if group:
+                work = OwnerReaping(group, rate / AT_ONCE if rate else None, host)
+                yield uid, starter(work, uid, group[0].gid, _place(group[0].path, uid, register), "")
 
     for uid, child, fact in children.each(starts(), AT_ONCE, PATIENCE):
         if fact is None:
             late = late + 1 if child.status == "late" else 0
             if child.status != "done":
                 trouble.append(f"uid {uid}: {child.status}: {child.error or f'no answer for {PATIENCE:.0f} s'}")
+        elif "at" in fact:
+            child.place = _place(fact["at"], uid, register)
         elif "error" in fact:
             trouble.append(f"{fact['path']}: {fact['error']}")
         elif "bytes" in fact:
@@ -90,6 +97,7 @@ class OwnerReaping:
                 error = f"the time for uid {one.uid} is used up; {left} directories are left for the next sweep"
                 report({"path": one.path, "error": error})
                 return
+            report({"at": one.path})
             try:
                 report({"path": one.path, **self._reap(one, report)})
             except FileNotFoundError:
@@ -101,11 +109,10 @@ class OwnerReaping:
         parent, _, name = one.path.rpartition("/")
         parent_fd = dirfd.open_directory(parent)
         try:
-            fd = os.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
+            fd = mounts.open_beside(parent_fd, name)
             try:
                 if replace(self.host.inspect(parent_fd, name, one), now=one.now, pids=one.pids) != one:
                     raise reaper.Kept("changed", "it has changed since the decision; the next sweep decides again")
-                reaper.refuse_mount(parent_fd, fd)
                 if one.kind in (CACHE, RUN):
                     if one.joinable and not node_leases.seize(fd):
                         raise reaper.Kept("changed", "another process is reaping it")
@@ -127,6 +134,22 @@ class OwnerReaping:
                 usage = event_fields.of_filesystem(parent_fd)
                 return {"bytes": freed, "files": files, "done": tally.done, "why": tally.error, "usage": usage}
             report({"going": files})
+
+
+def _place(path: str, uid: int, register: Register) -> Place:
+    """Return the place of the directory that holds a cache."""
+    return register.place(uid, os.path.dirname(path))
+
+
+def _examined(directories: list[Directory], register: Register, trouble: list[str]) -> Iterator[Directory]:
+    """Yield the directories at whose place no process hangs. trouble: takes a message for each other one."""
+    for one in directories:
+        try:
+            _place(one.path, one.uid, register).check()
+        except Stuck as stuck:
+            trouble.append(f"{one.path}: {stuck}")
+        else:
+            yield one
 
 
 def _by_owner(directories: Iterable[Directory]) -> dict[int, list[Directory]]:

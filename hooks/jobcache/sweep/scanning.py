@@ -11,8 +11,9 @@ from jobcache.config.settings import Settings
 from jobcache.sweep import directories, processes
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import REAP, Decision, Directory
-from jobcache.sweep.user_directories import UserDirectory, and_more, hung_places, list_user_directories
-from jobcache.system.gathering import Hung, survey, with_rights_of
+from jobcache.sweep.user_directories import UserDirectory, and_more, list_user_directories, place_of
+from jobcache.system.gathering import survey, with_rights_of
+from jobcache.system.stuck_processes import Place, Register
 
 MOST_DIRECTORIES = 10_000  # directories of one user that one sweep takes
 
@@ -48,6 +49,7 @@ def scan(site: Settings, options: Options, trouble: list[str], progress: Progres
     """Return the directories on scratch, sorted by path, each once: templates can share a place."""
     running = processes.jobs_with_steps(host.pids())
     by_path = {one.path: one for one in list_all(site, options, trouble, progress)}
+    trouble += [f"{one.path}: {one.error}" for one in by_path.values() if one.mounted]
     return [replace(by_path[path], running=by_path[path].job_id in running) for path in sorted(by_path)]
 
 
@@ -67,7 +69,9 @@ def list_all(site: Settings, options: Options, trouble: list[str], progress: Pro
     def begun(count: int) -> None:
         progress("listing directories", count, len(places))
 
-    for fact in survey(places, _Lister(site.cluster, options.local), lost, hung_places(site), lambda place: place.path, begun):
+    register = Register(site.run_dir)
+    lister = _Lister(site.cluster, options.local, register)
+    for fact in survey(places, lister, lost, lambda one: place_of(register, one), begun):
         if "trouble" in fact:
             trouble.append(fact["trouble"])
             continue
@@ -86,14 +90,16 @@ def _in_scope(uid: int, options: Options) -> bool:
 class _Lister:
     """Lists the directories in a user's directory with that user's rights; runs in a child."""
 
-    def __init__(self, cluster: str, local: bool) -> None:
+    def __init__(self, cluster: str, local: bool, register: Register) -> None:
         self.cluster = cluster
         self.local = local
+        self.register = register
         self.counts: dict[int, int] = {}  # by uid; each child counts for itself
 
     def __call__(self, place: UserDirectory) -> Iterator[dict[str, Any]]:
         try:
-            yield from with_rights_of(place.uid, place.gid, place.path, lambda: self._facts(place))
+            where = place_of(self.register, place)
+            yield from with_rights_of(place.uid, place.gid, place.path, where, lambda: self._facts(place))
         except OSError as error:
             yield {"trouble": f"{place.path}: {error.strerror or error}"}
 
@@ -113,7 +119,7 @@ class _Lister:
 
 def inspect_all(
     found: list[Directory],
-    hung: Hung,
+    register: Register,
     trouble: list[str],
     progress: Progress,
     host: Host = THIS_HOST,
@@ -124,16 +130,16 @@ def inspect_all(
     sizes: if given, takes (bytes, files) by path.
     """
 
-    def place(group: list[Directory]) -> str:
-        return os.path.dirname(group[0].path)
+    def place(group: list[Directory]) -> Place:
+        return register.place(group[0].uid, os.path.dirname(group[0].path))
 
     def lost(groups: Sequence[list[Directory]], why: str) -> None:
-        trouble.append(f"{and_more([place(group) for group in groups])}: {why}")
+        trouble.append(f"{and_more([os.path.dirname(group[0].path) for group in groups])}: {why}")
 
     groups: dict[tuple[int, str], list[Directory]] = {}  # by owner and parent
     for one in found:
         groups.setdefault((one.uid, os.path.dirname(one.path)), []).append(one)
-    facts = survey(list(groups.values()), _Inspector(host, sizes is not None), lost, hung, place)
+    facts = survey(list(groups.values()), _Inspector(host, sizes is not None, place), lost, place)
     for count, fact in enumerate(facts, 1):
         progress("inspecting directories", count, len(found))
         size = fact.pop("size", None)
@@ -145,14 +151,16 @@ def inspect_all(
 class _Inspector:
     """Inspects the directories of one owner in one place with that owner's rights; runs in a child."""
 
-    def __init__(self, host: Host, measure: bool) -> None:
+    def __init__(self, host: Host, measure: bool, place: Callable[[list[Directory]], Place]) -> None:
         self.host = host
         self.measure = measure
+        self.place = place
 
     def __call__(self, group: list[Directory]) -> Iterator[dict[str, Any]]:
         parent = os.path.dirname(group[0].path)
         try:
-            yield from with_rights_of(group[0].uid, group[0].gid, parent, lambda: self._facts(parent, group))
+            where = self.place(group)
+            yield from with_rights_of(group[0].uid, group[0].gid, parent, where, lambda: self._facts(parent, group))
         except OSError as error:
             yield from (vars(replace(one, error=str(error))) for one in group)
 
@@ -182,10 +190,10 @@ class _Inspector:
         yield fact
 
 
-def add_processes(decisions: list[Decision], hung: Hung, host: Host = THIS_HOST) -> list[Directory]:
+def add_processes(decisions: list[Decision], register: Register, host: Host = THIS_HOST) -> list[Directory]:
     """Return the directories of `decisions`; those to reap with the processes of this host that use them."""
     suspects = [decision.directory for decision in decisions if decision.action == REAP]
-    using = processes.users_of(suspects, hung, host.pids()) if suspects else {}
+    using = processes.users_of(suspects, register, host.pids()) if suspects else {}
     return [replace(decision.directory, pids=using.get(decision.directory.path, ())) for decision in decisions]
 
 

@@ -73,7 +73,8 @@ def _rename_to_trash(parent_fd: int, name: str, fd: int, uid: int, trash: str, t
         raise Kept("foreign", f"it belongs to uid {held.st_uid}, not to uid {uid}")
     if not _is_own(fd):
         raise Kept("foreign", _NOT_OWNER)
-    refuse_mount(parent_fd, fd)
+    if mounts.mount_id(fd) != mounts.mount_id(parent_fd):
+        raise Kept("mount", "it is a mount point")
     try:
         os.rename(name, trash, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
     except OSError as error:
@@ -86,12 +87,6 @@ def _rename_to_trash(parent_fd: int, name: str, fd: int, uid: int, trash: str, t
             _rename_back(parent_fd, trash, name, stat.S_ISDIR(found.st_mode))
         raise Kept("changed", "another directory has its name by now")
     return trash
-
-
-def refuse_mount(parent_fd: int, fd: int) -> None:
-    """Raise Kept if the directory held open at `fd`, inside `parent_fd`, is a mount point. Raise OSError."""
-    if mounts.mount_id(fd) != mounts.mount_id(parent_fd):
-        raise Kept("mount", "it is a mount point")
 
 
 def _rename_back(parent_fd: int, trash: str, name: str, is_directory: bool) -> None:
@@ -118,7 +113,7 @@ def delete(
 ) -> Tally:
     """Delete the directory `name`, held open at `fd`; return the result. Raise nothing.
 
-    The caller has it from `retire`, or it is trash that `refuse_mount` accepts.
+    The caller has it from `retire`, or it is trash from `mounts.open_beside`.
     until: deadline, in seconds of time.monotonic.
     rate: limit in entries for each second, to spare a busy metadata server.
     unlinked: shared by the calls that delete one directory piece by piece.
