@@ -49,6 +49,7 @@ class Faults:
     after: operations that succeed on the armed filesystem before the first fault.
     dies: the server ends at the first fault, like one that crashes.
     squash: root is nobody, as on NFS.
+    owner: uid that owns all files, as far as stat reports; everybody may do everything. As with gcsfuse and bindfs.
     folds: names that differ in case alone are the same.
     no_types: readdir returns no types.
     hides: unlink renames a file that is open, as libfuse and NFS do, and the last close removes it.
@@ -59,13 +60,14 @@ class Faults:
     after: int = 0
     dies: bool = False
     squash: bool = False
+    owner: int | None = None
     folds: bool = False
     no_types: bool = False
     hides: bool = False
 
 
 class FaultFS:
-    """A mounted filesystem. Until it is armed, its only faults are `squash`, `folds`, `no_types` and `hides`."""
+    """A mounted filesystem. Until it is armed, its only faults are `squash`, `owner`, `folds`, `no_types` and `hides`."""
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, 16)
@@ -92,7 +94,9 @@ def faulty(backing: Path, point: Path, faults: Faults, *, only: tuple[int, int] 
     fs = FaultFS()
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     user, group = only or (0, 0)
-    options = f"fd={device},rootmode=40000,user_id={user},group_id={group},default_permissions"
+    options = f"fd={device},rootmode=40000,user_id={user},group_id={group}"
+    if faults.owner is None:
+        options += ",default_permissions"
     try:
         with mount("faultfs", point, "fuse", options if only else f"{options},allow_other"):
             pid = os.fork()
@@ -216,10 +220,11 @@ class _Server:
 
     def _attributes(self, node: int) -> bytes:
         st = os.fstat(self.fds[node])
+        uid = st.st_uid if self.faults.owner is None else self.faults.owner
         times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
         return _ATTR.pack(
             st.st_ino, st.st_size, st.st_blocks, *(ns // 10**9 for ns in times), *(ns % 10**9 for ns in times),
-            st.st_mode, st.st_nlink, st.st_uid, st.st_gid, 0, 4096, 0,
+            st.st_mode, st.st_nlink, uid, st.st_gid, 0, 4096, 0,
         )  # fmt: skip
 
     def _made(self, parent: int, name: bytes, uid: int, gid: int) -> bytes:

@@ -285,6 +285,7 @@ def _claim(env: "dict[str, str]", request: Request, job: Optional[Job]) -> proto
     else:
         letters = "".join(chr(ord("a") + byte % 26) for byte in os.urandom(cache_names.RUN_NONCE))
         claim = protocol.Claim(place.run_cache(pid, letters), cache_names.host_cluster(node), pid, 0, uid, lease)
+    claim.above = place.above
     claim.keep = env.get("JOBCACHE") == "keep"
     claim.record = {"user": event_line.quote(user), "node": event_line.quote(node)}
     claim.record.update(pid=str(pid), started=str(lease_lock.started(pid) or 0))
