@@ -6,7 +6,7 @@ import os
 import pwd
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -55,11 +55,13 @@ def environment(user: str, job: int = 4242, *, node: str = "n1", step: str = "")
 def run(
     hooks: Path, user: str, env: Mapping[str, str], *,
     shell: str = "/bin/sh", title: str = "", prefix: Sequence[str] = (), timeout: float = 60,
+    inherited: Callable[[], None] | None = None,
 ) -> Prologue:  # fmt: skip
     """Run the TaskProlog in `hooks` as `user`, in exactly this environment, to the end of its output.
 
     title: the title of the parent process, as slurmstepd has one. prefix: a command that runs the hook as its arguments.
-    timeout: in seconds; the test fails if the hook exceeds it.
+    timeout: in seconds; the test fails if the hook exceeds it. inherited: sets the signal mask and dispositions that the hook
+    inherits.
     """
     command = [*prefix, *shell.split(), str(hooks / "task-prolog")]
     executable = None
@@ -70,5 +72,6 @@ def run(
     done = subprocess.run(
         command, executable=executable, env=dict(env), user=account.pw_uid, group=account.pw_gid, extra_groups=[], cwd="/",
         stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=timeout,
+        restore_signals=inherited is None, preexec_fn=inherited,
     )  # fmt: skip
     return Prologue(done.returncode, done.stdout, done.stderr, time.monotonic() - began)

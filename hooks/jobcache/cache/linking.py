@@ -102,14 +102,22 @@ def _end(pid: int) -> bool:
     """End the child; return whether it ended by itself. Leave one behind that is stuck in the kernel."""
     for pause in (0.0, 0.002, 0.01, 0.02):
         time.sleep(pause)
-        if os.waitpid(pid, os.WNOHANG)[0]:
+        if _has_ended(pid):
             return True
     os.kill(pid, _SIGKILL)
     for pause in (0.002, 0.02):
         time.sleep(pause)
-        if os.waitpid(pid, os.WNOHANG)[0]:
+        if _has_ended(pid):
             break
     return False
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether the child has ended. If SIGCHLD is ignored, as it can be inherited, the kernel has forgotten the child."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return True
 
 
 # ---- in the child, which writes lines to its parent: "seeded FILES BYTES", "refused REASON DETAILS", "cut"
