@@ -11,9 +11,8 @@ jc_make_cache() {
     jc_make_parent || exit "$jc_declined"
     read -r jc_nonce </proc/sys/kernel/random/uuid || exit "$jc_declined"
     jc_nonce=${jc_nonce%%-*}${jc_nonce##*-} jc_new_dir=$jc_parent/.jobcache-new-$jc_job_id-$jc_nonce
-    if [ "$jc_first_task" = yes ]; then jc_discard_stale_cache
-    elif jc_join; then exit "$jc_ready"
-    fi
+    if [ "$jc_first_task" = yes ]; then jc_discard_stale_cache; fi
+    jc_join && exit "$jc_ready"
     if [ -e "$jc_job_dir" ] && ! jc_is_replaceable; then exit "$jc_declined"; fi
     jc_make_directory "$jc_new_dir" || exit "$jc_declined"
     jc_fill_new_dir && jc_move_into_place && exit "$jc_ready"
@@ -91,15 +90,66 @@ jc_is_replaceable() {
     jc_is_own_directory && [ ! -e "$jc_job_dir/.jobcache/id" ]
 }
 
-# The first task of a run finds a cache with its own job id only if an earlier job had that id. The task that renames nodes/
-# owns that cache, and moves it to trash.
+# The batch task can find a cache that an earlier job with its id left, and also one of its own run, which a step made that was
+# attached before. It moves a cache to trash whose id names another run, or which no step of this run uses by
+# jc_has_dead_leases. The task that renames nodes/ owns the cache; it judges the leases again when nobody can take one any more.
 jc_discard_stale_cache() {
     jc_is_own_directory || return 1
-    jc_id_line=''
+    jc_id_line='' jc_nodes=$jc_job_dir/.jobcache/nodes jc_taken=$jc_job_dir/.jobcache/nodes-$jc_nonce
     read -r jc_id_line <"$jc_job_dir/.jobcache/id"
-    case $jc_id_line in "$jc_cluster $jc_job_id "*" $jc_uid") ;; *) return 1 ;; esac
-    /bin/mv -T "$jc_job_dir/.jobcache/nodes" "$jc_job_dir/.jobcache/nodes-$jc_nonce" &&
-        /bin/mv -T "$jc_job_dir" "$jc_parent/.jobcache-trash-$jc_job_id-$jc_nonce"
+    case $jc_id_line in
+    "$jc_cluster $jc_job_id $jc_run $jc_uid") jc_judge=jc_has_dead_leases ;;
+    "$jc_cluster $jc_job_id "*" $jc_uid") jc_judge=: ;;
+    *) return 1 ;;
+    esac
+    "$jc_judge" "$jc_nodes" && /bin/mv -T "$jc_nodes" "$jc_taken" || return 1
+    if "$jc_judge" "$jc_taken"; then /bin/mv -T "$jc_job_dir" "$jc_parent/.jobcache-trash-$jc_job_id-$jc_nonce"
+    else /bin/mv -T "$jc_taken" "$jc_nodes"
+    fi
+}
+
+# NODES: succeed if it is proven that no step of this run holds a lease in this directory, as earlier_lives.py does.
+jc_has_dead_leases() {
+    jc_read_start
+    jc_find_other_step
+    read -r jc_boot </proc/sys/kernel/random/boot_id
+    jc_limit=$((${jc_start:-$(($(/bin/date +%s) - 3600))} - 300))
+    set +f
+    for jc_found in "$1"/*; do
+        # Without a lease, this is the pattern itself, and the time of the directory counts.
+        if [ ! -e "$jc_found" ] && [ ! -h "$jc_found" ]; then jc_found=$1; fi
+        jc_lease_node=${jc_found##*/} jc_lease_boot=''
+        if [ "${jc_lease_node%%+*}" = "$jc_node" ]; then
+            case $jc_other_step in yes) return 1 ;; no) continue ;; esac
+            [ ! -f "$jc_found" ] || read -r jc_lease_boot _ <"$jc_found"
+            case $jc_lease_boot in '' | "$jc_boot") ;; *) continue ;; esac
+        fi
+        jc_time=$(/bin/date -r "$jc_found" +%s) && [ "$jc_time" -lt "$jc_limit" ] || return 1
+    done
+}
+
+# Set jc_other_step: yes or no, whether another step of this job runs on this node; '' if its steps cannot be seen. The batch
+# step has two processes with its title; Slurm runs no TaskProlog for the extern step. Any user can give a process any title.
+jc_find_other_step() {
+    jc_other_step=''
+    jc_read_title "/proc/$jc_stepd"
+    case $jc_title in "slurmstepd: [$jc_job_id.batch]"*) ;; *) return 0 ;; esac
+    jc_other_step=no
+    for jc_process in $(set +f; echo /proc/[0-9]*); do
+        jc_read_title "$jc_process"
+        case $jc_title in
+        "slurmstepd: [$jc_job_id.batch]"* | "slurmstepd: [$jc_job_id.extern]"*) ;;
+        "slurmstepd: [$jc_job_id."*)
+            jc_look "$jc_process"
+            case $jc_owner in 0 | "$jc_uid") jc_other_step=yes ;; esac ;;
+        esac
+    done
+}
+
+# DIRECTORY of a process: set jc_title.
+jc_read_title() {
+    jc_title=''
+    read -r jc_title <"$1/cmdline"
 }
 
 # Write the record: id, job.json, and nodes/ with the lease of this node.

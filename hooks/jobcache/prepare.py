@@ -61,6 +61,8 @@ def _claim(words: "dict[str, str]") -> protocol.Claim:
     assert run is not None and uid is not None
     claim = protocol.Claim(words["path"], words["cluster"], int(words["job_id"]), run, uid, words["node"])
     claim.first_task = words["first"] == "yes"
+    claim.job_start = natural(words.get("start", "")) or 0  # hooks that an older version copied lack both
+    claim.stepd = natural(words.get("stepd", "")) or 0
     claim.given_before = words["again"] == "yes"
     claim.keep = words["keep"] == "yes"
     claim.record = {"user": event_line.quote(words["user"]), "policy": event_line.quote(words["policy"])}

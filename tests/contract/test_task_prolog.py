@@ -14,13 +14,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support import task_prolog
+from support.claims import age
 from support.hungfs import hung
 from support.mounts import mount
 from support.site_dir import ALICE, BOB, SHELLS, Site
@@ -108,6 +109,7 @@ def test_recorded_environments_of_slurm_are_understood(site: Site, version: str)
         cache = site.cache(job, run_count)
         shutil.rmtree(cache.parent, ignore_errors=True)
         site.task_prolog(job, SLURM_RESTART_COUNT=str(run_count), node="n9")
+        age(cache)
         result = run(site, env, shell=SHELLS[at % 3], title=title)
         assert (result.status, result.cache) == (0, str(cache)), file
         assert (cache / ".jobcache/nodes" / env["SLURMD_NODENAME"]).exists(), file
@@ -121,6 +123,7 @@ def test_step_id_decides_where_title_is_hidden(site: Site, version: str, name: s
     submitted."""
     _, env = recorded(RECORDED / version / f"{name}.env")
     site.task_prolog(int(env["SLURM_JOB_ID"]), node="n9")
+    age(site.cache(int(env["SLURM_JOB_ID"])))
     result = run(site, env)
     assert result.exports.keys() == EXPORTED
     assert len(site.debris()) == (name in FIRST)
@@ -455,11 +458,97 @@ def test_first_task_discards_stale_cache(site: Site, shell: str, python: bool) -
         site.policy(python="/nonexistent")
     assert task(site, step="0", shell=shell).cache
     assert sorted(os.listdir(site.cache() / ".jobcache/nodes")) == ["n1", "n7"] and not site.debris()
+    age(site.cache())
     assert task(site, shell=shell).cache
     assert os.listdir(site.cache() / ".jobcache/nodes") == ["n1"] and not (site.cache() / "old").exists()
     (trash,) = site.debris()
     assert trash.startswith(".jobcache-trash-4242-") and trash.rpartition("-")[2].isalnum()
     assert (site.cache().parent / trash / "old").exists()
+
+
+WATCHED = 1000000 + os.getpid()  # a job whose processes no other test imitates at the same time
+BATCH = f"slurmstepd: [{WATCHED}.batch]"
+
+
+@contextmanager
+def process(title: str, user: str = "root") -> Iterator[None]:
+    """Run a process with this title for the length of the block."""
+    with subprocess.Popen([title, "60"], executable="/bin/sleep", user=user, cwd="/") as started:
+        try:
+            while title.encode() not in Path(f"/proc/{started.pid}/cmdline").read_bytes():
+                time.sleep(0.01)
+            yield
+        finally:
+            started.kill()
+
+
+# A cache with this job's id at the path of a batch task on n1: the node of its lease, the lease, its age in seconds, the
+# SLURM_JOB_START_TIME of the task in seconds ago, the title of its parent, another process, its user; is the cache discarded?
+BOOTED = "00000000-0000-0000-0000-000000000000 1.00\n"
+FOUND: dict[str, tuple[str, str, int, int | None, str, str, str, bool]] = {
+    "another node, now": ("n2", "", 0, None, BATCH, "", "", False),
+    "another node, now, its boot": ("n2", BOOTED, 0, None, BATCH, "", "", False),
+    "another node, within an hour": ("n2", "", 3000, None, BATCH, "", "", False),
+    "another node, hours ago": ("n2", "", 7200, None, BATCH, "", "", True),
+    "another node, before the start": ("n2", "", 1000, 600, BATCH, "", "", True),
+    "another node, before the start by less than clocks differ": ("n2", "", 700, 600, BATCH, "", "", False),
+    "another node, after the start": ("n2", "", 7200, 10000, BATCH, "", "", False),
+    "this node, no step": ("n1", "", 0, None, BATCH, "", "", True),
+    "this node, a step": ("n1", "", 7200, 600, BATCH, f"slurmstepd: [{WATCHED}.0]", "root", False),
+    "this node, an interactive step": ("n1", "", 0, None, BATCH, f"slurmstepd: [{WATCHED}.interactive]", "root", False),
+    "this node, the batch step's own process": ("n1", "", 0, None, BATCH, f"slurmstepd: [{WATCHED}.batch]", "root", True),
+    "this node, a step by its user": ("n1", "", 0, None, BATCH, f"slurmstepd: [{WATCHED}.0]", ALICE, False),
+    "this node, the extern step": ("n1", "", 0, None, BATCH, f"slurmstepd: [{WATCHED}.extern]", "root", True),
+    "this node, another job's step": ("n1", "", 0, None, BATCH, f"slurmstepd: [{WATCHED}1.0]", "root", True),
+    "this node, a title forged by another user": ("n1", "", 0, None, BATCH, f"slurmstepd: [{WATCHED}.0]", BOB, True),
+    "this node, titles hidden": ("n1", "", 0, None, "", "", "", False),
+    "this node, titles hidden, hours ago": ("n1", "", 7200, None, "", "", "", True),
+    "this node, titles hidden, before it booted": ("n1", BOOTED, 0, None, "", "", "", True),
+    "a process of this node, no step": ("n1+0123", "", 0, None, BATCH, "", "", True),
+    "no lease, now": ("", "", 0, None, BATCH, "", "", False),
+    "no lease, hours ago": ("", "", 7200, None, BATCH, "", "", True),
+}
+
+
+@each_shell
+@pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
+def test_batch_task_discards_only_a_cache_that_no_step_of_its_run_uses(site: Site, shell: str, python: bool) -> None:
+    """A step can be attached before the batch script begins. In doubt, the batch task joins the cache."""
+    for name, (node, lease, age_of_lease, start, title, other, user, discarded) in FOUND.items():
+        site.configure()
+        shutil.rmtree(site.cache(WATCHED).parent, ignore_errors=True)
+        site.task_prolog(WATCHED, node=node or "n2", step="0")
+        site.fill(site.cache(WATCHED), "filled")
+        leases = site.cache(WATCHED) / ".jobcache/nodes"
+        if not node:
+            (leases / "n2").unlink()
+        elif lease:
+            (leases / node).write_text(lease)
+        at = time.time() - age_of_lease
+        os.utime(leases / node, (at, at))
+        if not python:
+            site.policy(python="/nonexistent")
+        env = {} if start is None else {"SLURM_JOB_START_TIME": str(int(time.time()) - start)}
+        with process(other, user) if other else nullcontext():
+            assert task(site, job=WATCHED, shell=shell, title=title, **env).cache == str(site.cache(WATCHED)), name
+        assert (site.cache(WATCHED) / "filled").exists() != discarded, name
+        assert (leases / "n1").exists(), name
+        assert len(site.debris()) == discarded, name
+
+
+@each_shell
+@pytest.mark.parametrize("python", [True, False], ids=["python", "shell"])
+def test_batch_task_of_a_het_job_looks_for_no_titles(site: Site, shell: str, python: bool) -> None:
+    """The titles of a het job's steps have the ids of its components. So a lease of this node counts as another node's does."""
+    site.task_prolog(WATCHED, step="0")
+    site.fill(site.cache(WATCHED), "filled")
+    if not python:
+        site.policy(python="/nonexistent")
+    assert task(site, job=WATCHED, shell=shell, title=BATCH, SLURM_HET_SIZE="2").cache
+    assert (site.cache(WATCHED) / "filled").exists() and not site.debris()
+    age(site.cache(WATCHED))
+    assert task(site, job=WATCHED, shell=shell, title=BATCH, SLURM_HET_SIZE="2").cache
+    assert not (site.cache(WATCHED) / "filled").exists()
 
 
 @each_shell

@@ -25,6 +25,7 @@ from jobcache.sweep import reaping
 from jobcache.sweep.plan import REAP
 from jobcache.system import as_user, epilog_work
 from jobcache.system.epilog_job import Job
+from support.claims import age
 from support.faulty import EXPORTED, FULL, GID, UID, left, said, swept
 from support.home import fingerprint
 from support.site_dir import ALICE, Site
@@ -161,6 +162,8 @@ def test_killed_while_it_discards_an_earlier_life(site: Site, compiled: settings
     def discarding() -> Callable[[Report], None]:
         if not site.cache().exists():
             make(site, "n9")
+        if (site.cache() / ".jobcache/nodes").exists():
+            age(site.cache())
         return enter(site)
 
     for _ in at_every_call(discarding):

@@ -25,7 +25,16 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from jobcache.cache import cache_names, lease_lock, node_leases, path_template, protocol, reasons, timestamps
+from jobcache.cache import (
+    cache_names,
+    earlier_lives,
+    lease_lock,
+    node_leases,
+    path_template,
+    protocol,
+    reasons,
+    timestamps,
+)
 from jobcache.config import compilation
 from jobcache.config.settings import Settings
 from jobcache.runner import inherited_cache, leftovers, private_cache
@@ -268,6 +277,7 @@ class World:
         self.others = Settings(self.settings.tree, {**self.settings.compiled, "cluster": OTHER_CLUSTER})
         self.top = top
         self.here = Node("")
+        self.other_step: bool | None = None  # whether another step of the task's job runs on its node; None: titles are hidden
         self.clock = FilesystemClock(top)
         self.seconds = 0.0
         self.asked = 0
@@ -284,6 +294,7 @@ class World:
         monkeypatch.setattr(leftovers, "find", self.find_processes)
         monkeypatch.setattr(leftovers, "close_inherited_locks", lambda *_: None)
         monkeypatch.setattr(private_cache, "_LINGERING", 0)
+        monkeypatch.setattr(earlier_lives, "runs_other_step", lambda _: self.other_step)
         monkeypatch.setattr(timestamps, "CLOCK_SKEW", 0)
         monkeypatch.setattr(event_fields, "of_filesystem", lambda _: {})
         monkeypatch.setattr(as_user, "start", lambda work, uid, most, **_: Child(work, uid and user_of(uid), most))
@@ -400,19 +411,22 @@ class Histories(RuleBasedStateMachine):
             self.lose_state()
 
     @precondition(lambda self: len(self.jobs) < MOST_JOBS)
-    @rule(user=users, width=st.integers(1, 2), batch=often, keep=seldom, go=often)
-    def submit(self, user: str, width: int, batch: bool, keep: bool, go: bool) -> None:
+    @rule(user=users, width=st.integers(1, 2), batch=often, keep=seldom, go=often, attached=seldom)
+    def submit(self, user: str, width: int, batch: bool, keep: bool, go: bool, attached: bool = False) -> None:
         if len(self.jobs) < MOST_JOBS:
             self.lives += 1
             self.jobs.append(Job(self.lives, self.next_id, user, width, batch, keep))
             self.next_id += 1
             if go:
-                self.start(-1, self.lives, everywhere=True, kill=0)
+                self.start(-1, self.lives, everywhere=True, kill=0, attached=attached)
 
     @precondition(lambda self: self.pending())
-    @rule(pick=picks, at=picks, everywhere=st.booleans(), kill=kills)
-    def start(self, pick: int, at: int, everywhere: bool, kill: int) -> None:
-        """A job starts: the task of its batch script, if it has one, and possibly a step on each of its nodes."""
+    @rule(pick=picks, at=picks, everywhere=st.booleans(), kill=kills, attached=seldom, hidden=seldom)
+    def start(self, pick: int, at: int, everywhere: bool, kill: int, attached: bool = False, hidden: bool = False) -> None:
+        """A job starts: the task of its batch script, if it has one, and possibly a step on each of its nodes.
+
+        attached: a step is attached to the job before its batch script begins. hidden: titles of processes are hidden.
+        """
         up = [node.name for node in self.up()]
         startable = [job for job in self.pending() if job.width <= len(up)]
         if startable:
@@ -420,8 +434,10 @@ class Histories(RuleBasedStateMachine):
             job.state, job.start = "RUNNING", self.world.clock.tick()
             job.nodes = [up[(at + n) % len(up)] for n in range(job.width)]
             job.owing = set(job.nodes)
+            if attached and job.batch and not self.leaves_no_trace(job, job.nodes[-1], hidden):
+                self.task(job, job.nodes[-1], first=False, kill=0)
             if job.batch:
-                self.task(job, job.nodes[0], first=True, kill=kill)
+                self.task(job, job.nodes[0], first=True, kill=kill, hidden=hidden)
             for node in job.nodes if everywhere else ():
                 self.task(job, node, first=False, kill=0)
 
@@ -433,11 +449,20 @@ class Histories(RuleBasedStateMachine):
             job = one_of(self.running(), pick)
             self.task(job, one_of(job.nodes, at), first=False, kill=kill)
 
-    def task(self, job: Job, node: str, *, first: bool, kill: int) -> None:
+    def leaves_no_trace(self, job: Job, node: str, hidden: bool) -> bool:
+        """Return whether a step that is attached joins a cache of an earlier life by a lease that this life has left there.
+
+        The batch task sees that step only if it runs on the same node.
+        """
+        return os.path.exists(f"{self.path(job)}/.jobcache/nodes/{node}") and (hidden or node != job.nodes[0])
+
+    def task(self, job: Job, node: str, *, first: bool, kill: int, hidden: bool = False) -> None:
         """Run the TaskProlog, and write a file as the task."""
         self.quiet = False
+        attached = bool(job.using)
+        self.world.other_step = None if hidden else node in job.using
         claim = protocol.Claim(self.path(job), THIS_CLUSTER, job.id, job.run, uid_of(job.user), node)
-        claim.first_task, claim.given_before, claim.keep = first, job.again, job.keep
+        claim.first_task, claim.given_before, claim.keep, claim.job_start = first, job.again, job.keep, job.start
         obstacle = self.obstacle(claim)
         self.world.here = self.nodes[node]
         with acting_as(job.user):
@@ -453,7 +478,9 @@ class Histories(RuleBasedStateMachine):
                 if job.by_hand and os.path.exists(f"{claim.path}/.jobcache/id"):  # recorded now
                     job.files.add(job.by_hand)
                     job.by_hand = ""
-            if first:
+            if first and attached:
+                assert outcome == "joined", "the batch script shares the cache of the attached step"
+            elif first:
                 assert outcome == "made" and os.listdir(claim.path) == [".jobcache"], "a batch job has a new cache"
             file = f"{claim.path}/{node}.{job.life}.{job.run}.arrow"
             Path(file).touch()

@@ -6,6 +6,7 @@ protocol; the checker then finds an interleaving that loses a live cache, so eac
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from jobcache.cache import cache_names, dirfd, node_leases, path_template, protocol, reasons
+from jobcache.cache import cache_names, dirfd, earlier_lives, node_leases, path_template, protocol, reasons
 from jobcache.system import epilog_work, reaper
 from jobcache.system.epilog_job import Job
 from support.claims import JOB
@@ -39,13 +40,15 @@ class Scenario:
 class Caches(World):
     """A directory of caches, and the promises about it.
 
-    live: the label of the directory that each task was given, by (node, run). retired: labels of caches that were reaped.
+    live: the label of the directory that each task was given, by (node, run). steps: the node on which each actor's step runs,
+    by the actor's name. retired: labels of caches that were reaped.
     """
 
     def __init__(self, scenario: Scenario, **run: Any) -> None:
         super().__init__(scenario.actors, **run)
         self.scenario = scenario
         self.live: dict[tuple[str, int], str] = {}
+        self.steps: dict[str, str] = {}
         self.retired: list[str] = []
         self.outcomes: dict[str, str] = {}
 
@@ -72,7 +75,8 @@ class Caches(World):
                 self.fail(f"the live cache of {node} is gone")
             if self.labels[os.stat(path).st_ino] != given:
                 self.fail(f"another directory is at the path of the live cache of {node}")
-            if not os.path.exists(f"{path}/.jobcache/nodes/{node}"):
+            # A batch task that judges the leases again has renamed nodes/ for a moment.
+            if not glob.glob(f"{path}/.jobcache/nodes*/{node}"):
                 self.fail(f"{node} has no lease in its live cache")
 
     def check_end(self) -> None:
@@ -107,6 +111,14 @@ def intercepted(monkeypatch: pytest.MonkeyPatch) -> Any:
         actor.learn(uptime)
         return "boot", uptime
 
+    def runs_other_step(claim: protocol.Claim) -> bool:
+        actor = current_actor()
+        assert actor
+        found = any(node == claim.node for name, node in current_world().steps.items() if name != actor.name)
+        actor.learn(found)
+        return found
+
+    monkeypatch.setattr(earlier_lives, "runs_other_step", runs_other_step)
     monkeypatch.setattr(reaper, "retire", counted)
     monkeypatch.setattr(node_leases, "now", now)
     with acting_as(ALICE) if os.geteuid() == 0 else nullcontext():
@@ -128,6 +140,7 @@ def task(node: str, run: int = 0, *, first_task: bool = False, given_before: boo
 
     def act(world: Caches, me: Actor) -> None:
         me.version = world.version
+        world.steps[me.name] = node
         claim = protocol.Claim(world.path(run), "test", JOB, run, os.geteuid(), node)
         claim.first_task, claim.given_before = first_task, given_before
         try:
@@ -148,6 +161,7 @@ def ending(node: str, run: int = 0, *, since: float | None = None) -> Callable[[
 
     def act(world: Caches, me: Actor) -> None:
         world.live.pop((node, run), None)
+        world.steps = {name: at for name, at in world.steps.items() if at != node}
         world.point(me, "begins")
         uptime = world.tick() if since is None else since
         me.learn(uptime)
@@ -191,6 +205,7 @@ def old_cache(*nodes: str) -> Callable[[Caches], None]:
         for node in nodes:
             with open(f"{path}/.jobcache/nodes/{node}", "w") as file:
                 file.write("boot 1.00\n")
+            os.utime(f"{path}/.jobcache/nodes/{node}", (0, 0))
         for at, _, files in os.walk(path):
             for name in [at, *(f"{at}/{file}" for file in files)]:
                 world.labels[os.stat(name).st_ino] = f"old{name[len(world.top) :]}"
@@ -259,6 +274,41 @@ def earlier_life_of_two_nodes() -> Scenario:
     )
 
 
+def attached_on_another_node() -> Scenario:
+    """A step is attached on n2 while the batch script begins on n1: before it, or after it."""
+    return Scenario(Actor("n1", task("n1", first_task=True), ending("n1")), Actor("n2", task("n2"), ending("n2")))
+
+
+def attached_on_the_same_node() -> Scenario:
+    """A step is attached on the node of the batch script while that begins."""
+    return Scenario(
+        Actor("batch", task("n1", first_task=True)),
+        Actor("step", task("n1")),
+        Actor("end", ending("n1"), after=["batch", "step"]),
+    )
+
+
+def earlier_life_and_attached() -> Scenario:
+    """Another job had the job's id, and its cache is left. A step is attached on n2 while the batch script begins on n1."""
+    return Scenario(
+        Actor("n1", task("n1", first_task=True), ending("n1")),
+        Actor("n2", task("n2"), ending("n2")),
+        begin=old_cache("n1"),
+        debris=1,
+    )
+
+
+def earlier_life_and_attached_on_the_same_node() -> Scenario:
+    """Another job had the job's id, and its cache is left. A step is attached on the node of the batch script."""
+    return Scenario(
+        Actor("batch", task("n1", first_task=True)),
+        Actor("step", task("n1")),
+        Actor("end", ending("n1"), after=["batch", "step"]),
+        begin=old_cache("n1"),
+        debris=1,
+    )
+
+
 def remade_by_the_script() -> Scenario:
     """The script removes and remakes the cache; then tasks start on both nodes at once."""
     return Scenario(
@@ -277,6 +327,10 @@ SCENARIOS: dict[Callable[[], Scenario], tuple[int, int]] = {
     late_epilog: (2, 14000),
     earlier_life: (2, 5000),
     earlier_life_of_two_nodes: (4, 1200),
+    attached_on_another_node: (2, 2000),
+    attached_on_the_same_node: (4, 180),
+    earlier_life_and_attached: (2, 3000),
+    earlier_life_and_attached_on_the_same_node: (4, 500),
     remade_by_the_script: (2, 2500),
 }
 
@@ -328,6 +382,16 @@ def enter_as_a_later_task(claim: protocol.Claim, until: float, clock: Any) -> st
     return ENTER(claim, until, clock)
 
 
+def enter_as_a_first_task(parent_fd: int, name: str, fd: int, claim: protocol.Claim) -> str | None:
+    """4. An attached step discards the cache that it finds, as interactive steps did in version 0.1."""
+    return MAKE(parent_fd, name, claim) if protocol.discard_earlier_life(parent_fd, name, fd, claim) else None
+
+
+def seize_without_a_second_look(fd: int, is_unused: Any = None) -> bool:
+    """4. The leases are judged only before nodes/ is renamed."""
+    return SEIZE(fd)
+
+
 def release_by_counting(fd: int, lease: str, boot: str, uptime: float) -> str:
     """6. A node that sees no other lease reaps."""
     meta = os.open(".jobcache", dirfd.DIRECTORY, dir_fd=fd)
@@ -338,14 +402,24 @@ def release_by_counting(fd: int, lease: str, boot: str, uptime: float) -> str:
     return outcome
 
 
-ENTER, JOIN, MAKE = protocol.enter, protocol.join, protocol.make
+ENTER, JOIN, MAKE, SEIZE = protocol.enter, protocol.join, protocol.make, node_leases.seize
 MUTANTS: dict[str, tuple[Any, str, Callable[..., Any], Callable[[], Scenario]]] = {
     "1 made in place": (protocol, "make", make_in_place, two_steps),
     "1 made at any price": (protocol, "make", make_at_any_price, two_steps),
     "2 nodes/ created again": (protocol, "join", join_and_create_nodes, two_steps),
     "3 record restored in any directory": (dirfd, "is_at", lambda *_: True, batch_and_step),
     "4 first task joins": (protocol, "enter", enter_as_a_later_task, earlier_life),
-    "4 discarded, not seized": (node_leases, "seize", lambda fd: True, earlier_life),
+    "4 discarded, not seized": (node_leases, "seize", lambda *_: True, earlier_life),
+    "4 discarded without proof": (earlier_lives, "is_unused", lambda *_: True, attached_on_another_node),
+    "4 discarded while a step of this node runs": (earlier_lives, "runs_other_step", lambda _: False, attached_on_the_same_node),
+    "4 interactive step discards": (protocol, "_enter_recorded", enter_as_a_first_task, attached_on_another_node),
+    "4 not judged again": (node_leases, "seize", seize_without_a_second_look, earlier_life_and_attached),
+    "4 not judged again, same node": (
+        node_leases,
+        "seize",
+        seize_without_a_second_look,
+        earlier_life_and_attached_on_the_same_node,
+    ),
     "5 lease of any age is dropped": (node_leases, "parse_lease", lambda text: ("boot", 0.0), late_epilog),
     "6 released by counting": (node_leases, "release", release_by_counting, two_steps),
 }

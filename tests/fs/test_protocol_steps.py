@@ -15,7 +15,7 @@ import pytest
 
 from jobcache.cache import cache_names, dirfd, event_line, job_record, node_leases, protocol, reasons
 from jobcache.cache.reasons import Refused
-from support.claims import CACHE, FOREIGN_IDS, JOB, claim, enter, make_odd, opened, refusal, release, root_only, tree
+from support.claims import CACHE, FOREIGN_IDS, JOB, age, claim, enter, make_odd, opened, refusal, release, root_only, tree
 from support.home import acting_as, acting_as_root
 from support.mounts import mount
 from support.site_dir import ALICE, BOB
@@ -263,12 +263,14 @@ def test_partly_reaped_cache_gets_no_record(scratch: Path) -> None:
 
 @pytest.mark.parametrize("run", [0, 3])
 def test_first_task_discards_an_earlier_life(scratch: Path, run: int) -> None:
-    """A cache at its path becomes trash as a whole, with any run and any leases; no task joins it."""
+    """A cache at its path becomes trash as a whole, if all its leases are old or its id has another run; no task joins it."""
     enter(claim(scratch))
     enter(claim(scratch, "n7"))
     (scratch / CACHE / "data").write_text("old")
     if run:
         (scratch / CACHE).rename(scratch / "hf-4242-r3")
+    else:
+        age(scratch / CACHE)
     assert enter(claim(scratch, run=run, first_task=True)) == "made"
     cache, (trash,) = scratch / f"hf-{cache_names.format_job(JOB, run)}", scratch.glob(".jobcache-trash-4242-*")
     assert (trash / "data").read_text() == "old" and not (cache / "data").exists()

@@ -10,6 +10,10 @@ import stat
 
 from jobcache.cache import cache_names, dirfd
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _NOT_LAST = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # of rmdir(nodes/)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -88,21 +92,28 @@ def drop_lease(meta_fd: int, lease: str, boot: str, uptime: float) -> str:
     return "dropped"
 
 
-def seize(cache_fd: int) -> bool:
+def seize(cache_fd: int, is_unused: "Callable[[str], bool] | None" = None) -> bool:
     """Take over a dead cache with all its leases; return whether the caller owns it now. Raise OSError.
 
     Of two processes that judge the cache to be dead, only one succeeds; else the second one would move a new cache away.
+
+    is_unused: judges the leases again in the directory of this name, when nobody can take a further one. If a process has
+    joined since the caller judged them, nodes/ gets its name back.
     """
+    taken = f"{cache_names.NODES}-{dirfd.nonce()}"
     try:
         with dirfd.Opened(cache_fd, cache_names.META) as meta_fd:
             _ensure_writable(meta_fd)
             try:
-                os.rename(cache_names.NODES, f"{cache_names.NODES}-{dirfd.nonce()}", src_dir_fd=meta_fd, dst_dir_fd=meta_fd)
+                os.rename(cache_names.NODES, taken, src_dir_fd=meta_fd, dst_dir_fd=meta_fd)
             except OSError as error:
-                if error.errno not in _NO_ROOM:
+                if is_unused or error.errno not in _NO_ROOM:
                     raise
                 return _remove_leases_and_nodes(meta_fd)
-            return True
+            if is_unused is None or is_unused(taken):
+                return True
+            os.rename(taken, cache_names.NODES, src_dir_fd=meta_fd, dst_dir_fd=meta_fd)
+            return False
     except FileNotFoundError:
         return False
 

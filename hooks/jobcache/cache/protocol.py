@@ -37,7 +37,9 @@ class Claim:
     """A task's request: the cache at `path` for one run of one job on one node.
 
     node: the lease to take: the node's name, or a process's lease by `cache_names.format_lease`.
-    first_task: the task is the first of its run, so any cache at the path is from an earlier life of the job id.
+    first_task: the task is the batch script's. It discards a cache that is proven to be from an earlier life of the job id.
+    job_start: when the job began, in seconds since the epoch by the controller's clock; 0 if unknown.
+    stepd: the pid of the task's slurmstepd; 0 if unknown, or if the titles on this node do not name all steps of the job.
     given_before: the job was given this path before, so a directory without a record there is the work of its own script.
     keep: the task has JOBCACHE=keep.
     record: further fields of job.json, as JSON text by key.
@@ -48,8 +50,8 @@ class Claim:
     """
 
     __slots__ = (
-        "path", "cluster", "job_id", "run", "uid", "node", "first_task", "given_before", "keep", "record", "below", "seed",
-        "above",
+        "path", "cluster", "job_id", "run", "uid", "node", "first_task", "job_start", "stepd", "given_before", "keep", "record",
+        "below", "seed", "above",
     )  # fmt: skip
 
     def __init__(self, path: str, cluster: str, job_id: int, run: int, uid: int, node: str) -> None:
@@ -60,6 +62,8 @@ class Claim:
         self.uid = uid
         self.node = node
         self.first_task = False
+        self.job_start = 0.0
+        self.stepd = 0
         self.given_before = False
         self.keep = False
         self.record: "dict[str, str]" = {}
@@ -106,15 +110,28 @@ def _enter_once(parent_fd: int, name: str, claim: Claim) -> "str | None":
         if os.fstat(fd).st_uid != claim.uid:
             raise reasons.Refused("foreign", "the directory at the path belongs to another user")
         found = job_record.identity(fd)
-        if found == claim.identity and not claim.first_task:
-            return join(fd, claim)
+        if found == claim.identity:
+            return _enter_recorded(parent_fd, name, fd, claim)
         if found is None:
             return _enter_unrecorded(parent_fd, name, fd, claim)
-        if claim.first_task and found[:2] == claim.identity[:2] and found[3] == claim.uid:
+        if claim.first_task and found[:2] == claim.identity[:2] and found[3] == claim.uid:  # another run of this job id
             return make(parent_fd, name, claim) if discard_earlier_life(parent_fd, name, fd, claim) else None
         raise reasons.Refused("foreign", "the cache at the path belongs to another job or another cluster")
     finally:
         os.close(fd)
+
+
+def _enter_recorded(parent_fd: int, name: str, fd: int, claim: Claim) -> "str | None":
+    """Return and raise as `_enter_once` does, for a cache with the identity of the claim."""
+    if claim.first_task:
+        from jobcache.cache import earlier_lives  # few batch tasks find a cache
+
+        def is_unused(nodes: str) -> bool:
+            return earlier_lives.is_unused(fd, claim, nodes)
+
+        if is_unused(cache_names.NODES):
+            return make(parent_fd, name, claim) if discard_earlier_life(parent_fd, name, fd, claim, is_unused) else None
+    return join(fd, claim)
 
 
 def _enter_unrecorded(parent_fd: int, name: str, fd: int, claim: Claim) -> "str | None":
@@ -202,13 +219,14 @@ def restore_record(parent_fd: int, name: str, fd: int, claim: Claim) -> "str | N
     return "mended" if dirfd.is_at(parent_fd, name, fd) else None  # None: another node restored, released and reaped it
 
 
-def discard_earlier_life(parent_fd: int, name: str, fd: int, claim: Claim) -> bool:
-    """Rename the cache that is open at `fd` to trash; return False if somebody else is reaping it. Raise Refused, OSError.
+def discard_earlier_life(
+    parent_fd: int, name: str, fd: int, claim: Claim, is_unused: "Callable[[str], bool] | None" = None
+) -> bool:
+    """Rename the cache that is open at `fd` to trash; return False if somebody else uses or reaps it. Raise Refused, OSError.
 
-    A job id can come again, after a wrap or after the controller has lost its state; and the run of a lost node leaves its
-    cache behind. The first task of a run must not join such a cache.
+    is_unused: judges a directory of leases; None if the id proves that the cache is of another run.
     """
-    if not node_leases.seize(fd):
+    if not node_leases.seize(fd, is_unused):
         return False
     try:
         os.rename(name, cache_names.trash_name(claim.job_id, dirfd.nonce()), src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
