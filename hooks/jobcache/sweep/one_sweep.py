@@ -54,9 +54,8 @@ def run(
             result.reaped.append(reaped)
             on_reaped(reaped)
     if site.tree["sweep"]["stray_processes"] == "terminate":
-        for decision in result.decisions:
-            if decision.reason == "in_use":
-                result.terminated[decision.directory.path] = processes.terminate(decision.directory, options.dry)
+        in_use = [decision.directory for decision in result.decisions if decision.reason == "in_use"]
+        result.terminated = processes.terminate(in_use, options.dry)
     return result
 
 
@@ -101,7 +100,8 @@ class _Sweep:
     def _inspected(self, directories: list[Directory], listings: list[Listing]) -> list[Directory]:
         """Return the directories with current facts, those to reap with the processes that use them."""
         hung = hung_places(self.site)
-        current = list(scanning.inspect_all(directories, hung, self.result.trouble, self.progress, self.host))
+        touch = not self.options.dry
+        current = list(scanning.inspect_all(directories, hung, self.result.trouble, self.progress, self.host, touch=touch))
         return scanning.add_processes(plan(current, listings, self.rules), hung, self.host)
 
     def _wait(self, seconds: float) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional
 
 from jobcache.cache import dirfd, node_leases
+from jobcache.cache.lease_lock import EMPTY
 from jobcache.config.settings import Settings
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import CACHE, RUN, Decision, Directory
@@ -17,6 +18,7 @@ from jobcache.system.gathering import AT_ONCE, PATIENCE, starter
 OWNER_BUDGET = 600.0  # seconds for the directories of one owner in one sweep, so that one owner does not delay the others
 
 _STRIDE = 5.0  # seconds of deletion between two heartbeats
+_MOST_ERRORS = 16  # messages about the directories of one owner
 _MOST_LATE = 4  # owners in a row whose children hang, before the other owners are skipped
 
 
@@ -46,6 +48,7 @@ def reap_all(
     rate = site.tree["sweep"]["max_deletes_per_second"]
     by_path = {decision.directory.path: decision for decision in decisions}
     count = late = 0
+    errors: dict[int, int] = {}  # by uid
 
     def starts() -> Iterator[tuple[int, Callable[[], children.Child]]]:
         for uid, group in _by_owner(decision.directory for decision in decisions).items():
@@ -60,7 +63,11 @@ def reap_all(
             if child.status != "done":
                 trouble.append(f"uid {uid}: {child.status}: {child.error or f'no answer for {PATIENCE:.0f} s'}")
         elif "error" in fact:
-            trouble.append(f"{fact['path']}: {fact['error']}")
+            errors[uid] = errors.get(uid, 0) + 1
+            if errors[uid] <= _MOST_ERRORS:
+                trouble.append(f"{fact['path']}: {fact['error']}")
+            elif errors[uid] == _MOST_ERRORS + 1:
+                trouble.append(f"uid {uid}: more directories with errors; run `jobcache sweep --user {uid}` to see the next ones")
         elif "bytes" in fact:
             count += 1
             progress("reaping", count, len(decisions))
@@ -106,7 +113,7 @@ class OwnerReaping:
                     raise reaper.Kept("changed", "it has changed since the decision; the next sweep decides again")
                 reaper.refuse_mount(parent_fd, fd)
                 if one.kind in (CACHE, RUN):
-                    if one.joinable and not node_leases.seize(fd):
+                    if one.joinable and not (node_leases.seize_empty(fd) if one.holder == EMPTY else node_leases.seize(fd)):
                         raise reaper.Kept("changed", "another process is reaping it")
                     name = reaper.retire(parent_fd, name, fd, one.uid, one.job_id)
                 return self._delete(parent_fd, name, fd, report)
