@@ -119,7 +119,7 @@ def test_a_symlink_swapped_in(site: Site, canaries: Canaries, step: str, canary:
 
     def rounds(report: Callable[[dict[str, Any]], None]) -> None:
         job = Job(4242, UID, "n1")
-        job.user, job.gid, job.nodes, job.exit_status = ALICE, GID, 1, 0
+        job.user, job.gid, job.nodes, job.failed = ALICE, GID, 1, False
         outcomes: dict[str, int] = {}
         for _ in range(ROUNDS):
             try:

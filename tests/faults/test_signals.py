@@ -108,7 +108,7 @@ def enter(site: Site, node: str = "n1", first: bool = True) -> Callable[[Report]
 def end(compiled: settings.Settings, node: str = "n1", nodes: int = 1) -> Callable[[Report], None]:
     """Return the work of the Epilog of a node as the user."""
     job = Job(4242, UID, node)
-    job.user, job.gid, job.nodes, job.exit_status = ALICE, GID, nodes, 0
+    job.user, job.gid, job.nodes, job.failed = ALICE, GID, nodes, False
     return epilog_work.Work(job, compiled, compiled.templates, node_leases.now()[1] + 1)
 
 

@@ -99,7 +99,7 @@ def state(cache_fd: int, record: "dict[str, object] | None" = None) -> str:
     if record is None:
         record = job_record.read_record(cache_fd)
     is_here = record.get("cluster") == cache_names.host_cluster(host())
-    is_used = is_here and _is_used(record)
+    is_used = _is_used(record)
     try:
         with dirfd.Unmarked(cache_fd, f"{cache_names.META}/{cache_names.NODES}") as nodes_fd:
             leases = node_leases.names(nodes_fd, node_leases.MOST + 1)
