@@ -2,58 +2,103 @@
 # Makes a job's cache, or joins it, where Python is missing or broken: the work of prepare.py in POSIX sh, without a store.
 #
 # The child jc_make_in_shell of task-prolog reads this file, so that it has the names of task-prolog and policy.sh. It runs as
-# the user, within the deadline, and exits with jc_ready or jc_declined. It needs mkdir, rmdir, mv -T, rm, ls and date.
+# the user, within the deadline, and exits with jc_ready or jc_declined. It needs mkdir, chmod, rmdir, mv -T, rm, ls and date.
 # The last line starts it: a file that is cut short does nothing.
 
 jc_make_cache() {
     umask 077
     jc_parent=${jc_job_dir%/*}
-    jc_is_reachable "$jc_parent" || exit "$jc_declined"
-    /bin/mkdir -p "$jc_parent"
-    [ -O "$jc_parent" ] || jc_is_owned_by_root "$jc_parent" || exit "$jc_declined"
+    jc_make_parent || exit "$jc_declined"
     read -r jc_nonce </proc/sys/kernel/random/uuid || exit "$jc_declined"
     jc_nonce=${jc_nonce%%-*}${jc_nonce##*-} jc_new_dir=$jc_parent/.jobcache-new-$jc_job_id-$jc_nonce
     if [ "$jc_first_task" = yes ]; then jc_discard_stale_cache
     elif jc_join; then exit "$jc_ready"
     fi
     if [ -e "$jc_job_dir" ] && ! jc_is_replaceable; then exit "$jc_declined"; fi
-    /bin/mkdir "$jc_new_dir" || exit "$jc_declined"
+    jc_make_directory "$jc_new_dir" || exit "$jc_declined"
     jc_fill_new_dir && jc_move_into_place && exit "$jc_ready"
     jc_remove_new_dir
     jc_join && exit "$jc_ready" # another task was faster
     exit "$jc_declined"
 }
 
-# PATH: fail if it leads through a symlink that root does not own. The Epilog follows no such symlink, so it could not reap a
-# cache beyond one.
-jc_is_reachable() {
-    jc_prefix='' jc_remaining=${1#/}/
+# Create the directories above the cache that are missing. Fail if another user than root could exchange one of them: see
+# safe_path.py. Each check holds for good, because the directory above has been checked before.
+jc_make_parent() {
+    jc_prefix='' jc_remaining=${jc_parent#/}/ jc_any_owner=yes
     while [ -n "$jc_remaining" ]; do
         jc_prefix=$jc_prefix/${jc_remaining%%/*} jc_remaining=${jc_remaining#*/}
-        if [ -h "$jc_prefix" ]; then jc_is_owned_by_root "$jc_prefix" || return 1; fi
+        if [ ! -e "$jc_prefix" ] && [ ! -h "$jc_prefix" ]; then jc_make_directory "$jc_prefix" || [ -d "$jc_prefix" ] || return 1; fi
+        jc_is_safe "$jc_prefix" || return 1
     done
 }
 
-jc_is_owned_by_root() {
+# PATH of a directory above the cache, after those above it: fail if another user than root could exchange it, or an entry of
+# it. Above the user's own directories, any account may own one, and any group may write it; but not below a directory that
+# all users can write. A symlink is root's: the Epilog follows no other, so it could not reap a cache beyond one.
+jc_is_safe() {
+    jc_look "$1"
+    case $jc_mode_text in l*) [ "$jc_owner" = 0 ] && jc_look "$1/." || return 1 ;; esac
+    case $jc_mode_text in d*) ;; *) return 1 ;; esac
+    jc_is_own_part=yes
+    case $jc_above_user/ in "$1"/*) jc_is_own_part=no ;; esac
+    if [ "$jc_is_own_part$jc_any_owner" != noyes ]; then [ "$jc_owner" = 0 ] || [ -O "$1/." ] || return 1; fi
+    case $jc_mode_text in
+    d????????[tT]*) ;;
+    d???????w*) return 1 ;;
+    # A group that has the user's name is the user's own; + is an access list, which can name other users.
+    d????w????+*) [ "$jc_is_own_part" = no ] || return 1 ;;
+    d????w*) [ "$jc_is_own_part" = no ] || [ "$jc_group" = "$jc_user" ] || return 1 ;;
+    esac
+    jc_any_owner=yes
+    case $jc_mode_text in d???????w*) jc_any_owner=no ;; esac
+}
+
+# PATH: set jc_mode_text, jc_owner (a number) and jc_group (a name).
+jc_look() {
     set -f
-    # shellcheck disable=SC2046 # its words: mode, links, owner
-    set -- $(/bin/ls -ldn "$1")
-    [ "$3" = 0 ]
+    # shellcheck disable=SC2046 # words: mode, links, owner, group
+    set -- "$1" $(/bin/ls -ldn "$1")
+    jc_mode_text=${2-} jc_owner=${4-} jc_group=''
+    case $jc_mode_text in
+    d????w*)
+        # shellcheck disable=SC2046
+        set -- $(/bin/ls -ld "$1")
+        jc_group=${4-} ;;
+    esac
+}
+
+# PATH: create a directory that only this user can access. -m: where the directory above has a default access list, the umask
+# has no effect. Some mounts show all files as one user's: nobody could work in such a directory, or delete it as its owner.
+# A mkdir that sets the mode afterwards, as busybox does, leaves others the time to put something into it.
+jc_make_directory() {
+    /bin/mkdir -m 700 "$1" || return 1
+    if [ -O "$1" ] && jc_look "$1" && [ -z "$(/bin/ls -A "$1")" ]; then
+        case $jc_mode_text in d????-??-*) return 0 ;; esac
+    fi
+    /bin/rmdir "$1"
+    return 1
+}
+
+# Succeed if a directory of the user's is at the job's path, which no other user can exchange then, and nothing else.
+jc_is_own_directory() {
+    jc_look "$jc_job_dir"
+    case $jc_mode_text:$jc_owner in d*:0 | d*:"$jc_uid") [ -O "$jc_job_dir" ] ;; *) return 1 ;; esac
 }
 
 # Succeed if the job's directory is the user's, a directory itself, and without a record.
 jc_is_replaceable() {
-    [ -O "$jc_job_dir" ] && [ ! -h "$jc_job_dir" ] && [ ! -e "$jc_job_dir/.jobcache/id" ]
+    jc_is_own_directory && [ ! -e "$jc_job_dir/.jobcache/id" ]
 }
 
 # The first task of a run finds a cache with its own job id only if an earlier job had that id. The task that renames nodes/
 # owns that cache, and moves it to trash.
 jc_discard_stale_cache() {
+    jc_is_own_directory || return 1
     jc_id_line=''
     read -r jc_id_line <"$jc_job_dir/.jobcache/id"
     case $jc_id_line in "$jc_cluster $jc_job_id "*" $jc_uid") ;; *) return 1 ;; esac
-    [ -O "$jc_job_dir" ] && [ ! -h "$jc_job_dir" ] &&
-        /bin/mv -T "$jc_job_dir/.jobcache/nodes" "$jc_job_dir/.jobcache/nodes-$jc_nonce" &&
+    /bin/mv -T "$jc_job_dir/.jobcache/nodes" "$jc_job_dir/.jobcache/nodes-$jc_nonce" &&
         /bin/mv -T "$jc_job_dir" "$jc_parent/.jobcache-trash-$jc_job_id-$jc_nonce"
 }
 
@@ -65,13 +110,17 @@ jc_fill_new_dir() {
     # JSON: a name that would need an escape is left out.
     case $jc_user in *[\"\\]*) jc_json_names='' ;; *) jc_json_names=", \"user\": \"$jc_user\"" ;; esac
     case $jc_node in *[\"\\]*) ;; *) jc_json_names="$jc_json_names, \"node\": \"$jc_node\"" ;; esac
-    /bin/mkdir "$jc_new_dir/.jobcache" "$jc_new_dir/.jobcache/nodes" &&
+    /bin/mkdir -m 700 "$jc_new_dir/.jobcache" "$jc_new_dir/.jobcache/nodes" &&
         printf '%s\n' "$jc_cluster $jc_job_id $jc_run $jc_uid" >"$jc_new_dir/.jobcache/id" &&
         printf '{"schema": 1, "cluster": "%s", "job_id": %s, "run": %s, "uid": %s, "created_at": "%s"%s, "policy": "%s"}\n' \
             "$jc_cluster" "$jc_job_id" "$jc_run" "$jc_uid" "$jc_created_at" "$jc_json_names" "$jc_policy_hash" \
             >"$jc_new_dir/.jobcache/job.json" &&
         printf '%s %s\n' "$jc_boot" "$jc_uptime" >"$jc_new_dir/.jobcache/nodes/$jc_node" || return 1
-    [ "$jc_keep" = no ] || printf '' >"$jc_new_dir/.jobcache/keep"
+    if [ "$jc_keep" = yes ]; then printf '' >"$jc_new_dir/.jobcache/keep" || return 1; fi
+    # A default access list gives those whom it names access to new files. No directory of the cache lets them in.
+    set -- "$jc_new_dir/.jobcache/id" "$jc_new_dir/.jobcache/job.json" "$jc_new_dir/.jobcache/nodes/$jc_node"
+    [ "$jc_keep" = no ] || set -- "$@" "$jc_new_dir/.jobcache/keep"
+    /bin/chmod 600 "$@" || :
 }
 
 # -T: never into a directory that exists. The rename replaces an empty directory, and no other. If the job's script made the

@@ -12,17 +12,17 @@ import time
 if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from jobcache.cache import path_template
 from jobcache.config import settings
-from jobcache.system import as_user, children, events, mounts, stuck_places
+from jobcache.system import as_user, children, events, stuck_processes
 from jobcache.system.epilog_job import Job, JobError, from_epilog
 from jobcache.system.epilog_work import Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
-    from jobcache.cache.path_template import Template
     from jobcache.system.epilog_work import Publish
 
     Emit = Callable[..., None]
@@ -74,13 +74,13 @@ def end_job(job: Job, site: "settings.Settings", emit: "Emit", uptime: float, un
     known: dict[str, Any] = {"node": job.node, "job_id": job.job_id, "uid": job.uid, "user": job.user}
     known.update((key, os.environ.get(f"SLURM_JOB_{key.upper()}") or None) for key in ("partition", "account"))
     started = []
-    for filesystem, templates in by_filesystem(site.templates).items():
+    for place, templates in by_filesystem(site, job):
         try:
-            places = stuck_places.open_places(site.run_dir, filesystem)
+            place.claim(stuck_processes.OF_USER_AT_PLACE)
             work = Work(job, site, templates, uptime, _publisher(job, site))
-            started.append(as_user.start(work, uid=job.uid, gid=job.gid, user=job.user, places=places))
-        except (stuck_places.Stuck, OSError) as error:
-            reason = "stuck" if isinstance(error, stuck_places.Stuck) else "internal"
+            started.append(as_user.start(work, uid=job.uid, gid=job.gid, user=job.user, place=place))
+        except OSError as error:
+            reason = "stuck" if isinstance(error, stuck_processes.Stuck) else "internal"
             _emit_failure(emit, reason, str(error), **known)
     for child in started:
         for fact in child.facts(until):
@@ -89,18 +89,22 @@ def end_job(job: Job, site: "settings.Settings", emit: "Emit", uptime: float, un
             _emit_failure(emit, "deadline" if child.status == "late" else "child_died", child.error or None, **known)
 
 
-def by_filesystem(templates: "list[Template]") -> "dict[str, list[Template]]":
-    """Group the templates by the device of the filesystem on which their fixed part lies. Raise OSError.
+def by_filesystem(site: "settings.Settings", job: Job) -> "Iterable[tuple[stuck_processes.Place, list[path_template.Template]]]":
+    """Return the templates, grouped by the filesystem on which the job's caches lie by them.
 
-    The mount table suffices for this: scratch is not accessed, because it may hang.
+    The mount table suffices for this: scratch is not accessed, because it may hang. The name of the user is the one from
+    Slurm, since a query to a directory service may hang as well.
     """
-    table = mounts.read()
-    groups: dict[str, list[Template]] = {}
-    for template in templates:
-        fixed = template.text.partition("{")[0]
-        mount = mounts.containing(fixed.rpartition("/")[0], table)
-        groups.setdefault(mount.device if mount else "0:0", []).append(template)
-    return groups
+    register = stuck_processes.Register(site.run_dir)
+    groups: dict[tuple[int, str], tuple[stuck_processes.Place, list[path_template.Template]]] = {}
+    for template in site.templates:
+        try:
+            above = template.bind(user=job.user or "", uid=job.uid, cluster=site.cluster, node=job.node).parent
+        except path_template.BadName:
+            above = template.text.partition("{")[0].rpartition("/")[0]
+        place = register.place(job.uid, above)
+        groups.setdefault((place.uid, place.device), (place, []))[1].append(template)
+    return groups.values()
 
 
 def _publisher(job: Job, site: "settings.Settings") -> "Publish | None":

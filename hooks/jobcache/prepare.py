@@ -42,7 +42,7 @@ def main(argv: "list[str]") -> int:
         # Wait for a cache that is being reaped, but leave time to log before the hook's deadline.
         outcome = protocol.enter(claim, began + float(words["deadline"]) / 2)
     except reasons.Refused as refusal:
-        log.emit("cache.skipped", "warning", "refused", refusal.reason)
+        log.emit("cache.skipped", "warning", "refused", refusal.reason, error=event_line.quote(str(refusal)))
         return DECLINE
     except OSError as error:
         log.emit("cache.skipped", "warning", "failed", reasons.reason_of(error), error=event_line.quote(str(error)))
@@ -64,6 +64,7 @@ def _claim(words: "dict[str, str]") -> protocol.Claim:
     claim.given_before = words["again"] == "yes"
     claim.keep = words["keep"] == "yes"
     claim.record = {"user": event_line.quote(words["user"]), "policy": event_line.quote(words["policy"])}
+    claim.above = words.get("above")  # hooks of an earlier version, which `jobcache apply --hooks` has copied, pass none
     claim.below = words["below"]
     return claim
 

@@ -26,6 +26,7 @@ from jobcache.config import settings
 from jobcache.diagnostics import job_lookup
 from jobcache.store import inventory
 from jobcache.sweep import directories, listing, one_sweep, processes, reaping, scanning, tree_size, user_directories
+from jobcache.system import gathering, stuck_processes
 from support.faulty import FULL, GID, UID, prolog, swept
 from support.home import acting_as, uid_of
 from support.host import HOST
@@ -201,6 +202,29 @@ def test_time_for_the_processes_of_one_user(site: Site, monkeypatch: pytest.Monk
         found = timed(site)
     assert reasons(found) == {"in_use": 1}
     assert [decision.directory.pids for decision in found.decisions if decision.directory.uid == UID] == [(pid,)]
+
+
+def test_process_that_hangs_its_readers(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner is given up, and while the reader is stuck, further sweeps do not wait. All processes of the owner live."""
+    site.configure(sweep={"stray_processes": "terminate"})
+    prolog(site)
+    monkeypatch.setenv("SLURM_JOB_ID", "4242")  # the processes are strays
+    real = processes._open_paths
+    with heavy_processes(site.scratch / ALICE / "file", 2, 1, 1) as pids:
+        monkeypatch.setattr(processes, "_open_paths", lambda pid: iter([[str(time.sleep(60))]]) if pid in pids else real(pid))
+        monkeypatch.setattr(gathering, "PATIENCE", 2.0)
+        found = [timed(site)]
+        monkeypatch.setattr(gathering, "PATIENCE", 60.0)
+        register = stuck_processes.Register(f"{site.dir}/run")
+        with subprocess.Popen(["sleep", "600"]) as reader:
+            register.note(register.processes(UID), reader.pid)
+            found.append(timed(site))
+            reader.kill()
+        for one in found:
+            assert (reasons(one), one.terminated) == ({"in_use": 1}, {})
+            assert [set(decision.directory.pids) for decision in one.decisions if decision.directory.uid == UID] == [set(pids)]
+        monkeypatch.setattr(processes, "_open_paths", real)
+        assert reasons(timed(site)) == {"orphan": 1}
 
 
 def test_environment_of_any_size(site: Site) -> None:

@@ -59,6 +59,7 @@ PATHS = {
     "rotated log": "events.jsonl.1",
     "syslog": "devlog2",
     "run_dir": "run",
+    "register": "run/stuck",
     "lock": "run/sweep-shared-1-of-1.lock",
     "mark": "run/commented",
     "stamp": "run/store-pruned",

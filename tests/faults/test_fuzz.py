@@ -125,7 +125,7 @@ def test_only_dead_caches_of_jobcache_are_reaped(site: Site, planted: dict[str, 
         texts = {name: plant(parent, name, one) for name, one in planted.items()}
     compiled = compiled_settings.load(str(site.hooks / compiled_settings.FILE))
     job = Job(ENDED, UID, "n1")
-    job.user, job.gid, job.nodes, job.failed = ALICE, GID, 2, False
+    job.user, job.gid, job.nodes = ALICE, GID, 2
     facts: list[dict[str, Any]] = []
     with acting_as(ALICE):
         epilog_work.Work(job, compiled, compiled.templates, node_leases.now()[1])(facts.append)

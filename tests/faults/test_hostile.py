@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,13 @@ from jobcache.system.epilog_job import Job
 from support.faulty import FULL, GID, UID, epilog, left, prolog, said, skipped, swept
 from support.home import acting_as, fingerprint, uid_of
 from support.mounts import mount
+from support.racing import racing
 from support.site_dir import ALICE, BOB, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be several users")
 ROUNDS = 4_000 if FULL else 200  # of each step with each canary, of which there are 15
 ENTRIES, LEVELS = (1_000_000, 100_000) if FULL else (20_000, 2_000)
 BOBS = uid_of(BOB)
-_EXCHANGE = 2  # RENAME_EXCHANGE
-_HERE = -100  # AT_FDCWD
 
 
 class Canaries:
@@ -67,30 +64,8 @@ def canaries(site: Site) -> Iterator[Canaries]:
     made.check()
 
 
-@contextmanager
-def racing(*swaps: tuple[Path, Path], user: str = ALICE) -> Iterator[None]:
-    """Run a process of `user` that exchanges the two names of each pair, as fast as it can."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            as_user.become(uid_of(user), None, user)
-            libc = ctypes.CDLL(None)
-            pairs = [(os.fsencode(one), os.fsencode(other)) for one, other in swaps]
-            while True:
-                for one, other in pairs:
-                    libc.renameat2(_HERE, one, _HERE, other, _EXCHANGE)
-        finally:
-            os._exit(1)
-    try:
-        yield
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the racing process has ended"
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
 def as_alice(work: Callable[[Callable[[dict[str, Any]], None]], None]) -> list[dict[str, Any]]:
-    child = as_user.start(work, uid=UID, gid=GID, user=ALICE, places=[], most=1 << 28)
+    child = as_user.start(work, uid=UID, gid=GID, user=ALICE, place=None, most=1 << 28)
     facts = list(child.facts(time.monotonic() + 300))
     assert (child.status, child.error) == ("done", "")
     return facts
@@ -119,7 +94,7 @@ def test_a_symlink_swapped_in(site: Site, canaries: Canaries, step: str, canary:
 
     def rounds(report: Callable[[dict[str, Any]], None]) -> None:
         job = Job(4242, UID, "n1")
-        job.user, job.gid, job.nodes, job.failed = ALICE, GID, 1, False
+        job.user, job.gid, job.nodes = ALICE, GID, 1
         outcomes: dict[str, int] = {}
         for _ in range(ROUNDS):
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -289,3 +290,35 @@ def test_missing_scratch_is_never_created(site: Site) -> None:
     epilog(site)
     assert swept(site).decisions == []
     assert not Path(site.scratch).exists()
+
+
+@pytest.mark.parametrize("links", [1, 2])
+def test_open_file_that_unlink_renames_is_left(site: Site, links: int) -> None:
+    """The Epilog and the sweep delete everything else, count only that, and do not try again and again."""
+    with failing_scratch(site, Faults(hides=True)):
+        assert prolog(site).cache
+        names = [f"json/{at}/{name}.arrow" for at in range(20) for name in "abc"]
+        site.fill(site.cache(), *names, size=1 << 20)
+        for link in range(1, links):
+            os.link(site.cache() / "json/7/b.arrow", site.cache() / f"json/7/.link-{link}")
+        with open(site.cache() / "json/7/b.arrow", "rb") as file:
+            began = time.monotonic()
+            epilog(site)
+            assert time.monotonic() - began < 5
+            (event,) = site.events()
+            assert (event["event"], event["outcome"], event["reason"]) == ("cache.reaped", "trashed", "left")
+            assert event["files"] == len(names) - 1 + (links - 1)  # one of the names of one file
+            assert event["bytes"] == (len(names) - 1) << 20
+            assert event["error"].startswith("[Errno 16] a process has it open")
+            trash = Path(event["trash"])
+            rest = [path for path in trash.rglob("*") if path.is_file() and ".jobcache" not in path.parts]
+            assert len(rest) == links and {path.parent for path in rest} == {trash / "json/7"}
+            assert all(path.name.startswith(".fuse_hidden") for path in rest)
+            began = time.monotonic()
+            result = swept(site)
+            assert time.monotonic() - began < 5
+            assert [(one.files, one.bytes, one.done) for one in result.reaped] == [(links - 1, 0, False)]
+            assert "a process has it open" in result.trouble[0]
+            assert file.read(1) == b"x"
+        result = swept(site)
+        assert (left(site), result.trouble) == ([], [])

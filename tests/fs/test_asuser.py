@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from jobcache.system import as_user, children, stuck_places
+from jobcache.system import as_user, children, mounts, stuck_processes
 from support.home import ALICE, acting_as, uid_of
 from support.hungfs import hung
 
@@ -57,9 +57,8 @@ def nothing_leaks() -> Iterator[None]:
     assert [child for child in psutil.Process().children() if child not in children] == []
 
 
-def start(work: Callable[[Report], None], places: list[int] | None = None, **who: Any) -> children.Child:
-    who = {"uid": uid_of(ALICE), "gid": None, "user": ALICE, **who}
-    return as_user.start(work, places=places or [], **who)
+def start(work: Callable[[Report], None], **who: Any) -> children.Child:
+    return as_user.start(work, **{"uid": uid_of(ALICE), "gid": None, "user": ALICE, "place": None, **who})
 
 
 def run(work: Callable[[Report], None], seconds: float = 20, **who: Any) -> tuple[children.Child, list[dict[str, Any]]]:
@@ -169,7 +168,7 @@ def test_same_user_needs_no_root() -> None:
     assert run(work)[1] == [{"uid": [5] * 3, "status": ""}]
 
 
-def test_child_holds_only_its_pipe_and_places(run_dir: str) -> None:
+def test_child_holds_only_its_pipe() -> None:
     """Standard input, output and error are /dev/null."""
     held = os.open("/etc/shadow", os.O_RDONLY)
     os.dup2(held, 777, inheritable=True)
@@ -178,14 +177,12 @@ def test_child_holds_only_its_pipe_and_places(run_dir: str) -> None:
     def work(report: Report) -> None:
         report(descriptors("self"))
 
-    places = stuck_places.open_places(run_dir, "1:2")
     try:
-        child, (links,) = run(work, places=places)
+        child, (links,) = run(work)
     finally:
         os.close(777)
     assert {fd: link for fd, link in links.items() if int(fd) < 3} == dict.fromkeys("012", "/dev/null")
-    rest = sorted(link for fd, link in links.items() if int(fd) > 2)
-    assert rest == [f"{run_dir}/stuck-1" for _ in range(4)] + ["pipe"]
+    assert sorted(link for fd, link in links.items() if int(fd) > 2) == ["pipe"]
 
 
 def descriptors(pid: object) -> dict[str, str]:
@@ -344,16 +341,15 @@ def test_finished_child_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (list(child.facts(time.monotonic())), child.status) == ([{"n": 1}], "done")
 
 
-def test_failed_fork_closes_everything(run_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_fork_closes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of fork is raised, and no descriptor stays open."""
 
     def fork() -> int:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    places = stuck_places.open_places(run_dir, "1:2")
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(OSError, match="unavailable"):
-        start(idle, places)
+        start(idle)
 
 
 # ----------------------------------------------------------------------------------------------------- hung filesystems
@@ -367,64 +363,224 @@ def point() -> Iterator[Path]:
     directory.rmdir()
 
 
-def test_stuck_processes_are_limited(point: Path, run_dir: str) -> None:
-    """At most four processes that SIGKILL does not end hang on one filesystem. When they end, their places are free."""
-    stuck = []
+def stuck_at(place: stuck_processes.Place, path: Path, most: int = 4) -> children.Child:
+    """Start a child of the place's user that hangs at `path`; return it after its deadline."""
+    place.claim(most)
+    child, facts = run(lambda _: os.stat(path) and None, seconds=0.1, uid=place.uid, gid=60, user=None, place=place)
+    assert (child.status, facts) == ("late", [])
+    return child
+
+
+def wait_for(children_: list[children.Child]) -> None:
+    for child in children_:
+        os.waitpid(child.pid, 0)
+
+
+def test_stuck_processes_are_limited_per_user_and_filesystem(point: Path, run_dir: str) -> None:
+    """At most four processes of one user, which SIGKILL does not end, hang on one filesystem. Nothing else is held up by them."""
     with hung(point) as server:
-        for at in range(4):
-            began = time.monotonic()
-            child, facts = run(
-                lambda _, at=at: os.stat(point / str(at)) and None, seconds=0.1, places=stuck_places.open_places(run_dir, "0:99")
-            )
-            assert (child.status, facts) == ("late", []) and time.monotonic() - began < 5
-            stuck.append(child.pid)
+
+        def place(uid: int = 5, path: str = f"{point}/x") -> stuck_processes.Place:
+            return stuck_processes.Register(run_dir).place(uid, path)
+
+        stuck = [stuck_at(place(), point / str(at)) for at in range(4)]
         assert server.waiting == 4
-        with pytest.raises(stuck_places.Stuck):
-            stuck_places.open_places(run_dir, "0:99")
-        assert run(lambda _: None, places=stuck_places.open_places(run_dir, "8:1"))[0].status == "done"
-    for pid in stuck:
-        os.waitpid(pid, 0)
-    assert run(lambda _: None, places=stuck_places.open_places(run_dir, "0:99"))[0].status == "done"
+        with pytest.raises(stuck_processes.Stuck, match="4 processes of uid 5"):
+            place().claim(4)
+        for free in (place(33), place(5, "/"), place(33, "/"), place(0)):
+            free.claim(4)
+        with pytest.raises(stuck_processes.Stuck):
+            place(33, f"{point}/y").check(0)
+    wait_for(stuck)
+    place().check()
+    assert os.listdir(f"{run_dir}/stuck") == []
 
 
-def test_killed_process_occupies_no_place(point: Path, run_dir: str) -> None:
-    """A late process that could be killed does not count."""
+def test_memory_of_a_stuck_process_is_freed(point: Path, run_dir: str) -> None:
+    """What a process of some megabytes leaves behind is small."""
+    ballast = b"x" * (64 << 20)
+
+    def work(_: Report) -> None:
+        copied = bytearray(ballast)
+        os.stat(point / "x")
+        del copied
+
+    with hung(point):
+        child, _ = run(work, seconds=0.5, place=stuck_processes.Register(run_dir).place(5, str(point)))
+        assert child.stuck
+        until = time.monotonic() + 10
+        while int(Path(f"/proc/{child.pid}/statm").read_text().split()[1]) > 2048 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert int(Path(f"/proc/{child.pid}/statm").read_text().split()[1]) <= 2048  # pages
+    wait_for([child])
+
+
+def test_killed_process_is_not_counted(point: Path, run_dir: str) -> None:
+    """A late process that could be killed is not stuck."""
     with hung(point, killable=True):
         for _ in range(6):
-            child, _ = run(
-                lambda _: os.stat(point / "x") and None, seconds=0.05, places=stuck_places.open_places(run_dir, "0:99")
-            )
-            assert child.status == "late"
+            stuck_at(stuck_processes.Register(run_dir).place(5, f"{point}/x"), point / "x", most=1)
+    assert not os.path.exists(f"{run_dir}/stuck")
 
 
-def test_checking_for_a_place_occupies_none(run_dir: str) -> None:
-    """Concurrent checks do not take each other for stuck processes."""
-    checks = [stuck_places.open_places(run_dir, "1:2") for _ in range(8)]
-    for places in checks:
-        for place in places:
-            fcntl.flock(place, fcntl.LOCK_SH)
-    checks.append(stuck_places.open_places(run_dir, "1:2"))
-    for places in checks:
-        for place in places:
-            os.close(place)
+def named(register: stuck_processes.Register, uid: int, device: str) -> stuck_processes.Place:
+    """Return a place without a look at the mount table."""
+    return stuck_processes.Place(register, uid, device, "", False)
 
 
-def test_missing_run_dir_means_no_limit(tmp_path: Path) -> None:
-    """If the directory of the places cannot be used, the work is done without a limit."""
+@pytest.fixture
+def sleepers() -> Iterator[Callable[[], int]]:
+    """Yield a function that starts a process and returns its id."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> int:
+        running.append(subprocess.Popen(["sleep", "600"]))
+        return running[-1].pid
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def test_user_cannot_use_up_the_limit_of_the_node(run_dir: str, sleepers: Callable[[], int]) -> None:
+    """One user counts for eight, also with many filesystems of their own, and with many processes at the same moment."""
+    register = stuck_processes.Register(run_dir)
+    for at in range(100):
+        register.note(named(register, 1000, f"0:{at % 25}"), sleepers())
+    fresh = stuck_processes.Register(run_dir)
+    with pytest.raises(stuck_processes.Stuck, match="100 processes of uid 1000"):
+        named(fresh, 1000, "0:99").check()
+    for place in (named(fresh, 1001, "0:1"), named(fresh, 1001, "0:99"), named(fresh, 0, "0:1")):
+        place.check()
+
+
+def test_stuck_processes_of_all_users_are_limited(run_dir: str, sleepers: Callable[[], int]) -> None:
+    """A filesystem that hangs for everybody leaves the others alone, up to the limit of the node."""
+    register = stuck_processes.Register(run_dir)
+    for uid in range(1000, 1000 + stuck_processes.ON_FILESYSTEM):
+        named(register, uid, "0:1").check()
+        register.note(named(register, uid, "0:1"), sleepers())
+    with pytest.raises(stuck_processes.Stuck, match="16 processes on this filesystem"):
+        named(stuck_processes.Register(run_dir), 2000, "0:1").check()
+    named(register, 2000, "0:2").check()
+    for uid in range(3000, 3000 + stuck_processes.ON_NODE - stuck_processes.ON_FILESYSTEM):
+        named(register, uid, f"0:{uid}").check()
+        register.note(named(register, uid, f"0:{uid}"), sleepers())
+    with pytest.raises(stuck_processes.Stuck, match="64 processes on this node"):
+        named(stuck_processes.Register(run_dir), 2000, "0:2").check()
+
+
+def test_claims_on_a_users_filesystem_count_at_once(run_dir: str) -> None:
+    """Jobs that end at the same moment cannot all pass. On a filesystem of the site, they all do."""
+    register = stuck_processes.Register(run_dir)
+    for _ in range(6):
+        named(register, 1000, "0:1").claim(4)
+    pids = []
+    for _ in range(12):
+        pid = os.fork()
+        if pid == 0:
+            place = stuck_processes.Place(stuck_processes.Register(run_dir), 1000, "0:2", "", True)
+            try:
+                place.claim(4)
+                time.sleep(2)
+            except stuck_processes.Stuck:
+                os._exit(1)
+            os._exit(0)
+        pids.append(pid)
+    assert sorted(os.waitpid(pid, 0)[1] for pid in pids) == [0] * 4 + [256] * 8
+    place = stuck_processes.Place(stuck_processes.Register(run_dir), 1000, "0:2", "", True)
+    for _ in range(6):
+        place.claim(4)
+        place.leave()
+
+
+def test_process_with_a_reused_id_is_not_counted(run_dir: str, sleepers: Callable[[], int]) -> None:
+    """Neither is a zombie. What else lies in the directory is left alone."""
+    register = stuck_processes.Register(run_dir)
+    name = register.note(named(register, 1000, "0:1"), sleepers())
+    os.rename(f"{run_dir}/stuck/{name}", f"{run_dir}/stuck/{name}1")
+    zombie = os.fork()
+    if zombie == 0:
+        time.sleep(0.2)
+        os._exit(0)
+    assert register.note(named(register, 1000, "0:1"), zombie)
+    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+    Path(f"{run_dir}/stuck/note").write_text("mine")
+    named(stuck_processes.Register(run_dir), 1000, "0:1").check()
+    assert os.listdir(f"{run_dir}/stuck") == ["note"]
+    os.waitpid(zombie, 0)
+
+
+def test_process_whose_first_thread_has_ended_is_counted(point: Path, run_dir: str) -> None:
+    """The reaper has threads, and the one that hangs may be any of them."""
+
+    def work(report: Report) -> None:
+        threading.Thread(target=lambda: os.stat(point / "x")).start()
+        report({"pid": os.getpid()})
+        time.sleep(60)
+
+    register = stuck_processes.Register(run_dir)
+    with hung(point) as server:
+        child = start(work, place=register.place(5, str(point)))
+        facts = child.facts(time.monotonic() + 0.5)
+        next(facts)
+        assert (list(facts), child.stuck, server.waiting) == ([], True, 1)
+        with pytest.raises(stuck_processes.Stuck):
+            stuck_processes.Register(run_dir).place(5, str(point)).check()
+    wait_for([child])
+
+
+def test_missing_run_dir_does_not_stop_the_work(tmp_path: Path, sleepers: Callable[[], int]) -> None:
+    """If the register cannot be written, each process counts what it started itself."""
     (tmp_path / "file").write_text("")
-    places = stuck_places.open_places(str(tmp_path / "file"), "1:2")
-    assert places == []
-    assert run(lambda report: report({}), places=places)[1] == [{}]
+    register = stuck_processes.Register(str(tmp_path / "file"))
+    place = named(register, 1000, "0:1")
+    place.claim(4)
+    register.note(place, sleepers())
+    with pytest.raises(stuck_processes.Stuck):
+        place.check()
+    named(stuck_processes.Register(str(tmp_path / "file")), 1000, "0:1").check()
 
 
-def test_places_are_private(run_dir: str) -> None:
-    """Only root can open the places, and a symlink in their stead is not followed."""
-    for place in stuck_places.open_places(run_dir, "1:2"):
-        os.close(place)
-    modes = {os.stat(path).st_mode & 0o777 for path in (run_dir, f"{run_dir}/stuck-1:2.0")}
-    assert modes == {0o700, 0o600}
-    os.symlink("/dev/null", f"{run_dir}/stuck-3:4.0")
-    assert stuck_places.open_places(run_dir, "3:4") == []
+def test_register_is_private(run_dir: str) -> None:
+    """Only root can read it."""
+    register = stuck_processes.Register(run_dir)
+    name = register.note(named(register, 1000, "0:1"), os.getpid())
+    modes = [os.stat(path).st_mode & 0o777 for path in (run_dir, f"{run_dir}/stuck", f"{run_dir}/stuck/{name}")]
+    assert modes == [0o700, 0o700, 0o600]
+
+
+def test_fifo_in_the_register_hangs_nobody(run_dir: str) -> None:
+    """It counts nevertheless: its name has all that is known."""
+    register = stuck_processes.Register(run_dir)
+    place = named(register, 1000, "0:1")
+    name, pid = register.note(place, os.getpid()), os.getpid()
+    os.unlink(f"{run_dir}/stuck/{name}")
+    os.mkfifo(f"{run_dir}/stuck/{name}")
+    child, _ = run(lambda _: bool(register.note(place, pid)), seconds=5, uid=None, gid=None, user=None)
+    assert child.status == "done"
+    with pytest.raises(stuck_processes.Stuck):
+        named(stuck_processes.Register(run_dir), 1000, "0:1").check()
+
+
+def test_user_who_mounted_a_filesystem_is_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user can mount one on a path that root reads."""
+    table = tmp_path / "mountinfo"
+    fuse = "rw,user_id=1001,group_id=1001"
+    table.write_text(
+        "1 1 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:40 / /scratch rw - fuse root rw,user_id=0,group_id=0\n"
+        f"3 2 0:41 / /scratch/eve rw - fuse.sshfs x {fuse}\n4 2 0:42 / /scratch/not rw - nfs x {fuse}\n"
+    )
+    monkeypatch.setattr(mounts, "_TABLE", str(table))
+    register = stuck_processes.Register(str(tmp_path))
+    found = {path: register.place(0, path) for path in ("/scratch/eve/x", "/scratch/bob", "/scratch/not/x", "/")}
+    assert {path: (place.uid, place.device, place.is_users) for path, place in found.items()} == {
+        "/scratch/eve/x": (1001, "0:41", True),
+        "/scratch/bob": (0, "0:40", False),
+        "/scratch/not/x": (0, "0:42", False),
+        "/": (0, "8:1", False),
+    }
 
 
 # -------------------------------------------------------------------------------------------- many children, many users
@@ -490,7 +646,7 @@ def test_acting_switches_rights_for_a_block() -> None:
             report({"uid": os.getresuid(), "gid": os.getegid(), "groups": os.getgroups()})
         time.sleep(60)
 
-    child = as_user.start(work, uid=None, gid=None, user=None, places=[])
+    child = as_user.start(work, uid=None, gid=None, user=None, place=None)
     facts = child.facts(time.monotonic() + 20)
     assert next(facts) == {"uid": [0, 5, 0], "gid": 60, "groups": [60]}
     assert next(facts) == {"uid": [0, 0, 0], "gid": 0, "groups": [0, 4]}
@@ -518,7 +674,7 @@ def test_user_cannot_trace_root_with_its_rights() -> None:
         with as_user.Acting(5, 60):
             idle(report)
 
-    child = as_user.start(work, uid=None, gid=None, user=None, places=[])
+    child = as_user.start(work, uid=None, gid=None, user=None, place=None)
     facts = child.facts(time.monotonic() + 60)
     pid = next(facts)["pid"]
     signalled = subprocess.run(["/bin/kill", "-0", str(pid)], user=ALICE, stderr=subprocess.DEVNULL, check=False)
@@ -535,7 +691,7 @@ def test_closing_the_iterator_kills_the_children() -> None:
         time.sleep(60)
 
     def begin() -> children.Child:
-        return as_user.start(work, uid=None, gid=None, user=None, places=[])
+        return as_user.start(work, uid=None, gid=None, user=None, place=None)
 
     running = children.each([(at, begin) for at in range(3)], 3, 30.0)
     pids = [fact["pid"] for _, _, fact in (next(running) for _ in range(3)) if fact]
@@ -546,6 +702,6 @@ def test_closing_the_iterator_kills_the_children() -> None:
 def test_long_fact_arrives_complete() -> None:
     """A fact that arrives in many pieces is one fact."""
     text = "x" * (8 << 20)
-    child = as_user.start(lambda report: report({"text": text}), uid=None, gid=None, user=None, places=[], most=1 << 28)
+    child = as_user.start(lambda report: report({"text": text}), uid=None, gid=None, user=None, place=None, most=1 << 28)
     assert [fact["text"] for fact in child.facts(time.monotonic() + 30)] == [text]
     assert child.status == "done"

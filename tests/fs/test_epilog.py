@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -361,10 +362,19 @@ def test_cache_of_a_former_template_is_reaped(site: Site) -> None:
     assert not cache.exists() and outcomes(site) == [("cache.reaped", "reaped", None)]
 
 
-def test_templates_are_grouped_by_mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A template belongs to the longest mount point, and there to the last mount."""
+def test_templates_are_grouped_by_mount_of_the_users_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A path belongs to the longest mount point, and there to the last mount."""
     table = tmp_path / "mountinfo"
-    points = ("8:1 / /", "0:40 / /scratch", "0:41 / /scratch", "0:42 /x /scratch/a\\040b", "0:43 / /scr", "0:44 / /scratch/a")
+    points = (
+        "8:1 / /",
+        "0:40 / /scratch",
+        "0:41 / /scratch",
+        "0:42 /x /scratch/a\\040b",
+        "0:43 / /scr",
+        "0:44 / /scratch/a",
+        "0:45 / /scratch2/bin",
+        "0:46 / /scratch2/games",
+    )
     table.write_text("".join(f"1 1 {point} rw - tmpfs none rw\n" for point in points))
     monkeypatch.setattr(mounts, "_TABLE", str(table))
     texts = [
@@ -373,12 +383,16 @@ def test_templates_are_grouped_by_mount(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "/scratch2/{user}/{job_id}",
         "/scratch/ab/{user}/{job_id}",
     ]
-    groups = epilog.by_filesystem([path_template.Template(text) for text in texts])
-    assert {device: [template.text for template in group] for device, group in groups.items()} == {
+    site: Any = SimpleNamespace(run_dir=str(tmp_path), cluster="test", templates=[path_template.Template(text) for text in texts])
+    groups = epilog.by_filesystem(site, from_epilog(job_env()))
+    assert {place.device: [template.text for template in group] for place, group in groups} == {
         "0:41": [texts[0], texts[3]],
         "0:42": [texts[1]],
-        "8:1": [texts[2]],
+        "0:46": [texts[2]],
     }
+    site.templates = [path_template.Template("/scratch2/{user}/{job_id}")]
+    ((place, _),) = epilog.by_filesystem(site, from_epilog({**job_env(), "SLURM_JOB_USER": ""}))
+    assert place.device == "8:1"
 
 
 def test_hung_scratch_ends_at_the_deadline(site: Site) -> None:

@@ -161,7 +161,7 @@ def test_two_nodes_agree_on_the_result_of_a_lock(
             fd = os.open(home, os.O_RDONLY)
             report({"flock_across": probe_flock.try_across_nodes(fd, rendezvous, time.monotonic() + 20)})
 
-        children[index] = as_user.start(work, uid=home.stat().st_uid, gid=None, user=None, places=[])
+        children[index] = as_user.start(work, uid=home.stat().st_uid, gid=None, user=None, place=None)
     for child in children.values():
         assert list(child.facts(time.monotonic() + 30)) == [{"flock_across": {"n2": result}}]
     assert site.debris() == []

@@ -413,7 +413,7 @@ def test_memory_does_not_grow_with_a_directory(home: Home) -> None:
             report({"files": tally.files, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before})
 
     with mount("none", directory, options="mode=777"):
-        child = as_user.start(work, uid=uid_of(ALICE), gid=None, user=None, places=[])
+        child = as_user.start(work, uid=uid_of(ALICE), gid=None, user=None, place=None)
         (fact,) = child.facts(time.monotonic() + 60)
     assert fact["files"] == 100_000 and fact["kib"] < 4096
 

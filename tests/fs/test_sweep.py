@@ -21,7 +21,7 @@ import jobcache as package
 from jobcache.cli.main import main
 from jobcache.sweep import directories, lock, processes, reaping, scanning, user_directories
 from jobcache.sweep.host import Host
-from jobcache.system import gathering
+from jobcache.system import gathering, stuck_processes
 from support.host import HOST, foreign_step
 from support.hungfs import hung
 from support.mounts import mount
@@ -379,9 +379,16 @@ def test_hung_user_directory_is_reported(site: Site, slurm: FakeSlurm, monkeypat
     assert [site.cache(7).exists(), site.cache(7, user=BOB).exists()] == [True, False]
 
 
-def survey(items: list[int], hung: set[int], memory: gathering.Hung) -> tuple[list[int], dict[int, str]]:
-    """Survey numbers. A child hangs at those in `hung`. Return the numbers with facts, and the reason for each lost one."""
+def survey(items: list[int], hung: set[int], run_dir: Path, users: int = 1000) -> tuple[list[int], dict[int, str]]:
+    """Survey numbers. A child hangs at those in `hung`. Return the numbers with facts, and the reason for each lost one.
+
+    users: to each of whom every so many numbers belong.
+    """
     lost: dict[int, str] = {}
+    register = stuck_processes.Register(str(run_dir))
+
+    def place(item: int) -> stuck_processes.Place:
+        return stuck_processes.Place(register, 1 + item % users, "0:1", str(item), False)
 
     def facts(item: int) -> Any:
         if item in hung:
@@ -389,7 +396,7 @@ def survey(items: list[int], hung: set[int], memory: gathering.Hung) -> tuple[li
         yield {}
         yield {"item": item}
 
-    found = gathering.survey(items, facts, lambda items, why: lost.update(dict.fromkeys(items, why)), memory, str)
+    found = gathering.survey(items, facts, lambda items, why: lost.update(dict.fromkeys(items, why)), place)
     return sorted(fact["item"] for fact in found), lost
 
 
@@ -397,7 +404,7 @@ def test_survey_loses_only_hung_items(tmp_path: Path, monkeypatch: pytest.Monkey
     """Children finish their other items."""
     monkeypatch.setattr(gathering, "PATIENCE", 0.2)
     hung = set(range(3, 100, 10))
-    answered, lost = survey(list(range(100)), hung, gathering.Hung(str(tmp_path)))
+    answered, lost = survey(list(range(100)), hung, tmp_path)
     assert answered == sorted(set(range(100)) - hung)
     assert set(lost) == hung
 
@@ -407,22 +414,44 @@ def test_survey_ends_after_few_hung_children(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(gathering, "PATIENCE", 0.2)
     monkeypatch.setattr(gathering, "_BATCH", 10)
     began = time.monotonic()
-    answered, lost = survey(list(range(1000)), set(range(1000)), gathering.Hung(str(tmp_path)))
+    answered, lost = survey(list(range(1000)), set(range(1000)), tmp_path)
     assert (answered, len(lost)) == ([], 1000)
     assert time.monotonic() - began < 20
 
 
+def test_user_with_many_hung_places_costs_others_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two places of a user did not answer, the user's other places are skipped. The survey goes on."""
+    monkeypatch.setattr(gathering, "PATIENCE", 0.2)
+    hung = set(range(0, 100, 2))
+    began = time.monotonic()
+    answered, lost = survey(list(range(100)), hung, tmp_path, users=2)
+    assert (answered, set(lost)) == (sorted(set(range(100)) - hung), hung)
+    assert list(lost.values()).count("skipped, because it did not answer before") == 48
+    assert time.monotonic() - began < 10
+
+
 def test_survey_avoids_place_of_stuck_process(tmp_path: Path) -> None:
-    """The survey avoids the place until that process has ended. A later process with the same id does not count."""
-    memory = gathering.Hung(str(tmp_path / "run"))
+    """The survey avoids the place until that process has ended."""
+    register = stuck_processes.Register(str(tmp_path / "run"))
     with subprocess.Popen(["sleep", "60"]) as stuck:
-        memory.note("5", stuck.pid)
-        assert survey([4, 5, 6], set(), memory) == ([4, 6], {5: "a process of an earlier sweep still hangs there"})
+        register.note(stuck_processes.Place(register, 6, "0:1", "5", False), stuck.pid)
+        answered, lost = survey([4, 5, 6], set(), tmp_path / "run")
+        assert (answered, list(lost)) == ([4, 6], [5]) and "1 processes of uid 6" in lost[5]
         stuck.kill()
-    assert survey([4, 5, 6], set(), memory) == ([4, 5, 6], {})
-    (note,) = (tmp_path / "run").iterdir()
-    note.write_text(f"{os.getpid()} 1.5\n")
-    assert not memory.holds("5")
+    assert survey([4, 5, 6], set(), tmp_path / "run") == ([4, 5, 6], {})
+
+
+def test_many_items_at_one_stuck_place_are_one_message(tmp_path: Path) -> None:
+    """A user can have any number of directories on a filesystem that hangs."""
+    register = stuck_processes.Register(str(tmp_path / "run"))
+    place = stuck_processes.Place(register, 6, "0:1", "", False)
+    lost: list[tuple[int, str]] = []
+    with subprocess.Popen(["sleep", "60"]) as stuck:
+        register.note(place, stuck.pid)
+        facts = gathering.survey(range(200), lambda _: [], lambda items, why: lost.append((len(items), why)), lambda _: place)
+        assert list(facts) == []
+        stuck.kill()
+    assert [count for count, _ in lost] == [200] and "1 processes of uid 6" in lost[0][1]
 
 
 def test_one_user_cannot_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:

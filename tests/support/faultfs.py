@@ -13,6 +13,7 @@ import signal
 import stat
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,8 +49,10 @@ class Faults:
     after: operations that succeed on the armed filesystem before the first fault.
     dies: the server ends at the first fault, like one that crashes.
     squash: root is nobody, as on NFS.
+    owner: uid that owns all files, as far as stat reports; everybody may do everything. As with gcsfuse and bindfs.
     folds: names that differ in case alone are the same.
     no_types: readdir returns no types.
+    hides: unlink renames a file that is open, as libfuse and NFS do, and the last close removes it.
     """
 
     errors: Mapping[str, int] = field(default_factory=dict)
@@ -57,12 +60,14 @@ class Faults:
     after: int = 0
     dies: bool = False
     squash: bool = False
+    owner: int | None = None
     folds: bool = False
     no_types: bool = False
+    hides: bool = False
 
 
 class FaultFS:
-    """A mounted filesystem. Until it is armed, its only faults are `squash`, `folds` and `no_types`."""
+    """A mounted filesystem. Until it is armed, its only faults are `squash`, `owner`, `folds`, `no_types` and `hides`."""
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, 16)
@@ -89,7 +94,9 @@ def faulty(backing: Path, point: Path, faults: Faults, *, only: tuple[int, int] 
     fs = FaultFS()
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     user, group = only or (0, 0)
-    options = f"fd={device},rootmode=40000,user_id={user},group_id={group},default_permissions"
+    options = f"fd={device},rootmode=40000,user_id={user},group_id={group}"
+    if faults.owner is None:
+        options += ",default_permissions"
     try:
         with mount("faultfs", point, "fuse", options if only else f"{options},allow_other"):
             pid = os.fork()
@@ -123,6 +130,8 @@ class _Server:
         self.nodes = {self._key(root): 1}
         self.lookups = {1: 1}
         self.next = 2
+        self.opened: Counter[tuple[int, int]] = Counter()  # by file
+        self.hidden: dict[tuple[int, int], list[tuple[int, str]]] = {}  # by file: the nodes of its directories, its names
 
     @staticmethod
     def _key(fd: int) -> tuple[int, int]:
@@ -211,10 +220,11 @@ class _Server:
 
     def _attributes(self, node: int) -> bytes:
         st = os.fstat(self.fds[node])
+        uid = st.st_uid if self.faults.owner is None else self.faults.owner
         times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
         return _ATTR.pack(
             st.st_ino, st.st_size, st.st_blocks, *(ns // 10**9 for ns in times), *(ns % 10**9 for ns in times),
-            st.st_mode, st.st_nlink, st.st_uid, st.st_gid, 0, 4096, 0,
+            st.st_mode, st.st_nlink, uid, st.st_gid, 0, 4096, 0,
         )  # fmt: skip
 
     def _made(self, parent: int, name: bytes, uid: int, gid: int) -> bytes:
@@ -281,7 +291,16 @@ class _Server:
 
     def do_unlink(self, node: int, body: bytes, uid: int, _gid: int) -> bytes:
         self._may(node, uid, stat.S_IWOTH | stat.S_IXOTH)
-        os.unlink(self._named(node, body[:-1]), dir_fd=self.fds[node])
+        name = self._named(node, body[:-1])
+        found = os.lstat(name, dir_fd=self.fds[node])
+        key = found.st_dev, found.st_ino
+        if self.faults.hides and self.opened[key]:
+            self.next += 1
+            hidden = f".fuse_hidden{self.next:016x}"
+            self.hidden[key] = [one for one in self.hidden.get(key, []) if one != (node, os.fsdecode(name))] + [(node, hidden)]
+            os.rename(name, hidden, src_dir_fd=self.fds[node], dst_dir_fd=self.fds[node])
+        else:
+            os.unlink(name, dir_fd=self.fds[node])
         return b""
 
     def do_rmdir(self, node: int, body: bytes, uid: int, _gid: int) -> bytes:
@@ -305,6 +324,7 @@ class _Server:
 
     def _open(self, node: int, flags: int) -> bytes:
         fd = os.open(self._real(node), flags & ~(os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL | os.O_APPEND))
+        self.opened[self._key(fd)] += 1
         return struct.pack("=QII", fd, _DIRECT, 0)
 
     def do_open(self, node: int, body: bytes, uid: int, _gid: int) -> bytes:
@@ -349,7 +369,12 @@ class _Server:
         return struct.pack("=5Q4I6I", *figures, st.f_bsize, 255, st.f_frsize, 0, *([0] * 6))
 
     def do_release(self, _node: int, body: bytes, _uid: int, _gid: int) -> bytes:
-        os.close(struct.unpack_from("=Q", body)[0])
+        fd = struct.unpack_from("=Q", body)[0]
+        key = self._key(fd)
+        self.opened[key] -= 1
+        os.close(fd)
+        for node, name in [] if self.opened[key] else self.hidden.pop(key, []):
+            os.unlink(name, dir_fd=self.fds[node])
         return b""
 
     do_releasedir = do_release

@@ -31,6 +31,20 @@ def test_cache_name_can_be_parsed(name: str, user: str, uid: int, node: str, job
     assert place.parent == f"/s/{user}"
 
 
+@pytest.mark.parametrize(
+    ("template", "above"),
+    [
+        (DEFAULT, "/scratch/gpfs"),
+        ("/s/{cluster}/u{uid}/{user}/hf-{job_id}", "/s/c1"),
+        ("/s/{node}/x/{cluster}-{user}/{uid}/hf-{job_id}", "/s/n1/x"),
+        ("/{user}/hf-{job_id}", ""),
+    ],
+)
+def test_path_above_the_user_ends_before_the_first_component_that_names_the_user(template: str, above: str) -> None:
+    """Directories from there on have to be the user's own."""
+    assert Template(template).bind(user="u", uid=7, cluster="c1", node="n1").above == above
+
+
 @given(NAMES, st.text("hf12-r.{} ab\n", max_size=20))
 def test_only_the_cache_name_of_a_job_is_parsed(name: str, text: str) -> None:
     """A name that a place parses is the one that it writes for that job."""

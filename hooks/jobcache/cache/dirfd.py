@@ -7,6 +7,13 @@ import errno
 import os
 import stat
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Visit = Callable[[int, int, int], None]
+    Make = Callable[[int, str], int]
+
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 SEARCH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # needs search permission only
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -55,34 +62,58 @@ def open_unmarked(path: str, flags: int, dir_fd: "int | None" = None) -> int:
         return os.open(path, flags, dir_fd=dir_fd)
 
 
-def open_directory(path: str) -> int:
+def open_directory(path: str, visit: "Visit | None" = None, make: "Make | None" = None) -> int:
     """Open an absolute directory path; return its descriptor.
 
     Follow root's symlinks: sites put them into paths (/scratch, a user's directory on another filesystem). A user's symlink
-    could lead a deletion elsewhere. Raise OSError, with ELOOP for a user's symlink.
+    could lead a deletion elsewhere. Raise OSError, with ELOOP for a user's symlink, and whatever `visit` and `make` raise.
+
+    visit: called for each directory on the way, from the top, with the descriptor of the one above and its own, and with
+        the index of the component of `path` that leads to it, -1 for a directory within the target of a symlink.
+    make: creates a missing component of `path`, given the descriptor of the directory above and the name; returns its own.
     """
     fd = os.open("/", SEARCH)
-    pending = path.split("/")[::-1]
+    pending = [(part, level) for level, part in enumerate(_parts(path))][::-1]
     followed = 0
     try:
         while pending:
-            part = pending.pop()
-            if part in ("", "."):
-                continue
+            part, level = pending.pop()
             try:
-                below = os.open(part, SEARCH, dir_fd=fd)
+                below = _open_part(fd, part, level, visit, make)
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.ENOTDIR) or followed >= _SYMLINK_LIMIT:
                     raise
                 target = _target_of_root_symlink(fd, part, error)
-                pending += target.split("/")[::-1]  # checked part by part: it may lead through a user's symlink
+                *above, last = _parts(target) or ["."]
+                pending += [(last, level), *((one, -1) for one in above[::-1])]  # it may lead through a user's symlink
                 followed += 1
                 below = os.open("/" if target.startswith("/") else ".", SEARCH, dir_fd=fd)
             os.close(fd)
             fd = below
-    except OSError:
+    except BaseException:
         os.close(fd)
         raise
+    return fd
+
+
+def _parts(path: str) -> "list[str]":
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _open_part(dir_fd: int, part: str, level: int, visit: "Visit | None", make: "Make | None") -> int:
+    """Return the descriptor of one directory on the way of `open_directory`. Raise as it does."""
+    try:
+        fd = os.open(part, SEARCH, dir_fd=dir_fd)
+    except FileNotFoundError:
+        if make is None or level < 0:
+            raise
+        fd = make(dir_fd, part)
+    if visit is not None:
+        try:
+            visit(dir_fd, fd, level)
+        except BaseException:
+            os.close(fd)
+            raise
     return fd
 
 

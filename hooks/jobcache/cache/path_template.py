@@ -31,9 +31,10 @@ class Template:
     """A path template: its `text`, and that text as `parts`. Raise TemplateError for an invalid one.
 
     parent, name: the parts of the directory and of the last component.
+    above: the parts of the path above the first component that names the user.
     """
 
-    __slots__ = ("text", "parts", "parent", "name")
+    __slots__ = ("text", "parts", "parent", "above", "name")
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -42,6 +43,7 @@ class Template:
         self.parent = cut(above)
         self.name = cut(last)
         _check(text, self.parent, self.name)
+        self.above = _above_user(above)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Template) and other.text == self.text
@@ -56,16 +58,21 @@ class Template:
         """Return the place of a user's caches on a node. Raise BadName."""
         values = checked(self.parts, {"user": user, "uid": str(uid), "cluster": cluster, "node": node})
         at = self.name.index((True, "job_id"))
-        return Place(fill(self.parent, values), fill(self.name[:at], values), fill(self.name[at + 1 :], values))
+        parent, above = fill(self.parent, values), fill(self.above, values)
+        return Place(parent, above, fill(self.name[:at], values), fill(self.name[at + 1 :], values))
 
 
 class Place:
-    """Where one user's caches are on one node: in the directory `parent`, with names `prefix`<job>`suffix`."""
+    """Where one user's caches are on one node: in the directory `parent`, with names `prefix`<job>`suffix`.
 
-    __slots__ = ("parent", "prefix", "suffix")
+    above: the part of `parent` above the first component that names the user.
+    """
 
-    def __init__(self, parent: str, prefix: str, suffix: str) -> None:
+    __slots__ = ("parent", "above", "prefix", "suffix")
+
+    def __init__(self, parent: str, above: str, prefix: str, suffix: str) -> None:
         self.parent = parent
+        self.above = above
         self.prefix = prefix
         self.suffix = suffix
 
@@ -107,6 +114,12 @@ def cut(text: str) -> "list[tuple[bool, str]]":
                 raise TemplateError(f"unknown placeholder {{{name}}}", f"known are {known}")
             parts.append((True, name))
     return parts
+
+
+def _above_user(directory: str) -> "Parts":
+    """Return the parts of a template above its first component with {user} or {uid}."""
+    first = min(at for at in (directory.find("{user}"), directory.find("{uid}")) if at >= 0)
+    return cut(directory[:first].rpartition("/")[0])
 
 
 def _check(text: str, parent: "Parts", name: "Parts") -> None:

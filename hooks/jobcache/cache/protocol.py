@@ -14,7 +14,7 @@ import errno
 import os
 import time
 
-from jobcache.cache import cache_names, dirfd, event_line, job_record, node_leases, reasons, timestamps
+from jobcache.cache import cache_names, dirfd, event_line, job_record, node_leases, reasons, safe_path, timestamps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Claim:
     given_before: the job was given this path before, so a directory without a record there is the work of its own script.
     keep: the task has JOBCACHE=keep.
     record: further fields of job.json, as JSON text by key.
+    above: the part of `path` above the first component that names the user, None if unknown (see safe_path.open_safe).
     below: the directory in the cache that becomes HF_DATASETS_CACHE, "" for the cache itself.
     seed: a function that fills a new cache, given its descriptor, before anybody else can find it. It may create symlinks,
         and directories of its own, and may add to `record`.
@@ -48,6 +49,7 @@ class Claim:
 
     __slots__ = (
         "path", "cluster", "job_id", "run", "uid", "node", "first_task", "given_before", "keep", "record", "below", "seed",
+        "above",
     )  # fmt: skip
 
     def __init__(self, path: str, cluster: str, job_id: int, run: int, uid: int, node: str) -> None:
@@ -61,6 +63,7 @@ class Claim:
         self.given_before = False
         self.keep = False
         self.record: "dict[str, str]" = {}
+        self.above: "str | None" = None
         self.below = ""
         self.seed: "Callable[[int], None] | None" = None
 
@@ -73,14 +76,11 @@ def enter(claim: Claim, until: float, clock: "Clock" = time) -> str:
     """Make the cache of `claim` or join it; return "made", "joined" or "mended" (a record restored, see `restore_record`).
 
     Wait until `until` (seconds of clock.monotonic) while an earlier cache at the path is being reaped. Raise Refused if the
-    path belongs to somebody else or stays taken, OSError if the filesystem fails.
+    path belongs to somebody else, stays taken, or could be exchanged by another user; OSError if the filesystem fails.
     """
     parent, _, name = claim.path.rpartition("/")
-    os.makedirs(parent, 0o700, exist_ok=True)
-    parent_fd = dirfd.open_directory(parent)
+    parent_fd = safe_path.open_safe(parent, claim.uid, claim.above, make=True)
     try:
-        if os.fstat(parent_fd).st_uid not in (0, claim.uid):
-            raise reasons.Refused("foreign", "the directory of the cache belongs to another user")
         while True:
             outcome = _enter_once(parent_fd, name, claim)
             if outcome:
@@ -225,9 +225,9 @@ def discard_earlier_life(parent_fd: int, name: str, fd: int, claim: Claim) -> bo
 
 
 def _build(parent_fd: int, claim: Claim, seed: "Callable[[int], None] | None" = None) -> str:
-    """Build a complete cache under a new name; return the name. Raise OSError, after removing it."""
+    """Build a complete cache under a new name; return the name. Raise Refused, OSError, after removing it."""
     new = cache_names.new_name(claim.job_id, dirfd.nonce())
-    os.mkdir(new, 0o700, dir_fd=parent_fd)
+    os.close(safe_path.make_directory(parent_fd, new))
     try:
         with dirfd.Opened(parent_fd, new) as new_fd:
             os.mkdir(cache_names.META, 0o700, dir_fd=new_fd)

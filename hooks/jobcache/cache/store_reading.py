@@ -9,11 +9,11 @@ import os
 import stat
 import time
 
-from jobcache.cache import dirfd, reasons, store_names, write_access
+from jobcache.cache import dirfd, reasons, safe_path, store_names, write_access
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 INFO = "dataset_info.json"
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
@@ -25,17 +25,13 @@ _READ_LIMIT = 1 << 24  # bytes of a build's `contents` or of its INFO
 # ---- directories
 
 
-def open_store(path: str, owner: "int | None") -> "tuple[int, int]":
+def open_store(path: str, owner: "int | None", is_users: bool = True) -> "tuple[int, int]":
     """Open a store; return its descriptor and the uid of its owner. Raise Refused, OSError.
 
-    owner: the uid that must own a user's store; None for the site's store, which only root can have put at its path.
+    owner: the uid that must own the store; None for the site's store, which only root can have put at its path.
+    is_users: it is the user's own store, so that no other user may be able to exchange a directory above it.
     """
-    try:
-        fd = dirfd.open_directory(path)
-    except OSError as error:
-        if error.errno in _NOT_DIRECTORY:
-            raise reasons.Refused("not_directory", "a file, or a symlink that root does not own, is in the path") from None
-        raise
+    fd = open_user_path(path, owner) if is_users and owner is not None else _open_path(path)
     try:
         if owner is None:
             _check_site_path(path)
@@ -45,6 +41,25 @@ def open_store(path: str, owner: "int | None") -> "tuple[int, int]":
         os.close(fd)
         raise
     return fd, owner
+
+
+def open_user_path(path: str, uid: int, make: bool = False) -> int:
+    """Open the directory of a store of the user `uid`, or with `make` create it; return its descriptor. Raise Refused, OSError.
+
+    The template of the store is not known here: the directory above the store counts as the user's.
+    """
+    above = path.rpartition("/")[0].rpartition("/")[0]
+    return _open_path(path, lambda: safe_path.open_safe(path, uid, above, make))
+
+
+def _open_path(path: str, opening: "Callable[[], int] | None" = None) -> int:
+    """Return what `opening` returns, by default the descriptor of the directory `path`. Raise Refused, OSError."""
+    try:
+        return opening() if opening else dirfd.open_directory(path)
+    except OSError as error:
+        if error.errno in _NOT_DIRECTORY:
+            raise reasons.Refused("not_directory", "a file, or a symlink that root does not own, is in the path") from None
+        raise
 
 
 def open_below(dir_fd: int, path: str, owner: int) -> int:

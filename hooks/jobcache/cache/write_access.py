@@ -28,3 +28,17 @@ def weakness(found: "os.stat_result", owners: "Container[int]", sticky: bool = F
     if is_open(found.st_mode) and not (sticky and found.st_mode & stat.S_ISVTX):
         return WRITABLE
     return ""
+
+
+def weakness_of_step(found: "os.stat_result", above: "os.stat_result", in_own_part: bool, owners: "Container[int]") -> str:
+    """Return as `weakness` does for a directory above a cache or a store, given it and the directory above it.
+
+    in_own_part: the directory is a user's own, or below one, so one of `owners` has to own it. Any account may own one above
+    these, and any group may write it: the site has named it in its configuration. There, only what all users can write is
+    weak, and an entry of it that is not one of the owners': any user can have created that.
+    """
+    if in_own_part:
+        return weakness(found, owners, sticky=True)
+    if above.st_mode & stat.S_IWOTH and found.st_uid not in owners:
+        return FOREIGN
+    return WRITABLE if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX else ""

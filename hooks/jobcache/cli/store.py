@@ -20,6 +20,7 @@ from jobcache.store.publication import Destination, Published
 from jobcache.system import command_log
 from jobcache.system.as_user import user_name
 from jobcache.system.files import open_regular
+from jobcache.system.stuck_processes import Register
 
 _ENDING = 5.0  # seconds between SIGTERM and SIGKILL to a command
 _DAY = 86400 - 3600  # seconds; less than 24 hours, so that an hourly sweep prunes in the same hour of each day
@@ -160,7 +161,8 @@ def list_command(config_file: str, hooks: Optional[str], sites: bool, user: Opti
     if os.geteuid() == 0 and place.owner == 0:
         raise click.ClickException(_owned_by_root(place))
     problems: list[str] = []
-    rows = [_row(place, entry) for entry in as_owner.entries(place, problems, deep=deep) if entry.kind == "build"]
+    entries = as_owner.entries(place, problems, Register(site.run_dir), deep=deep)
+    rows = [_row(place, entry) for entry in entries if entry.kind == "build"]
     damaged = [row for row in rows if row["problem"]]
     if as_json:
         click.echo(json.dumps(rows, indent=1))

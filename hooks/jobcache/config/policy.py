@@ -119,7 +119,8 @@ def _assignments(keys: "dict[str, Any]", rule: int) -> "list[str]":
     """Return the assignments for those keys of a rule, or of the base settings as rule 0, that a rule may set."""
     lines = [f"    jc_{key}={quote(str(keys[key]))}" for key in ("mode", "scope", "offline") if key in keys]
     if "path" in keys:
-        lines.append(f"    jc_job_dir={_word(Template(str(keys['path'])).parts)}")
+        template = Template(str(keys["path"]))
+        lines.append(f"    jc_job_dir={_word(template.parts)} jc_above_user={_word(template.above)}")
     if "exports" in keys:
         lines.append(f"    jc_exports_rule={rule}")
     return lines

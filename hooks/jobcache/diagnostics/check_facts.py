@@ -95,6 +95,7 @@ class Scratch:
 
     parent: the directory that holds the caches. existing: the longest part of its path that exists.
     hung: the operation that did not end in time, or "". error: the system's error. user_symlink: one is in the path.
+    refused: jobcache creates no cache there, for the reason in `error`.
     fstype, options: from the mount table. total, free: bytes. flock: EXCLUDED, OBTAINED or an error.
     flock_across: the result of each other node; None: not tried. squashed: root cannot list the directory; None: unknown.
     """
@@ -108,6 +109,7 @@ class Scratch:
     hung: str = ""
     error: str = ""
     user_symlink: bool = False
+    refused: bool = False
     fstype: str = ""
     options: tuple[str, ...] = ()
     total: int = 0

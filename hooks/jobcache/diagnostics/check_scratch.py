@@ -56,7 +56,7 @@ def _tried(place: Scratch) -> str:
 
 def _writable(place: Scratch) -> Finding:
     tried = _tried(place)
-    if place.error and place.existing and place.existing != place.parent:
+    if place.error and not place.refused and place.existing and place.existing != place.parent:
         return _cannot_create(place)
     if place.error:
         return Finding("scratch", "writable", PROBLEM, f"{tried}: {place.error}", f"namei -l {place.existing or place.parent}")

@@ -10,8 +10,9 @@ from jobcache.config.settings import Settings, slurm_client
 from jobcache.diagnostics.explain_facts import JobDirectory, SlurmJob
 from jobcache.sweep import directories, scanning
 from jobcache.sweep.plan import Directory
-from jobcache.system import as_user
+from jobcache.system import as_user, mounts
 from jobcache.system.live_jobs import Unknown
+from jobcache.system.stuck_processes import Register, Stuck
 
 _RECORD_KEYS = ("created_at", "node", "policy", "seeded")
 _PATIENCE = 10.0  # seconds for one directory; an owner whose directory takes longer has no other one examined
@@ -47,7 +48,8 @@ def job_directories(site: Settings, job_id: int, uid: Optional[int], node: str, 
     for local in (False, True):
         options = scanning.Options(user=uid, local=local, node=node, dry=True)
         found += [one for one in scanning.list_all(site, options, errors) if one.job_id == job_id and not one.error]
-    return [directory for one in _bounded(found, errors) for directory in _inspect(one, errors)]
+    register = Register(site.run_dir)
+    return [directory for one in _bounded(found, errors) for directory in _inspect(one, register, errors)]
 
 
 def _bounded(found: list[Directory], errors: list[str]) -> Iterator[Directory]:
@@ -63,22 +65,29 @@ def _bounded(found: list[Directory], errors: list[str]) -> Iterator[Directory]:
             yield one
 
 
-def _inspect(one: Directory, errors: list[str]) -> Iterator[JobDirectory]:
+def _inspect(one: Directory, register: Register, errors: list[str]) -> Iterator[JobDirectory]:
     """Yield the directory with all its facts, read as its owner; nothing if it does not answer in time."""
 
     def work(report: Callable[[dict[str, Any]], None]) -> None:
         parent, _, name = one.path.rpartition("/")
         fd = dirfd.open_directory(parent)
         report(vars(directories.inspect(fd, name, one)))
-        cache_fd = os.open(name, dirfd.DIRECTORY, dir_fd=fd)
+        cache_fd = mounts.open_beside(fd, name)
         report({"record": {key: job_record.read_record(cache_fd).get(key) for key in _RECORD_KEYS}})
 
-    child = as_user.start(work, uid=one.uid, gid=one.gid, user=None, places=[])
+    place = register.place(one.uid, os.path.dirname(one.path))
+    try:
+        place.check()
+    except Stuck as stuck:
+        errors.append(f"uid {one.uid}: {one.path}: {stuck}")
+        return
+    child = as_user.start(work, uid=one.uid, gid=one.gid, user=None, place=place)
     facts: dict[str, Any] = {}
     for fact in child.facts(time.monotonic() + _PATIENCE):
         facts.update(fact)
     if child.status == "late":
         errors.append(f"uid {one.uid}: {one.path} does not answer")
+        place.skip()
     record = facts.pop("record", {})
     if facts:
         identity = tuple(facts["identity"]) if facts["identity"] else None

@@ -14,6 +14,7 @@ from jobcache.sweep import listing, one_sweep, scanning
 from jobcache.sweep.host import Host
 from jobcache.sweep.plan import Decision
 from jobcache.system import as_user, event_log
+from jobcache.system.stuck_processes import Register, Stuck
 
 _PATIENCE = 10.0  # seconds for the size of a filesystem
 
@@ -74,7 +75,7 @@ def _facts(site: Settings, options: scanning.Options, result: one_sweep.Result, 
         facts.users = _by_user(left, sizes)
     for template in site.templates:
         if site.is_node_local(template) == options.local:
-            facts.filesystems.update(_filesystem(template))
+            facts.filesystems.update(_filesystem(template, site.run_dir))
     return facts
 
 
@@ -88,7 +89,7 @@ def _by_user(decisions: "list[Decision]", sizes: dict[str, tuple[int, int]]) -> 
     return users
 
 
-def _filesystem(template: Template) -> dict[str, tuple[int, int, int, int]]:
+def _filesystem(template: Template, run_dir: str) -> dict[str, tuple[int, int, int, int]]:
     """Return (size, free, inodes, free inodes) of the filesystem where a template begins, by path; {} if it hangs."""
     path = template.text.partition("{")[0].rpartition("/")[0] or "/"
 
@@ -97,6 +98,11 @@ def _filesystem(template: Template) -> dict[str, tuple[int, int, int, int]]:
         size, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
         report({"room": (size, free, room.f_files, room.f_favail)})
 
-    child = as_user.start(work, uid=None, gid=None, user=None, places=[])
+    place = Register(run_dir).place(0, path, "size")
+    try:
+        place.check()
+    except Stuck:
+        return {}
+    child = as_user.start(work, uid=None, gid=None, user=None, place=place)
     rooms = [fact["room"] for fact in child.facts(time.monotonic() + _PATIENCE)]
     return {path: rooms[0]} if rooms else {}

@@ -27,7 +27,7 @@ def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
     if tester is None:
         scratch = tuple(Scratch(template, "", error="; ".join(errors[:3])) for template in site.current)
     else:
-        wiring = probe_wiring.with_reach_of(wiring, tester)
+        wiring = probe_wiring.with_reach_of(wiring, tester, site)
         scratch = tuple(probe_scratch.scratch(site, template, tester, node) for template in site.current)
     return Facts(
         compiled,

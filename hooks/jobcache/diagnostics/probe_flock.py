@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Callable, Optional
 
-from jobcache.cache import cache_names, dirfd
+from jobcache.cache import cache_names, dirfd, safe_path
 from jobcache.diagnostics.check_facts import EXCLUDED, OBTAINED
 from jobcache.system import reaper
 
@@ -27,13 +27,13 @@ class TemporaryDirectory:
         self._parent_fd, self._name, self._leave = parent_fd, name, leave
 
     def __enter__(self) -> str:
-        """Return the path in which to create files. Raise OSError."""
+        """Return the path in which to create files. Raise OSError, and Refused if this process does not own what it creates."""
         path = f"/proc/self/fd/{self._parent_fd}/{self._name}"
-        for name in (path, f"{path}/{cache_names.META}"):
-            try:
-                os.mkdir(name, 0o700)
-            except FileExistsError:
-                pass
+        os.close(safe_path.make_directory(self._parent_fd, self._name))
+        try:
+            os.mkdir(f"{path}/{cache_names.META}", 0o700)
+        except FileExistsError:
+            pass
         return f"{path}/{cache_names.META}"
 
     def __exit__(self, *exc: object) -> None:
@@ -42,10 +42,12 @@ class TemporaryDirectory:
         fd = os.open(self._name, dirfd.DIRECTORY, dir_fd=self._parent_fd)
         try:
             tally = reaper.delete(self._parent_fd, self._name, fd, time.monotonic() + _DELETION)
+        except reaper.Kept as kept:
+            raise OSError(errno.EIO, f"cannot delete the test directory {self._name}: {kept}", self._name) from None
         finally:
             os.close(fd)
         if not tally.done:
-            raise OSError(errno.EIO, f"cannot delete the test directory: {tally.error}", self._name)
+            raise OSError(errno.EIO, f"cannot delete the test directory {self._name}: {tally.error}", self._name)
 
 
 # ------------------------------------------------------------------------------------------------------------ one node

@@ -12,12 +12,13 @@ import time
 from dataclasses import replace
 from typing import Any, Callable, Optional
 
-from jobcache.cache import cache_names, dirfd, path_template
+from jobcache.cache import cache_names, dirfd, path_template, reasons, safe_path
 from jobcache.config.settings import Settings
 from jobcache.diagnostics import probing_child
 from jobcache.diagnostics.check_facts import Scratch
 from jobcache.diagnostics.probe_flock import ACROSS_NODES, Rendezvous, TemporaryDirectory, flock_excludes, try_across_nodes
 from jobcache.system import mounts
+from jobcache.system.stuck_processes import Register
 
 PATIENCE = 10.0  # seconds for all operations on one place
 
@@ -36,28 +37,34 @@ def scratch(site: Settings, text: str, tester: pwd.struct_passwd, node: str) -> 
         return replace(facts, error="root never tries scratch; name a user with --user")
     rendezvous = None if local or facts.has_node else Rendezvous.from_environment(os.environ)
     patience = PATIENCE + (ACROSS_NODES if rendezvous else 0.0)
-    found = probing_child.run(_Trial(place.parent, rendezvous), tester, patience)
+    register = Register(site.run_dir)
+    where = register.place(tester.pw_uid, place.parent)
+    found = probing_child.run(_Trial(place, rendezvous), tester, patience, where)
     is_private = found.pop("is_private", False)
     facts = replace(facts, **found)
     if facts.existing:
         fstype, options = _mount_of(facts.existing)
         facts = replace(facts, fstype=fstype, options=options)
     if os.geteuid() == 0 and is_private:
-        facts = replace(facts, squashed=_is_root_squashed(facts.existing))
+        facts = replace(facts, squashed=_is_root_squashed(facts.existing, register))
     return facts
 
 
 class _Trial:
     """The work of a child that acts as a user. It reports fields of `Scratch`, and `is_private`: others have no access."""
 
-    def __init__(self, parent: str, rendezvous: Optional[Rendezvous]) -> None:
-        self.parent = parent
+    def __init__(self, place: path_template.Place, rendezvous: Optional[Rendezvous]) -> None:
+        self.parent = place.parent
+        self.above = place.above
         self.rendezvous = rendezvous
 
     def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
         report({"step": f"opening {self.parent}"})
         try:
-            existing, fd = _open_existing_part(self.parent)
+            existing, fd = _open_existing_part(self.parent, self.above)
+        except reasons.Refused as refusal:
+            report({"error": str(refusal), "refused": True})
+            return
         except OSError as error:
             report({"error": str(error), "user_symlink": error.errno in (errno.ELOOP, errno.ENOTDIR)})
             return
@@ -76,20 +83,22 @@ class _Trial:
             if self.rendezvous:
                 report({"step": f"waiting for the other nodes in {existing}"})
                 report({"flock_across": try_across_nodes(fd, self.rendezvous, time.monotonic() + ACROSS_NODES)})
+        except reasons.Refused as refusal:
+            report({"error": str(refusal), "refused": True})
         except OSError as error:
             report({"error": error.strerror or str(error)})  # without its path, which begins at a descriptor
 
 
-def _open_existing_part(path: str) -> tuple[str, int]:
-    """Return the longest part of a path that exists, and its descriptor. Raise OSError."""
+def _open_existing_part(path: str, above: str) -> tuple[str, int]:
+    """Return the longest part of a path that exists, and its descriptor. Raise OSError, Refused. above: as of open_safe."""
     while True:
         try:
-            return path or "/", dirfd.open_directory(path or "/")
+            return path or "/", safe_path.open_safe(path or "/", os.geteuid(), above)
         except FileNotFoundError:
             path = path.rpartition("/")[0]
 
 
-def _is_root_squashed(path: str) -> Optional[bool]:
+def _is_root_squashed(path: str, register: Register) -> Optional[bool]:
     """Return whether root cannot list a directory of which root squash is the likely reason; None if it hangs."""
 
     def work(report: Callable[[dict[str, Any]], None]) -> None:
@@ -101,7 +110,7 @@ def _is_root_squashed(path: str) -> Optional[bool]:
         else:
             report({"squashed": False})
 
-    return probing_child.run(work, None, PATIENCE).get("squashed")
+    return probing_child.run(work, None, PATIENCE, register.place(0, path, "check")).get("squashed")
 
 
 def _mount_of(path: str) -> tuple[str, tuple[str, ...]]:

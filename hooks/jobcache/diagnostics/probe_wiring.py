@@ -11,6 +11,7 @@ from jobcache.diagnostics import hook_scripts, probe_containers, probing_child
 from jobcache.diagnostics.check_facts import Wiring
 from jobcache.diagnostics.slurm_conf import read_conf, values
 from jobcache.system import live_jobs
+from jobcache.system.stuck_processes import Register
 
 _PATIENCE = 10.0  # seconds for a user's access to the TaskProlog
 
@@ -46,10 +47,11 @@ def wiring(site: Settings, hooks: str) -> Wiring:
     )
 
 
-def with_reach_of(slurm: Wiring, tester: pwd.struct_passwd) -> Wiring:
+def with_reach_of(slurm: Wiring, tester: pwd.struct_passwd, site: Settings) -> Wiring:
     """Return the facts with `unreachable` of each TaskProlog, tried as an ordinary user: root can reach everything."""
     hooks = [script for script in slurm.task_prologs if script.kind in ("hook", "chained")]
-    found = probing_child.run(hook_scripts.Access(hooks), tester, _PATIENCE)
+    place = Register(site.run_dir).place(tester.pw_uid, hooks[0].path if hooks else "/", "hooks")
+    found = probing_child.run(hook_scripts.Access(hooks), tester, _PATIENCE, place)
     unreachable = {path: f"{tester.pw_name} {why}" for path, why in found.get("unreachable", {}).items()}
     scripts = (replace(script, unreachable=unreachable.get(script.path, "")) for script in slurm.task_prologs)
     return replace(slurm, task_prologs=tuple(scripts))

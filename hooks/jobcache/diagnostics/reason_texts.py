@@ -19,7 +19,10 @@ REASONS = {
     "observe": ("mode is observe: the path is the one that a cache would have", "`mode: on` in jobcache.yaml"),
     "min_uid": ("the user's uid is below min_uid", "`min_uid` in jobcache.yaml"),
     "unknown_job": ("slurmctld no longer knew the job when its Epilog ran", "the sweep reaps the cache"),
-    "foreign": ("the directory at the path belongs to another user or another cluster", "add {cluster} or {user} to `path`"),
+    "foreign": (
+        "the directory at the path belongs to another user or another cluster, or one above it to another user",
+        "`namei -l PATH`; `path` needs {cluster} where clusters share a filesystem",
+    ),
     "unrecorded": ("the directory has a cache's name and no record: a user or a script created it", _INSPECT),
     "older_than_job": ("the directory has no record, and was last changed before the job began", _INSPECT),
     "busy": ("an earlier cache at the path was still being reaped", ""),
@@ -51,7 +54,10 @@ REASONS = {
         "it is on node-local scratch, and another node has a lease in it",
         "if NAME is this node's name in Slurm: `jobcache sweep --node-local --node NAME`",
     ),
-    "writable": ("other users can write to the store", "chmod go-w"),
+    "writable": (
+        "other users can write to the store or to a directory above the cache, and exchange what is in it",
+        "`namei -l PATH`, and `chmod go-w` or `chmod +t` that directory",
+    ),
     "other_filesystem": (
         "the store is on another filesystem than the cache",
         "put `store.user` on the filesystem of `path`",
@@ -61,7 +67,7 @@ REASONS = {
     "age": ("it was unused for `store.max_age`", ""),
     "size": ("the store was larger than `store.max_size`, and other builds were used later", ""),
     "retired": ("no new cache links it any more, and every job that could link it has ended", ""),
-    "stuck": ("four processes already hang on that filesystem of the node", _REPAIR),
+    "stuck": ("processes of this user already hang on that filesystem, or too many on the node", f"{_REPAIR}, or unmount it"),
     "deadline": ("scratch or Python did not answer within `epilog.deadline`", _REPAIR),
     "child_died": ("the process that acts as the user was killed", "read the node's system log: was it out of memory?"),
     "internal": ("bug in jobcache", "report it"),

@@ -29,6 +29,7 @@ from jobcache.runner.inherited_cache import InheritedCache
 from jobcache.runner.request import Job, Request, scope_directory
 from jobcache.store import usage
 from jobcache.system import as_user, reaper
+from jobcache.system.unlinked import Unlinked
 
 if TYPE_CHECKING:
     from jobcache.cache.protocol import Clock
@@ -227,8 +228,9 @@ class PrivateCache:
         """Delete the cache up to the end, or up to the next signal. Raise OSError, reaper.Kept."""
         trash = reaper.retire(self._parent_fd, self._name, self._fd, self._claim.uid, self._claim.job_id)
         freed = files = 0
+        unlinked = Unlinked()
         while True:
-            tally = reaper.delete(self._parent_fd, trash, self._fd, time.monotonic() + _STRIDE)
+            tally = reaper.delete(self._parent_fd, trash, self._fd, time.monotonic() + _STRIDE, unlinked=unlinked)
             freed, files = freed + tally.bytes, files + tally.files
             if tally.done or tally.left or relay.take_pending():
                 break
@@ -283,6 +285,7 @@ def _claim(env: "dict[str, str]", request: Request, job: Optional[Job]) -> proto
     else:
         letters = "".join(chr(ord("a") + byte % 26) for byte in os.urandom(cache_names.RUN_NONCE))
         claim = protocol.Claim(place.run_cache(pid, letters), cache_names.host_cluster(node), pid, 0, uid, lease)
+    claim.above = place.above
     claim.keep = env.get("JOBCACHE") == "keep"
     claim.record = {"user": event_line.quote(user), "node": event_line.quote(node)}
     claim.record.update(pid=str(pid), started=str(lease_lock.started(pid) or 0))

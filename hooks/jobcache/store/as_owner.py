@@ -8,7 +8,8 @@ from typing import Any, Callable, Optional
 from jobcache.cache import reasons
 from jobcache.store import inventory, removal
 from jobcache.store.places import Place
-from jobcache.system import as_user, children, gathering
+from jobcache.system import as_user, children
+from jobcache.system.stuck_processes import Register, Stuck
 
 _PATIENCE = 120.0  # seconds without a report, after which a child is given up
 _MAX_PER_OWNER = 600.0  # seconds for one owner's stores in one pruning, so that every other owner gets a turn
@@ -21,8 +22,7 @@ Report = Callable[[dict[str, Any]], None]
 class Turns:
     """The time that each owner has used of a pruning. Skip owners whose time is up, and stores that do not answer."""
 
-    def __init__(self, hung: gathering.Hung) -> None:
-        self._hung = hung
+    def __init__(self) -> None:
         self._spent: dict[int, float] = {}  # seconds by owner
         self._skipped: set[str] = set()
         self._late = 0
@@ -32,7 +32,7 @@ class Turns:
         """Return the seconds that remain for this store, 0 if it is skipped."""
         if place.path in self._skipped:
             return 0.0
-        if self._late >= _MAX_LATE or place.owner in self._hung_owners or self._hung.holds(place.path):
+        if self._late >= _MAX_LATE or place.owner in self._hung_owners:
             self._skipped.add(place.path)
         return 0.0 if place.path in self._skipped else max(0.0, _MAX_PER_OWNER - self._spent.get(place.owner, 0.0))
 
@@ -46,11 +46,11 @@ class Turns:
             self._late = 0
         if child.status != "done":
             self._skipped.add(place.path)
-        if child.stuck:
-            self._hung.note(place.path, child.pid)
 
 
-def facts(place: Place, work: "as_user.Work", problems: list[str], turns: Optional[Turns] = None) -> Iterator[dict[str, Any]]:
+def facts(
+    place: Place, work: "as_user.Work", problems: list[str], register: Register, turns: Optional[Turns] = None
+) -> Iterator[dict[str, Any]]:
     """Run `work` as the owner of a store and yield the facts that it reports.
 
     A fact with the key "error" goes to `problems`, and a fact with the key "alive" is a heartbeat; neither is yielded.
@@ -61,7 +61,13 @@ def facts(place: Place, work: "as_user.Work", problems: list[str], turns: Option
     if not remaining:
         problems.append(f"{place.path}: left for the next pruning, because this store or others do not answer")
         return
-    child = as_user.start(work, uid=uid, gid=place.gid, user=None, places=[], most=_MAX_REPORT)
+    where = register.place(uid, place.path, "store")
+    try:
+        where.check()
+    except Stuck as stuck:
+        problems.append(f"{place.path}: {stuck}")
+        return
+    child = as_user.start(work, uid=uid, gid=place.gid, user=None, place=where, most=_MAX_REPORT)
     for _, _, fact in children.each([("", lambda: child)], 1, min(remaining, _PATIENCE)):
         if fact is not None and "error" in fact:
             problems.append(fact["error"])
@@ -78,6 +84,7 @@ def facts(place: Place, work: "as_user.Work", problems: list[str], turns: Option
 def entries(
     place: Place,
     problems: list[str],
+    register: Register,
     *,
     deep: bool = False,
     with_manifests: bool = True,
@@ -104,4 +111,4 @@ def entries(
         except (OSError, reasons.Refused) as error:
             report({"error": f"{place.path}: {error}"})
 
-    return [inventory.Entry(**fact) for fact in facts(place, work, problems, turns)]
+    return [inventory.Entry(**fact) for fact in facts(place, work, problems, register, turns)]

@@ -13,9 +13,9 @@ from jobcache.cache import reasons
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.store import as_owner, inventory, removal, retention
 from jobcache.store.places import Place
-from jobcache.sweep import user_directories
 from jobcache.system import reaper
 from jobcache.system.live_jobs import Unknown
+from jobcache.system.stuck_processes import Register
 
 _MAX_DELETING = 600.0  # seconds of deletion in one store
 
@@ -37,24 +37,26 @@ def prune(site: Settings, places: Iterable[Place], dry_run: bool) -> Pruned:
     """Prune these stores once and return the result. dry_run: decide, and change nothing."""
     places = list(places)
     result = Pruned()
-    turns = as_owner.Turns(user_directories.hung_places(site))
+    turns, register = as_owner.Turns(), Register(site.run_dir)
     slurm = slurm_client(site.tree)
     only_own = all(place.owner == os.geteuid() and not place.is_site for place in places)
     try:
         starts = slurm.starts(site.cluster, only_own=only_own) if places else {}
         for place in places:
-            entries = as_owner.entries(place, result.problems, with_manifests=False, turns=turns)
+            entries = as_owner.entries(place, result.problems, register, with_manifests=False, turns=turns)
             decisions = retention.to_retire(
                 entries, time.time(), site.store_max_size, site.store_max_age, _oldest_job(starts, place), _staged_bytes(entries)
             )
-            _carry_out(place, decisions, dry_run, result, turns)
+            _carry_out(place, decisions, dry_run, result, register, turns)
         starts = slurm.starts(site.cluster, only_own=only_own) if places else {}
     except Unknown as unknown:
         result.unknown = unknown
         return result
     for place in places:
-        entries = as_owner.entries(place, result.problems, with_manifests=False, remove_empty_sections=not dry_run, turns=turns)
-        _carry_out(place, retention.to_delete(entries, time.time(), _oldest_job(starts, place)), dry_run, result, turns)
+        entries = as_owner.entries(
+            place, result.problems, register, with_manifests=False, remove_empty_sections=not dry_run, turns=turns
+        )
+        _carry_out(place, retention.to_delete(entries, time.time(), _oldest_job(starts, place)), dry_run, result, register, turns)
     return result
 
 
@@ -68,7 +70,14 @@ def _staged_bytes(entries: Iterable[inventory.Entry]) -> int:
     return sum(entry.bytes for entry in entries if entry.kind == "staging")
 
 
-def _carry_out(place: Place, decisions: list[retention.Decision], dry_run: bool, result: Pruned, turns: as_owner.Turns) -> None:
+def _carry_out(
+    place: Place,
+    decisions: list[retention.Decision],
+    dry_run: bool,
+    result: Pruned,
+    register: Register,
+    turns: as_owner.Turns,
+) -> None:
     """Carry out the decisions about one store as its owner, and add them to the result."""
     pending = [decision for decision in decisions if decision.action != "keep"]
     if dry_run or not pending:
@@ -86,5 +95,5 @@ def _carry_out(place: Place, decisions: list[retention.Decision], dry_run: bool,
             except (OSError, reasons.Refused, reaper.Kept) as error:
                 report({"error": f"{place.path}/{decision.entry.path}: {error}"})
 
-    for fact in as_owner.facts(place, work, result.problems, turns):
+    for fact in as_owner.facts(place, work, result.problems, register, turns):
         result.decisions.append((place, by_name[fact["label"], fact["name"]], fact["bytes"], fact["files"]))

@@ -8,6 +8,7 @@ import time
 from jobcache.cache import dirfd, store_names, store_reading
 from jobcache.store import sections
 from jobcache.system import reaper
+from jobcache.system.unlinked import Unlinked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ def drop(section_fd: int, name: str, until: float, retired: "float | None" = Non
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         trash = reaper.retire_stored(section_fd, name, fd)
         freed = files = 0
+        unlinked = Unlinked()
         while True:
-            tally = reaper.delete(section_fd, trash, fd, min(until, time.monotonic() + _STRIDE))
+            tally = reaper.delete(section_fd, trash, fd, min(until, time.monotonic() + _STRIDE), unlinked=unlinked)
             freed, files = freed + tally.bytes, files + tally.files
             if tally.done or not tally.files or time.monotonic() >= until:
                 return freed, files

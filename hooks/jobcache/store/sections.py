@@ -46,9 +46,12 @@ def open_section(store: str, label: str, shared: bool) -> int:
     Raise reasons.Refused if the store cannot be used, OSError.
     """
     mode = 0o755 if shared else 0o700
-    os.makedirs(os.path.dirname(store), mode, exist_ok=True)
-    _mkdir(store, mode)
-    fd, _ = store_reading.open_store(store, os.geteuid())
+    if shared:
+        os.makedirs(os.path.dirname(store), mode, exist_ok=True)
+        _mkdir(store, mode)
+    else:
+        os.close(store_reading.open_user_path(store, os.geteuid(), make=True))
+    fd, _ = store_reading.open_store(store, os.geteuid(), is_users=not shared)
     try:
         for path in (store_names.VERSION, f"{store_names.VERSION}/{store_names.section(label)}"):
             _mkdir(path, mode, dir_fd=fd)

@@ -16,6 +16,7 @@ from typing import Any, Callable, Optional
 from jobcache.cache import cache_names, dirfd, job_record, lease_lock, path_template
 from jobcache.sweep.plan import ASIDE, CACHE, NEW, RUN, TRASH, Directory, Identity
 from jobcache.sweep.user_directories import UserDirectory, list_names
+from jobcache.system import mounts
 
 _STRIDE = 4096  # entries between two heartbeats
 _MOST_PARENTS = 10_000  # directories in one place of a user that can hold caches, by a wildcard in the template
@@ -129,7 +130,7 @@ def inspect(parent_fd: int, name: str, plain: Directory) -> Directory:
 
 def _with_facts(parent_fd: int, name: str, plain: Directory, read: Callable[[int], dict[str, Any]]) -> Directory:
     try:
-        fd = os.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
+        fd = mounts.open_beside(parent_fd, name)
         try:
             status = os.fstat(fd)
             if status.st_uid != plain.uid:
@@ -137,6 +138,8 @@ def _with_facts(parent_fd: int, name: str, plain: Directory, read: Callable[[int
             return replace(plain, device=status.st_dev, inode=status.st_ino, error="", **read(fd))
         finally:
             os.close(fd)
+    except mounts.MountPoint:
+        return replace(plain, error="it is a mount point, and left alone", mounted=True)
     except OSError as error:
         return replace(plain, error=str(error) or type(error).__name__)
 

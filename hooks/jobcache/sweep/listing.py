@@ -7,8 +7,8 @@ from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import one_sweep, scanning
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import ASIDE, NEW, REAP, REPORT, TRASH, Decision, depends_on_jobs, plan
-from jobcache.sweep.user_directories import hung_places
 from jobcache.system.live_jobs import Listing, Unknown
+from jobcache.system.stuck_processes import Register
 
 _STATES = {NEW: "half-made", TRASH: "trash", ASIDE: "aside"}  # by kind
 
@@ -32,7 +32,7 @@ def list_caches(
     rules = replace(one_sweep.rules_of(site, options.node), confirm=0.0)
     sizes: dict[str, tuple[int, int]] = {}
     found = scanning.scan(site, options, trouble, progress, host)
-    found = list(scanning.inspect_all(found, hung_places(site), trouble, progress, host, sizes))
+    found = list(scanning.inspect_all(found, Register(site.run_dir), trouble, progress, host, sizes))
     listings: list[Listing] = []
     try:
         candidates = [one for one in found if depends_on_jobs(one, rules)]

@@ -12,9 +12,9 @@ from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import processes, reaping, scanning
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import REAP, TRASH, Decision, Directory, Rules, depends_on_jobs, has_no_job, plan
-from jobcache.sweep.user_directories import hung_places
 from jobcache.system.live_jobs import Listing, Unknown
 from jobcache.system.slurm import Slurm
+from jobcache.system.stuck_processes import Register
 
 
 @dataclass
@@ -55,7 +55,7 @@ def run(
             on_reaped(reaped)
     if site.tree["sweep"]["stray_processes"] == "terminate":
         in_use = [decision.directory for decision in result.decisions if decision.reason == "in_use"]
-        result.terminated = processes.terminate(in_use, options.dry)
+        result.terminated = processes.terminate(in_use, sweep.register, options.dry)
     return result
 
 
@@ -69,6 +69,7 @@ class _Sweep:
         self.slurm = slurm
         self.host = host
         self.rules = rules_of(site, options.node)
+        self.register = Register(site.run_dir)
         self.result = Result()
 
     def decide(self) -> Result:
@@ -99,10 +100,11 @@ class _Sweep:
 
     def _inspected(self, directories: list[Directory], listings: list[Listing]) -> list[Directory]:
         """Return the directories with current facts, those to reap with the processes that use them."""
-        hung = hung_places(self.site)
         touch = not self.options.dry
-        current = list(scanning.inspect_all(directories, hung, self.result.trouble, self.progress, self.host, touch=touch))
-        return scanning.add_processes(plan(current, listings, self.rules), hung, self.host)
+        current = list(
+            scanning.inspect_all(directories, self.register, self.result.trouble, self.progress, self.host, touch=touch)
+        )
+        return scanning.add_processes(plan(current, listings, self.rules), self.register, self.host)
 
     def _wait(self, seconds: float) -> None:
         until = self.host.monotonic() + seconds + 0.001

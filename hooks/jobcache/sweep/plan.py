@@ -39,6 +39,7 @@ class Directory:
     running: the job has a step on this host.
     error: why the directory cannot be read.
     late: it was not inspected, because the time of its owner was used up.
+    mounted: a filesystem is mounted on it, which is not read.
     pids: processes of this host that have the directory or a file in it open.
     holder: state of the command of a cache without a job, one of the states of lease_lock.
     """
@@ -63,6 +64,7 @@ class Directory:
     running: bool = False
     error: str = ""
     late: bool = False
+    mounted: bool = False
     pids: tuple[int, ...] = ()
     holder: str = ""
 
@@ -170,7 +172,7 @@ def _decide_by_owner(one: Directory, rules: Rules) -> Optional[Decision]:
     if one.late:
         return Decision(one, KEEP, "budget")
     if one.error:
-        return Decision(one, REPORT, "unreadable")
+        return Decision(one, REPORT, "mount" if one.mounted else "unreadable")
     if one.kind == ASIDE:
         return Decision(one, REPORT, "aside")
     return Decision(one, KEEP, "min_uid") if one.uid == 0 or one.uid < rules.min_uid else None

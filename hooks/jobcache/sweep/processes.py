@@ -10,7 +10,8 @@ import psutil
 
 from jobcache.sweep.plan import Directory
 from jobcache.system import children
-from jobcache.system.gathering import AT_ONCE, Hung, starter, survey
+from jobcache.system.gathering import AT_ONCE, starter, survey
+from jobcache.system.stuck_processes import Register, Stuck
 
 MOST_NAMED = 64  # processes named for one cache; a user can open all caches in all processes
 OWNER_TIME = 10.0  # seconds to examine, or to end, the processes of one user in one sweep
@@ -41,7 +42,7 @@ def jobs_with_steps(pids: Iterable[int]) -> set[int]:
     return jobs
 
 
-def users_of(suspects: Sequence[Directory], hung: Hung, pids: Iterable[int]) -> dict[str, tuple[int, ...]]:
+def users_of(suspects: Sequence[Directory], register: Register, pids: Iterable[int]) -> dict[str, tuple[int, ...]]:
     """Return the processes that use these directories, out of `pids` and of the owner: process ids by path.
 
     At most MOST_NAMED for each path; one process is enough to keep a directory. A process that cannot be read, has too many
@@ -50,7 +51,7 @@ def users_of(suspects: Sequence[Directory], hung: Hung, pids: Iterable[int]) -> 
     """
     using: dict[str, list[int]] = {}
     unknown: dict[int, list[int]] = {}  # by uid
-    for fact in _uses(suspects, hung, pids, unknown):
+    for fact in _uses(suspects, register, pids, unknown):
         named = using.setdefault(fact["path"], [])
         if len(named) < MOST_NAMED:
             named.append(fact["pid"])
@@ -61,7 +62,7 @@ def users_of(suspects: Sequence[Directory], hung: Hung, pids: Iterable[int]) -> 
 
 
 def _uses(
-    suspects: Sequence[Directory], hung: Hung, pids: Iterable[int], unknown: dict[int, list[int]]
+    suspects: Sequence[Directory], register: Register, pids: Iterable[int], unknown: dict[int, list[int]]
 ) -> Iterator[dict[str, Any]]:
     """Yield {pid, path} for each use of a directory. unknown: takes the processes that are not examined, by uid.
 
@@ -81,7 +82,7 @@ def _uses(
     def facts(uid: int) -> Iterator[dict[str, Any]]:
         return _Examination(uid, names[uid]).facts(owned[uid])
 
-    for fact in survey(list(owned), facts, lost, hung, lambda uid: f"processes of uid {uid}"):
+    for fact in survey(list(owned), facts, lost, register.processes):
         if "path" in fact:
             yield fact
         else:
@@ -123,7 +124,7 @@ class _TooMuchError(Exception):
     """The process has too many paths, or the time of its owner is used up."""
 
 
-def terminate(directories: Sequence[Directory], dry: bool) -> dict[str, tuple[int, ...]]:
+def terminate(directories: Sequence[Directory], register: Register, dry: bool) -> dict[str, tuple[int, ...]]:
     """End the processes that dead jobs left behind in these directories, as their owners; return the ids by path.
 
     dry: return them only.
@@ -135,9 +136,18 @@ def terminate(directories: Sequence[Directory], dry: bool) -> dict[str, tuple[in
     for one in directories:
         if one.identity is not None:
             owners.setdefault(one.uid, []).append(one)
-    starts = ((uid, starter(_Termination(group, dry), uid, group[0].gid)) for uid, group in owners.items())
+
+    def starts() -> Iterator[tuple[int, Callable[[], children.Child]]]:
+        for uid, group in owners.items():
+            place = register.processes(uid)
+            try:
+                place.check()
+            except Stuck:
+                continue
+            yield uid, starter(_Termination(group, dry), uid, group[0].gid, place)
+
     ended: dict[str, tuple[int, ...]] = {}
-    for _, _, fact in children.each(starts, AT_ONCE, OWNER_TIME + 2 * _GRACE):
+    for _, _, fact in children.each(starts(), AT_ONCE, OWNER_TIME + 2 * _GRACE):
         if fact is not None:
             ended[fact["path"]] = tuple(fact["pids"])
     return ended

@@ -12,8 +12,11 @@ from jobcache.config.settings import Settings
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import CACHE, RUN, Decision, Directory
 from jobcache.sweep.scanning import Progress, no_progress
-from jobcache.system import children, event_fields, reaper
+from jobcache.sweep.user_directories import and_more
+from jobcache.system import children, event_fields, mounts, reaper
 from jobcache.system.gathering import AT_ONCE, PATIENCE, starter
+from jobcache.system.stuck_processes import Place, Register, Stuck
+from jobcache.system.unlinked import Unlinked
 
 OWNER_BUDGET = 600.0  # seconds for the directories of one owner in one sweep, so that one owner does not delay the others
 
@@ -46,22 +49,28 @@ def reap_all(
     trouble: takes a message for each directory that is left, or left in part.
     """
     rate = site.tree["sweep"]["max_deletes_per_second"]
+    register = Register(site.run_dir)
     by_path = {decision.directory.path: decision for decision in decisions}
     count = late = 0
     errors: dict[int, int] = {}  # by uid
 
     def starts() -> Iterator[tuple[int, Callable[[], children.Child]]]:
         for uid, group in _by_owner(decision.directory for decision in decisions).items():
-            if late < _MOST_LATE:
-                yield uid, starter(OwnerReaping(group, rate / AT_ONCE if rate else None, host), uid, group[0].gid, "")
-            else:
+            if late >= _MOST_LATE:
                 trouble.append(f"uid {uid}: skipped in this sweep, because the directories of other users do not answer")
+                continue
+            group = list(_examined(group, register, trouble))
+            if group:
+                work = OwnerReaping(group, rate / AT_ONCE if rate else None, host)
+                yield uid, starter(work, uid, group[0].gid, _place(group[0].path, uid, register), "")
 
     for uid, child, fact in children.each(starts(), AT_ONCE, PATIENCE):
         if fact is None:
             late = late + 1 if child.status == "late" else 0
             if child.status != "done":
                 trouble.append(f"uid {uid}: {child.status}: {child.error or f'no answer for {PATIENCE:.0f} s'}")
+        elif "at" in fact:
+            child.place = _place(fact["at"], uid, register)
         elif "error" in fact:
             errors[uid] = errors.get(uid, 0) + 1
             if errors[uid] <= _MOST_ERRORS:
@@ -96,6 +105,7 @@ class OwnerReaping:
                 error = f"the time for uid {one.uid} is used up; {left} directories are left for the next sweep"
                 report({"path": one.path, "error": error})
                 return
+            report({"at": one.path})
             try:
                 report({"path": one.path, **self._reap(one, report)})
             except FileNotFoundError:
@@ -107,11 +117,10 @@ class OwnerReaping:
         parent, _, name = one.path.rpartition("/")
         parent_fd = dirfd.open_directory(parent)
         try:
-            fd = os.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
+            fd = mounts.open_beside(parent_fd, name)
             try:
                 if replace(self.host.inspect(parent_fd, name, one), now=one.now, pids=one.pids) != one:
                     raise reaper.Kept("changed", "it has changed since the decision; the next sweep decides again")
-                reaper.refuse_mount(parent_fd, fd)
                 if one.kind in (CACHE, RUN):
                     if one.joinable and not (node_leases.seize_empty(fd) if one.holder == EMPTY else node_leases.seize(fd)):
                         raise reaper.Kept("changed", "another process is reaping it")
@@ -125,13 +134,32 @@ class OwnerReaping:
     def _delete(self, parent_fd: int, name: str, fd: int, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Delete the directory until it is gone, until nothing more can be deleted, or until the time is used up."""
         freed = files = 0
+        unlinked = Unlinked()
         while True:
-            tally = reaper.delete(parent_fd, name, fd, time.monotonic() + _STRIDE, rate=self.rate)
+            tally = reaper.delete(parent_fd, name, fd, time.monotonic() + _STRIDE, self.rate, unlinked)
             freed, files = freed + tally.bytes, files + tally.files
             if tally.done or not (tally.files or tally.directories) or time.monotonic() >= self.until:
                 usage = event_fields.of_filesystem(parent_fd)
                 return {"bytes": freed, "files": files, "done": tally.done, "why": tally.error, "usage": usage}
             report({"going": files})
+
+
+def _place(path: str, uid: int, register: Register) -> Place:
+    """Return the place of the directory that holds a cache."""
+    return register.place(uid, os.path.dirname(path))
+
+
+def _examined(directories: list[Directory], register: Register, trouble: list[str]) -> Iterator[Directory]:
+    """Yield the directories of one owner at whose place no process hangs. trouble: takes a message for each such place."""
+    stuck: dict[str, list[str]] = {}  # paths by reason
+    for one in directories:
+        try:
+            _place(one.path, one.uid, register).check()
+        except Stuck as why:
+            stuck.setdefault(str(why), []).append(one.path)
+        else:
+            yield one
+    trouble += [f"{and_more(paths)}: {why}" for why, paths in stuck.items()]
 
 
 def _by_owner(directories: Iterable[Directory]) -> dict[int, list[Directory]]:

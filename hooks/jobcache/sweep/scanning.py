@@ -12,8 +12,9 @@ from jobcache.config.settings import Settings
 from jobcache.sweep import directories, processes, tree_size
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import REAP, Decision, Directory
-from jobcache.sweep.user_directories import UserDirectory, and_more, hung_places, list_user_directories
-from jobcache.system.gathering import Hung, survey, with_rights_of
+from jobcache.sweep.user_directories import UserDirectory, and_more, list_user_directories, place_of
+from jobcache.system.gathering import survey, with_rights_of
+from jobcache.system.stuck_processes import Place, Register
 
 MOST_DIRECTORIES = 10_000  # directories of one user that one sweep takes
 LISTING, INSPECTION, MEASUREMENT = 30.0, 30.0, 120.0  # seconds for the directories of one user in one sweep
@@ -51,6 +52,7 @@ def scan(site: Settings, options: Options, trouble: list[str], progress: Progres
     """Return the directories on scratch, sorted by path, each once: templates can share a place."""
     running = processes.jobs_with_steps(host.pids())
     by_path = {one.path: one for one in list_all(site, options, trouble, progress)}
+    trouble += [f"{one.path}: {one.error}" for one in by_path.values() if one.mounted]
     return [replace(by_path[path], running=by_path[path].job_id in running) for path in sorted(by_path)]
 
 
@@ -70,9 +72,9 @@ def list_all(site: Settings, options: Options, trouble: list[str], progress: Pro
     def begun(count: int) -> None:
         progress("listing directories", count, len(places))
 
-    lister = _Lister(site.cluster, options.local)
-    facts = survey(places, lister, lost, hung_places(site), lambda place: place.path, begun)
-    for fact in facts:
+    register = Register(site.run_dir)
+    lister = _Lister(site.cluster, options.local, register)
+    for fact in survey(places, lister, lost, lambda one: place_of(register, one), begun):
         if "trouble" in fact:
             trouble.append(fact["trouble"])
             continue
@@ -119,20 +121,22 @@ class _Turn:
 class _Lister:
     """Lists the directories in a user's directory with that user's rights; runs in a child."""
 
-    def __init__(self, cluster: str, local: bool) -> None:
+    def __init__(self, cluster: str, local: bool, register: Register) -> None:
         self.cluster = cluster
         self.local = local
+        self.register = register
         self.turn = _Turn(LISTING)
         self.counts: dict[int, int] = {}  # by uid; each child counts for itself
 
     def __call__(self, place: UserDirectory) -> Iterator[dict[str, Any]]:
+        self.turn.begin(place.uid)  # here, since a further child can list the directories
         try:
-            yield from with_rights_of(place.uid, place.gid, place.path, lambda: self._facts(place))
+            where = place_of(self.register, place)
+            yield from with_rights_of(place.uid, place.gid, place.path, where, lambda: self._facts(place))
         except OSError as error:
             yield {"trouble": f"{place.path}: {error.strerror or error}"}
 
     def _facts(self, place: UserDirectory) -> Iterator[dict[str, Any]]:
-        self.turn.begin(place.uid)
         for one in directories.list_directories(place, self.cluster, self.local):
             if self.turn.is_over(place.uid):
                 text = f"the time for one user, {LISTING:.0f} s, is used up; the rest of uid {place.uid} is left"
@@ -152,7 +156,7 @@ class _Lister:
 
 def inspect_all(
     found: list[Directory],
-    hung: Hung,
+    register: Register,
     trouble: list[str],
     progress: Progress,
     host: Host = THIS_HOST,
@@ -165,19 +169,19 @@ def inspect_all(
     touch: take the time from the clock of their filesystem, which changes the times of their parent; else from this host's.
     """
 
-    def place(group: list[Directory]) -> str:
-        return os.path.dirname(group[0].path)
+    def place(group: list[Directory]) -> Place:
+        return register.place(group[0].uid, os.path.dirname(group[0].path))
 
     def lost(groups: Sequence[list[Directory]], why: str) -> None:
-        trouble.append(f"{and_more([place(group) for group in groups])}: {why}")
+        trouble.append(f"{and_more([os.path.dirname(group[0].path) for group in groups])}: {why}")
 
     groups: dict[tuple[int, str], list[Directory]] = {}  # by owner and parent
     for one in found:
         groups.setdefault((one.uid, os.path.dirname(one.path)), []).append(one)
     in_order = by_owner(groups.values(), lambda group: group[0].uid)
-    inspector = _Inspector(host, sizes is not None, touch)
+    inspector = _Inspector(host, sizes is not None, touch, place)
     late: dict[int, int] = {}  # directories by uid
-    facts = survey(in_order, inspector, lost, hung, place)
+    facts = survey(in_order, inspector, lost, place)
     for count, fact in enumerate(facts, 1):
         progress("inspecting directories", count, len(found))
         size = fact.pop("size", None)
@@ -194,16 +198,19 @@ def inspect_all(
 class _Inspector:
     """Inspects the directories of one owner in one place with that owner's rights; runs in a child."""
 
-    def __init__(self, host: Host, measure: bool, touch: bool) -> None:
+    def __init__(self, host: Host, measure: bool, touch: bool, place: Callable[[list[Directory]], Place]) -> None:
         self.host = host
         self.measure = measure
         self.touch = touch
+        self.place = place
         self.inspecting, self.measuring = _Turn(INSPECTION), _Turn(MEASUREMENT)
 
     def __call__(self, group: list[Directory]) -> Iterator[dict[str, Any]]:
         parent = os.path.dirname(group[0].path)
+        self.inspecting.begin(group[0].uid)  # here, since a further child can inspect them
         try:
-            yield from with_rights_of(group[0].uid, group[0].gid, parent, lambda: self._facts(parent, group))
+            where = self.place(group)
+            yield from with_rights_of(group[0].uid, group[0].gid, parent, where, lambda: self._facts(parent, group))
         except OSError as error:
             yield from (vars(replace(one, error=str(error))) for one in group)
 
@@ -212,7 +219,6 @@ class _Inspector:
         try:
             now = self.host.filesystem_time(parent_fd) if self.touch else self.host.clock()
             for one in random.sample(group, len(group)):  # if the time is too short, another part has its turn in each sweep
-                self.inspecting.begin(one.uid)
                 if self.inspecting.is_over(one.uid):
                     yield vars(replace(one, late=True))
                     continue
@@ -245,10 +251,10 @@ class _Inspector:
             yield {}
 
 
-def add_processes(decisions: list[Decision], hung: Hung, host: Host = THIS_HOST) -> list[Directory]:
+def add_processes(decisions: list[Decision], register: Register, host: Host = THIS_HOST) -> list[Directory]:
     """Return the directories of `decisions`; those to reap with the processes of this host that use them."""
     suspects = [decision.directory for decision in decisions if decision.action == REAP]
-    using = processes.users_of(suspects, hung, host.pids()) if suspects else {}
+    using = processes.users_of(suspects, register, host.pids()) if suspects else {}
     return [replace(decision.directory, pids=using.get(decision.directory.path, ())) for decision in decisions]
 
 

@@ -1,6 +1,7 @@
 """The users' directories on scratch, from the site's templates: each level of a path is listed in a child, since it can hang."""
 
 import errno
+import hashlib
 import os
 import pwd
 import random
@@ -11,7 +12,8 @@ from typing import Any, Optional, Union
 from jobcache.cache import dirfd, path_template
 from jobcache.config.settings import Settings
 from jobcache.system import mounts
-from jobcache.system.gathering import Hung, survey
+from jobcache.system.gathering import survey
+from jobcache.system.stuck_processes import Place, Register
 
 MOST_SIDE_BY_SIDE = 8  # directories of one user in one place; an account that was renamed has some
 MOST_UNATTRIBUTED = 10_000  # directories in one place before their owners are looked up as they are listed
@@ -64,9 +66,10 @@ class Candidate:
     values: dict[str, str]
 
 
-def hung_places(site: Settings) -> Hung:
-    """Return the list of places where processes of this host hang; it outlives a sweep."""
-    return Hung(site.run_dir)
+def place_of(register: Register, one: UserDirectory) -> Place:
+    """Return the place that a search of the user's directory accesses."""
+    below = "/".join(one.rest).partition(path_template.ANY)[0]
+    return register.place(one.uid, f"{one.path}/{below}".rstrip("/"))
 
 
 def list_user_directories(site: Settings, templates: Sequence[path_template.Template], trouble: list[str]) -> list[UserDirectory]:
@@ -74,6 +77,7 @@ def list_user_directories(site: Settings, templates: Sequence[path_template.Temp
 
     trouble: takes a message for each directory that cannot be read.
     """
+    register = Register(site.run_dir)
     prefixes = [Prefix(template.text) for template in templates]
     candidates: list[Candidate] = []
 
@@ -88,7 +92,7 @@ def list_user_directories(site: Settings, templates: Sequence[path_template.Temp
         trouble.extend(f"{prefix.path or prefix.template}: {why}" for prefix in prefixes)
 
     while prefixes:
-        facts = survey(prefixes, below, lost, hung_places(site), lambda prefix: prefix.path or prefix.template)
+        facts = survey(prefixes, below, lost, lambda prefix: _place_of_root(register, prefix))
         prefixes = []
         for fact in facts:
             if "trouble" in fact:
@@ -98,10 +102,16 @@ def list_user_directories(site: Settings, templates: Sequence[path_template.Temp
             else:
                 prefixes.append(Prefix(**fact))
     random.shuffle(candidates)  # directories that hang can be neighbors, and must not look like a filesystem that hangs
-    return list(_owned(site, candidates, trouble))
+    return list(_owned(site, candidates, trouble, register))
 
 
-def _owned(site: Settings, candidates: list[Candidate], trouble: list[str]) -> Iterator[UserDirectory]:
+def _place_of_root(register: Register, one: Union[Prefix, Candidate]) -> Place:
+    """Return the place of what root accesses. One user's directory can hang while those beside it answer."""
+    path = getattr(one, "path", "") or one.template.partition("{")[0]
+    return register.place(0, path, hashlib.sha256(os.fsencode(path)).hexdigest()[:16])
+
+
+def _owned(site: Settings, candidates: list[Candidate], trouble: list[str], register: Register) -> Iterator[UserDirectory]:
     """Yield the candidates that belong to a user, of each user a bounded number: in a sticky directory a user can make many."""
     counts: dict[tuple[int, str], int] = {}
 
@@ -109,8 +119,9 @@ def _owned(site: Settings, candidates: list[Candidate], trouble: list[str]) -> I
         return directory.uid, f"{os.path.dirname(directory.path)} {directory.template}"
 
     def facts(candidate: Candidate) -> Iterator[dict[str, Any]]:
+        place = _place_of_root(register, candidate)
         try:
-            directory = read_owner(candidate, site.cluster)
+            directory = read_owner(candidate, site.cluster, place.uid if place.is_users else None)
         except OSError as error:
             yield {"trouble": f"{candidate.path}: {error.strerror or error}"}
             return
@@ -120,7 +131,7 @@ def _owned(site: Settings, candidates: list[Candidate], trouble: list[str]) -> I
     def lost(candidates: Sequence[Candidate], why: str) -> None:
         trouble.append(f"{and_more([candidate.path for candidate in candidates])}: {why}")
 
-    for fact in survey(candidates, facts, lost, hung_places(site), lambda candidate: candidate.path):
+    for fact in survey(candidates, facts, lost, lambda candidate: _place_of_root(register, candidate)):
         if "trouble" in fact:
             trouble.append(fact["trouble"])
             continue
@@ -208,17 +219,14 @@ def list_names(directory_fd: int) -> Iterator[str]:
         os.close(fd)
 
 
-def read_owner(candidate: Candidate, cluster: str) -> Optional[UserDirectory]:
+def read_owner(candidate: Candidate, cluster: str, mounter: Optional[int] = None) -> Optional[UserDirectory]:
     """Return the candidate as a user's directory, None if it belongs to no user. Raise OSError if it cannot be read.
 
+    mounter: the user who mounted the filesystem on which it lies, and which root does not enter.
     The group is that of the account. The group of the directory can be one that its owner is not in.
     """
     try:
-        fd = dirfd.open_directory(candidate.path)
-        try:
-            owner = os.fstat(fd).st_uid
-        finally:
-            os.close(fd)
+        owner = _owner(candidate.path) if mounter is None else mounter
     except OSError as error:
         if error.errno in _NO_DIRECTORY:
             return None
@@ -234,6 +242,15 @@ def read_owner(candidate: Candidate, cluster: str) -> Optional[UserDirectory]:
     rest = tuple(path_template.joined(parts, values) for parts in components)
     gid = account.pw_gid if account else _NOGROUP
     return UserDirectory(candidate.template, candidate.path, rest, values.get("user", ""), uid, gid)
+
+
+def _owner(path: str) -> int:
+    """Return the uid of the owner of a directory. Raise OSError."""
+    fd = dirfd.open_directory(path)
+    try:
+        return os.fstat(fd).st_uid
+    finally:
+        os.close(fd)
 
 
 def _account(owner: int, values: dict[str, str]) -> Optional[pwd.struct_passwd]:

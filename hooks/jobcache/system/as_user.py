@@ -1,8 +1,7 @@
 """Act as another user.
 
 Root accesses scratch only in a child that has become the user for good. The child is forked and not exec'd, so that the
-user cannot ptrace it. It holds no descriptor but its report pipe and its places, so that a child that hangs blocks no
-other process.
+user cannot ptrace it. It holds no descriptor but its report pipe, so that a child that hangs blocks no other process.
 """
 
 import json
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from jobcache.system.stuck_processes import Place
+
     Fact = dict[str, Any]
     Work = Callable[[Callable[[Fact], None]], None]
 
@@ -25,7 +26,7 @@ def start(
     uid: "int | None",
     gid: "int | None",
     user: "str | None",
-    places: "list[int]",
+    place: "Place | None",
     most: int = children.REPORT_MAX,
 ) -> children.Child:
     """Run `work(report)` in a child that is user `uid`. `report` takes a dict that JSON can represent.
@@ -33,26 +34,24 @@ def start(
     uid: None for the user of this process; such work can use `Acting`.
     gid: None for the primary group of the account.
     user: name by which to find further groups, "" for the name of the account, None for no further groups.
-    places: from `stuck_places.open_places`. Closed also on an error.
+    place: where the child can hang, and where it is counted then. The caller has checked it. None: it accesses no filesystem.
     most: bytes that the child may report.
     Raise OSError if no process can be created.
     """
-    opened = [*places]
+    read, write = os.pipe()
     try:
-        opened += os.pipe()
         pid = os.fork()
     except OSError:
-        for fd in opened:
-            os.close(fd)
+        os.close(read)
+        os.close(write)
         raise
-    read, write = opened[-2:]
     if pid == 0:
-        _run_child(work, uid, gid, user, write, places)
+        _run_child(work, uid, gid, user, write)
     os.close(write)
-    return children.Child(pid, read, places, most)
+    return children.Child(pid, read, place, most)
 
 
-def _run_child(work: "Work", uid: "int | None", gid: "int | None", user: "str | None", pipe: int, places: "list[int]") -> None:
+def _run_child(work: "Work", uid: "int | None", gid: "int | None", user: "str | None", pipe: int) -> None:
     """Do the work and exit. Report an error as {"died": text}. Never return."""
 
     def report(fact: "Fact") -> None:
@@ -62,7 +61,7 @@ def _run_child(work: "Work", uid: "int | None", gid: "int | None", user: "str | 
 
     code = 1
     try:
-        _close_all_but({pipe, *places})
+        _close_all_but({pipe})
         if uid is not None:
             become(uid, gid, user)
         os.chdir("/")

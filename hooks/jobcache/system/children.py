@@ -6,12 +6,12 @@ import select
 import signal
 import time
 
-from jobcache.system import stuck_places
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar
+
+    from jobcache.system.stuck_processes import Place
 
     Key = TypeVar("Key")
 
@@ -37,15 +37,16 @@ class Child:
     status: "" while it runs; "done"; "late": killed at its deadline; "died": it ended in another way.
     error: the reason for "died", "" if it is unknown.
     stuck: it is still in the kernel after SIGKILL, and nobody waits for it.
+    place: where it works now, and where it is counted if it is stuck.
     """
 
-    def __init__(self, pid: int, pipe: int, places: "list[int]", report_max: int = REPORT_MAX) -> None:
+    def __init__(self, pid: int, pipe: int, place: "Place | None", report_max: int = REPORT_MAX) -> None:
         self.pid = pid
         self.status = ""
         self.error = ""
         self.stuck = False
+        self.place = place
         self._pipe = pipe
-        self._places = places
         self._incomplete: list[bytes] = []  # the beginning of a line
         self._size = 0
         self._report_max = report_max
@@ -108,20 +109,22 @@ class Child:
         return pid != 0
 
     def give_up(self) -> None:
-        """Kill a child whose time is over. A child that is stuck in the kernel is left behind, and occupies a place."""
+        """Kill a child whose time is over. A child that is stuck in the kernel is left behind, and counted at its place."""
         self.kill()
         until = time.monotonic() + _GRACE
         while not self._is_over() and time.monotonic() < until:
             time.sleep(_PAUSE)
         if not self.status:
             self.stuck = True
-            stuck_places.occupy(self._places)
+            if self.place:
+                self.place.occupy(self.pid)
         self.status = "late"
         self._close()
 
     def _close(self) -> None:
-        for fd in (self._pipe, *self._places):
-            os.close(fd)
+        os.close(self._pipe)
+        if self.place:
+            self.place.leave()
 
 
 def each(

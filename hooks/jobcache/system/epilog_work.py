@@ -7,7 +7,7 @@ import os
 import time
 
 from jobcache.cache import dirfd, job_record, node_leases, path_template, reasons, timestamps
-from jobcache.system import event_fields, reaper
+from jobcache.system import event_fields, mounts, reaper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Work:
         name = place.cache_name(self.job.job_id, run)
         path = f"{place.parent}/{name}"
         try:
-            fd = os.open(name, dirfd.DIRECTORY, dir_fd=parent_fd)
+            fd = mounts.open_beside(parent_fd, name)
             try:
                 return self._release(Cache(parent_fd, name, path, run, fd))
             finally:
@@ -214,4 +214,6 @@ def reason_of(error: "Exception") -> str:
     """Given an error of one cache, return the reason (config/schema/event.json) for which it is kept."""
     if isinstance(error, reaper.Kept):
         return error.reason
+    if isinstance(error, mounts.MountPoint):
+        return "mount"
     return reasons.reason_of(error) if isinstance(error, OSError) else "bad_name"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _TABLE = "/proc/self/mountinfo"  # to read it accesses no other filesystem, so nothing can hang
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # the backslash last
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_REOPEN = dirfd.DIRECTORY & ~os.O_NOFOLLOW  # a descriptor by its path in /proc, which is a symlink
 
 
 class Mount:
@@ -28,6 +29,13 @@ class Mount:
         self.device = device
         self.fstype = fstype
         self.options = options
+
+    def mounted_by(self) -> int:
+        """Return the uid of the user who mounted this and whose process serves it, 0 for the mount of an administrator."""
+        if not self.fstype.startswith("fuse"):
+            return 0
+        uids = [option[len("user_id=") :] for option in self.options if option.startswith("user_id=")]
+        return int(uids[-1]) if uids and uids[-1].isdigit() else 0
 
 
 class MountPoint(OSError):
@@ -109,33 +117,37 @@ def open_within(dir_fd: int, name: str, mount: str) -> int:
     """Open a directory on the mount `mount` (from `mount_id`) so that it can be emptied; return the descriptor.
 
     Give its owner all rights if needed, but change nothing on another mount. Raise MountPoint for one; OSError.
+    A mount point is not opened for reading, because its filesystem may hang.
     """
+    path_fd = os.open(name, _PATH | os.O_DIRECTORY, dir_fd=dir_fd)
     try:
-        fd = os.open(name, dirfd.DIRECTORY, dir_fd=dir_fd)
-    except PermissionError:
-        fd = _open_without_access(dir_fd, name, mount)
-    try:
-        if mount_id(fd) != mount:
+        if mount_id(path_fd) != mount:
             raise MountPoint(name)
+        path = f"/proc/self/fd/{path_fd}"  # not the name, which could be a symlink by now
         try:
-            allow_owner(fd)
+            fd = os.open(path, _REOPEN)
         except PermissionError:
-            pass  # another user's directory: what it holds cannot be removed, and the caller reports that
+            os.chmod(path, stat.S_IRWXU)  # its mode denies the owner access
+            fd = os.open(path, _REOPEN)
+    finally:
+        os.close(path_fd)
+    try:
+        allow_owner(fd)
+    except PermissionError:
+        pass  # another user's directory: what it holds cannot be removed, and the caller reports that
     except OSError:
         os.close(fd)
         raise
     return fd
 
 
-def _open_without_access(dir_fd: int, name: str, mount: str) -> int:
-    """Open a directory whose mode denies its owner access."""
+def open_beside(dir_fd: int, name: str) -> int:
+    """Open a directory for reading, and do not enter another mount. Raise MountPoint for one; OSError."""
     path_fd = os.open(name, _PATH | os.O_DIRECTORY, dir_fd=dir_fd)
     try:
-        if mount_id(path_fd) != mount:
+        if mount_id(path_fd) != mount_id(dir_fd):
             raise MountPoint(name)
-        path = f"/proc/self/fd/{path_fd}"  # not the name, which could be a symlink by now
-        os.chmod(path, 0o700)
-        return os.open(path, dirfd.DIRECTORY & ~os.O_NOFOLLOW)
+        return os.open(f"/proc/self/fd/{path_fd}", _REOPEN)
     finally:
         os.close(path_fd)
 

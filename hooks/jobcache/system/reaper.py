@@ -15,6 +15,7 @@ from time import perf_counter
 from jobcache.cache import cache_names, store_names
 from jobcache.system import mounts
 from jobcache.system.tally import Tally
+from jobcache.system.unlinked import Unlinked
 
 _DEPTH_LIMIT = 32  # directories held open at once; deeper ones are moved up first
 _MOVED_UP = ".jobcache-deep-"  # prefix of their names at the top
@@ -72,7 +73,8 @@ def _rename_to_trash(parent_fd: int, name: str, fd: int, uid: int, trash: str, t
         raise Kept("foreign", f"it belongs to uid {held.st_uid}, not to uid {uid}")
     if not _is_own(fd):
         raise Kept("foreign", _NOT_OWNER)
-    refuse_mount(parent_fd, fd)
+    if mounts.mount_id(fd) != mounts.mount_id(parent_fd):
+        raise Kept("mount", "it is a mount point")
     try:
         os.rename(name, trash, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
     except OSError as error:
@@ -85,12 +87,6 @@ def _rename_to_trash(parent_fd: int, name: str, fd: int, uid: int, trash: str, t
             _rename_back(parent_fd, trash, name, stat.S_ISDIR(found.st_mode))
         raise Kept("changed", "another directory has its name by now")
     return trash
-
-
-def refuse_mount(parent_fd: int, fd: int) -> None:
-    """Raise Kept if the directory held open at `fd`, inside `parent_fd`, is a mount point. Raise OSError."""
-    if mounts.mount_id(fd) != mounts.mount_id(parent_fd):
-        raise Kept("mount", "it is a mount point")
 
 
 def _rename_back(parent_fd: int, trash: str, name: str, is_directory: bool) -> None:
@@ -112,21 +108,26 @@ def _rename_back(parent_fd: int, trash: str, name: str, is_directory: bool) -> N
         raise Kept("changed", f"another directory had its name, and is now {aside}: {error.strerror}") from None
 
 
-def delete(parent_fd: int, name: str, fd: int, until: float, rate: "float | None" = None) -> Tally:
+def delete(
+    parent_fd: int, name: str, fd: int, until: float, rate: "float | None" = None, unlinked: "Unlinked | None" = None
+) -> Tally:
     """Delete the directory `name`, held open at `fd`; return the result. Raise nothing.
 
-    The caller has it from `retire`, or it is trash that `refuse_mount` accepts.
+    The caller has it from `retire`, or it is trash from `mounts.open_beside`.
     until: deadline, in seconds of time.monotonic.
     rate: limit in entries for each second, to spare a busy metadata server.
+    unlinked: shared by the calls that delete one directory piece by piece.
 
     `.jobcache` is deleted last, uncounted, and the id in it at the very end: as long as anything is left, the id shows
     whose it is.
     """
     tally = Tally()
+    unlinked = unlinked or Unlinked()
     try:
         if not _is_own(fd):
             raise PermissionError(errno.EPERM, _NOT_OWNER, name)
-        if _Emptying(fd, tally, until, rate).run(skip=cache_names.META) and _delete_meta(fd, tally, until):
+        emptying = _Emptying(fd, tally, until, unlinked, rate)
+        if emptying.run(skip=cache_names.META) and _delete_meta(fd, tally, until, unlinked):
             _rmdir(parent_fd, name)
             tally.done = True
     except OSError as error:
@@ -135,7 +136,7 @@ def delete(parent_fd: int, name: str, fd: int, until: float, rate: "float | None
     return tally
 
 
-def _delete_meta(fd: int, tally: Tally, until: float) -> bool:
+def _delete_meta(fd: int, tally: Tally, until: float, unlinked: Unlinked) -> bool:
     """Delete .jobcache, whatever kind of file it is; return whether it is gone. Raise OSError."""
     try:
         meta_fd = mounts.open_within(fd, cache_names.META, mounts.mount_id(fd))
@@ -148,7 +149,8 @@ def _delete_meta(fd: int, tally: Tally, until: float) -> bool:
         return True
     uncounted = Tally()
     try:
-        gone = _Emptying(meta_fd, uncounted, until).run(skip=cache_names.ID) and _Emptying(meta_fd, uncounted, until).run()
+        skips = (cache_names.ID, "")
+        gone = all(_Emptying(meta_fd, uncounted, until, unlinked).run(skip) for skip in skips)
     finally:
         os.close(meta_fd)
     tally.left += uncounted.left
@@ -191,19 +193,19 @@ class _Helper:
     gone: the directory is empty. If gone is False and tally.left is 0, the deadline has passed.
     """
 
-    def __init__(self, fd: int, name: str, until: float) -> None:
+    def __init__(self, fd: int, name: str, until: float, unlinked: Unlinked) -> None:
         import threading  # few deletions need it
 
         self.fd = fd
         self.name = name
         self.tally = Tally()
         self.gone = False
-        self.thread = threading.Thread(target=self._run, args=(until,))
+        self.thread = threading.Thread(target=self._run, args=(until, unlinked))
         self.thread.start()
 
-    def _run(self, until: float) -> None:
+    def _run(self, until: float, unlinked: Unlinked) -> None:
         try:
-            self.gone = _Emptying(self.fd, self.tally, until, helped=False).run()
+            self.gone = _Emptying(self.fd, self.tally, until, unlinked, helped=False).run()
         except Exception as error:  # noqa: BLE001 - a thread that dies without a count would pass for a late one
             self.tally.left += 1
             self.tally.note(error)
@@ -212,12 +214,15 @@ class _Helper:
 class _Emptying:
     """Empties one directory, depth first and without recursion. On a slow filesystem, helpers empty subdirectories."""
 
-    def __init__(self, top_fd: int, tally: Tally, until: float, rate: "float | None" = None, helped: bool = True) -> None:
+    def __init__(
+        self, top_fd: int, tally: Tally, until: float, unlinked: Unlinked, rate: "float | None" = None, helped: bool = True
+    ) -> None:
         self.pause = 1 / rate if rate else 0.0
         self.helped = helped and not rate
         self.top_fd = top_fd
         self.tally = tally
         self.until = until
+        self.unlinked = unlinked
         self.mount = mounts.mount_id(top_fd)
         self.stack: list[_Frame] = []
         self.began = perf_counter()
@@ -247,7 +252,8 @@ class _Emptying:
 
         Check the deadline after each file.
         """
-        entries, fd, tally, monotonic, until = frame.entries, frame.fd, self.tally, time.monotonic, self.until
+        entries, fd, tally, unlinked = frame.entries, frame.fd, self.tally, self.unlinked
+        monotonic, until = time.monotonic, self.until
         while True:
             try:
                 entry = next(entries, None)
@@ -263,12 +269,14 @@ class _Emptying:
                 if entry.is_dir(follow_symlinks=False):
                     return name
                 found = entry.stat(follow_symlinks=False)
+                unlinked.check(name, found, tally)
                 _unlink(fd, name)
             except FileNotFoundError:
                 pass
             except OSError as error:
                 self._count_left(frame, error)
             else:
+                unlinked.add(found)
                 frame.removed += 1
                 tally.files += 1
                 if found.st_nlink == 1:
@@ -321,7 +329,7 @@ class _Emptying:
         if sum(helper.thread.is_alive() for each in self.stack for helper in each.helpers) >= _HELPERS:
             return False
         try:
-            frame.helpers.append(_Helper(fd, name, self.until))
+            frame.helpers.append(_Helper(fd, name, self.until, self.unlinked))
         except RuntimeError:
             return False
         return True

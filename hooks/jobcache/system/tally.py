@@ -6,7 +6,8 @@ from jobcache.system import mounts
 class Tally:
     """What a deletion has removed and left.
 
-    bytes: allocated to files whose last link was removed. files, directories: removed below the cache.
+    bytes: allocated to files whose last link was removed. files, directories: removed below the cache. bytes and files are
+    negative if an earlier call has counted a file that is still there.
     left: entries that could not be removed. mounted: one of these is a mount point. error: the first error.
     done: nothing is left. If done is False and left is 0, the deadline has passed.
     """
