@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from jobcache.cache import job_record, node_leases, protocol
+from jobcache.cache import cache_names, job_record, lease_lock, node_leases, protocol
 from jobcache.config import settings
 from jobcache.sweep import reaping
 from jobcache.sweep.plan import REAP
-from jobcache.system import as_user, epilog_work
+from jobcache.system import as_user, epilog_work, reaper
 from jobcache.system.epilog_job import Job
 from support.claims import age
 from support.faulty import EXPORTED, FULL, GID, UID, left, said, swept
@@ -36,6 +36,7 @@ CHANGING = (
 )
 MOST = 300  # calls; no work in these tests makes as many
 NEIGHBOUR = 4243
+MAKER = 4_194_304  # above every process id of Linux
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -134,6 +135,32 @@ def test_killed_while_it_makes_a_cache(site: Site, compiled: settings.Settings) 
         assert as_alice(enter(site, first=False)) == "done", at
         assert sorted(os.listdir(site.cache() / ".jobcache")) == ["id", "job.json", "nodes"]
         finish(site, compiled, "n1")
+
+
+def test_killed_while_a_command_releases_its_cache(site: Site, compiled: settings.Settings) -> None:
+    """`jobcache run` outside of jobs. At every point, also between the removal of its lease and that of nodes/, the next sweep
+    reaps the cache.
+    """
+
+    def leave() -> Callable[[Report], None]:
+        cache = site.cache().parent / f"hf-datasets-run-{MAKER}-abcdefgh"
+        host = lease_lock.host()
+        made = protocol.Claim(str(cache), cache_names.host_cluster(host), MAKER, 0, UID, f"{host}+1")
+        made.record = {"pid": str(MAKER), "started": "1"}
+        assert as_alice(lambda _: (protocol.enter(made, time.monotonic()), None)[1]) == "done"
+        site.fill(cache, "json/a.arrow")
+
+        def work(_: Report) -> None:
+            parent_fd, fd = os.open(cache.parent, os.O_PATH), os.open(cache, os.O_RDONLY)
+            assert node_leases.release(fd, f"{host}+1", node_leases.now()[0], float("inf")) == "last"
+            trash = reaper.retire(parent_fd, cache.name, fd, UID, MAKER)
+            assert reaper.delete(parent_fd, trash, fd, time.monotonic() + 10).done
+
+        return work
+
+    for at in at_every_call(leave):
+        result = swept(site, NEIGHBOUR)
+        assert (left(site), result.trouble) == ([f"hf-datasets-{NEIGHBOUR}"], []), at
 
 
 def test_killed_while_it_joins(site: Site, compiled: settings.Settings) -> None:

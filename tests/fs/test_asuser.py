@@ -551,6 +551,19 @@ def test_register_is_private(run_dir: str) -> None:
     assert modes == [0o700, 0o700, 0o600]
 
 
+def test_fifo_in_the_register_hangs_nobody(run_dir: str) -> None:
+    """It counts nevertheless: its name has all that is known."""
+    register = stuck_processes.Register(run_dir)
+    place = named(register, 1000, "0:1")
+    name, pid = register.note(place, os.getpid()), os.getpid()
+    os.unlink(f"{run_dir}/stuck/{name}")
+    os.mkfifo(f"{run_dir}/stuck/{name}")
+    child, _ = run(lambda _: bool(register.note(place, pid)), seconds=5, uid=None, gid=None, user=None)
+    assert child.status == "done"
+    with pytest.raises(stuck_processes.Stuck):
+        named(stuck_processes.Register(run_dir), 1000, "0:1").check()
+
+
 def test_user_who_mounted_a_filesystem_is_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user can mount one on a path that root reads."""
     table = tmp_path / "mountinfo"

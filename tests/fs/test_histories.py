@@ -286,6 +286,7 @@ class World:
         self.login = Node("login")  # where commands outside of jobs run, and the sweep
         self.commands: list[Command] = []
         self.entering = 0  # pid of the `jobcache run` that takes a lease
+        self.recorded: set[int] = set()  # pids of processes that a command has left behind, and recorded at its end
         self.host = Host(self.monotonic, self.sleep, self.pids, self.inspect, self.filesystem_time)
         monkeypatch.setattr(node_leases, "now", lambda: self.here.now())
         monkeypatch.setattr(os, "getuid", os.geteuid)
@@ -349,6 +350,7 @@ class World:
         for command in self.commands:
             close_descriptors(command)
         self.commands.clear()
+        self.recorded.clear()
 
     def list_jobs(self) -> Listing:
         """Return the live jobs. Something can happen before and after that."""
@@ -757,14 +759,25 @@ class Histories(RuleBasedStateMachine):
                             command.cache.leave(0)
                     except Killed:
                         kill = -1
+            if command.cache and kill >= 0:
+                for process in self.world.find_processes(command.path, -1, command.lease):
+                    self.world.recorded.add(process.pid)
             close_descriptors(command)
-            if kill < 0:
+            if kill < 0 or (command.cache is None and not self.is_locked(command.lease)):
                 self.end_daemons_of(command)
 
+    def is_locked(self, lease: str) -> bool:
+        """Return whether a command or a process holds the lock on a lease."""
+        return any(one.lease == lease and (one.cache or one.lock >= 0) for one in self.world.commands)
+
     def end_daemons_of(self, command: Command) -> None:
-        """End the processes without a lock that a command has started: only its own end can protect them."""
-        for one in [one for one in self.world.commands if one.cache is None and one.lock < 0 and one.lease == command.lease]:
-            self.world.commands.remove(one)
+        """End the processes without a lock that a command has started: only its own end can protect them, by the record.
+
+        A process that outlives the command can start some as well, which its lock protects until it ends.
+        """
+        for one in list(self.world.commands):
+            if one.cache is None and one.lock < 0 and one.lease == command.lease and one.pid not in self.world.recorded:
+                self.world.commands.remove(one)
 
     # ---- sweeps
 

@@ -441,6 +441,19 @@ def test_survey_avoids_place_of_stuck_process(tmp_path: Path) -> None:
     assert survey([4, 5, 6], set(), tmp_path / "run") == ([4, 5, 6], {})
 
 
+def test_many_items_at_one_stuck_place_are_one_message(tmp_path: Path) -> None:
+    """A user can have any number of directories on a filesystem that hangs."""
+    register = stuck_processes.Register(str(tmp_path / "run"))
+    place = stuck_processes.Place(register, 6, "0:1", "", False)
+    lost: list[tuple[int, str]] = []
+    with subprocess.Popen(["sleep", "60"]) as stuck:
+        register.note(place, stuck.pid)
+        facts = gathering.survey(range(200), lambda _: [], lambda items, why: lost.append((len(items), why)), lambda _: place)
+        assert list(facts) == []
+        stuck.kill()
+    assert [count for count, _ in lost] == [200] and "1 processes of uid 6" in lost[0][1]
+
+
 def test_one_user_cannot_fill_a_sweep(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep takes a bounded number of directories of one user, and reports that there are more."""
     monkeypatch.setattr(scanning, "MOST_DIRECTORIES", 3)

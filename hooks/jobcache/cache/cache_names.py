@@ -48,6 +48,12 @@ def lease_node(name: str) -> str:
     return name.partition("+")[0]
 
 
+def is_lease(name: str) -> bool:
+    """Return whether a file of this name in nodes/ can be a lease: it begins with a name that the hooks accept for a node."""
+    node = lease_node(name)
+    return component(node) and node[0] != "."
+
+
 def is_scope(name: str) -> bool:
     """Return whether `name` is a directory that `scope: node` or `scope: task` creates in a cache."""
     return name == "batch" or name.startswith("node-") or (name.startswith("step-") and "-task-" in name)

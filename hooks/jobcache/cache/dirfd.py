@@ -42,6 +42,26 @@ class Opened:
         os.close(self.fd)
 
 
+class Unmarked(Opened):
+    """An `Opened` whose reading changes no access time, where this process may avoid that."""
+
+    __slots__ = ()
+
+    def __init__(self, dir_fd: int, path: str, flags: int = DIRECTORY) -> None:
+        self.fd = open_unmarked(path, flags, dir_fd)
+
+
+def open_unmarked(path: str, flags: int, dir_fd: "int | None" = None) -> int:
+    """Open a path for reading without a change of its access time, where this process may do so; return the descriptor.
+
+    Only the owner and root may. Raise OSError.
+    """
+    try:
+        return os.open(path, flags | os.O_NOATIME, dir_fd=dir_fd)
+    except PermissionError:
+        return os.open(path, flags, dir_fd=dir_fd)
+
+
 def open_directory(path: str, visit: "Visit | None" = None, make: "Make | None" = None) -> int:
     """Open an absolute directory path; return its descriptor.
 
@@ -149,7 +169,7 @@ def read_small(dir_fd: int, path: str, owner: "int | None" = None) -> "str | Non
     Return "" unless it is a regular file, holds 64 KiB of ASCII at most, and belongs to uid `owner`, if given.
     """
     try:
-        with Opened(dir_fd, path, FILE) as fd:
+        with Unmarked(dir_fd, path, FILE) as fd:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or (owner is not None and found.st_uid != owner):
                 return ""

@@ -6,7 +6,7 @@ Its user can forge both. Readers follow no symlink, wait for no fifo, and read 6
 import errno
 import os
 
-from jobcache.cache import cache_names, dirfd
+from jobcache.cache import cache_names, dirfd, node_leases
 
 UNREADABLE = ("", 0, 0, -1)  # the identity of a cache whose id cannot be trusted; it equals no job's
 _NODES_LIMIT = 64  # leases to read; a user can forge any number
@@ -90,10 +90,10 @@ def signs_of_life(cache_fd: int) -> "tuple[float, list[str]]":
                     newest = max(newest, os.stat(name, dir_fd=meta_fd, follow_symlinks=False).st_ctime)
                 except FileNotFoundError:
                     continue
-            with dirfd.Opened(meta_fd, cache_names.NODES) as nodes_fd, os.scandir(nodes_fd) as entries:
-                for entry, _ in zip(entries, range(_NODES_LIMIT)):
-                    leases.append(entry.name)
-                    newest = max(newest, entry.stat(follow_symlinks=False).st_ctime)
+            with dirfd.Unmarked(meta_fd, cache_names.NODES) as nodes_fd:
+                leases = node_leases.names(nodes_fd, _NODES_LIMIT)
+                for name in leases:
+                    newest = max(newest, os.stat(name, dir_fd=nodes_fd, follow_symlinks=False).st_ctime)
     except FileNotFoundError:
         pass  # no record; or the cache is being reaped, or a lease was just released
     return newest, sorted(leases)

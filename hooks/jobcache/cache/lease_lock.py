@@ -8,8 +8,9 @@ has not changed for an hour. Of leases of other hosts, nothing is known.
 
 import fcntl
 import os
+import stat
 
-from jobcache.cache import cache_names, job_record, node_leases
+from jobcache.cache import cache_names, dirfd, job_record, node_leases
 
 BEAT = 60.0  # seconds between two touches of a lease
 SILENCE = 3600.0  # seconds without a touch, after which the command of an earlier boot is considered dead
@@ -17,8 +18,10 @@ SILENCE = 3600.0  # seconds without a touch, after which the command of an earli
 LEFT = "left"  # key of the record: [pid, start in clock ticks] of each process that a command left behind
 MOST_LEFT = 64  # of these that are recorded and read; a user can forge any number
 
-# The results of `state`. RELEASED: the command released its lease at its end. SILENT: the lease is of an earlier boot.
-ALIVE, GONE, RELEASED, SILENT, ELSEWHERE, UNKNOWN = "alive", "gone", "released", "silent", "elsewhere", "unknown"
+# The results of `state`. RELEASED: the command released its lease at its end. EMPTY: it released its lease, and a crash left
+# the empty nodes/. SILENT: the lease is of an earlier boot. TOO_MANY: more leases than jobcache makes.
+ALIVE, GONE, RELEASED, EMPTY, SILENT = "alive", "gone", "released", "empty", "silent"
+ELSEWHERE, UNKNOWN, TOO_MANY = "elsewhere", "unknown", "too_many"
 
 _LEASE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _READ_LIMIT = 4096  # bytes
@@ -88,30 +91,55 @@ def started(pid: int) -> "int | None":
 # ---- for the sweep
 
 
-def state(cache_fd: int) -> str:
-    """Return the state of the command of a cache: ALIVE, GONE, RELEASED, SILENT, ELSEWHERE or UNKNOWN. Raise OSError."""
+def state(cache_fd: int, record: "dict[str, object] | None" = None) -> str:
+    """Return the state of the command of a cache, one of the results above. Raise OSError.
+
+    record: of the cache, if the caller has read it. The user can forge it, and any number of leases.
+    """
+    if record is None:
+        record = job_record.read_record(cache_fd)
+    is_here = record.get("cluster") == cache_names.host_cluster(host())
+    is_used = _is_used(record)
     try:
-        leases = os.listdir(f"/proc/self/fd/{cache_fd}/{cache_names.META}/{cache_names.NODES}")
+        with dirfd.Unmarked(cache_fd, f"{cache_names.META}/{cache_names.NODES}") as nodes_fd:
+            leases = node_leases.names(nodes_fd, node_leases.MOST + 1)
+            if len(leases) > node_leases.MOST:
+                return TOO_MANY
+            if not leases:
+                return ALIVE if is_used else EMPTY if is_here else ELSEWHERE
+            return _state_of_leases(nodes_fd, leases, is_used)
     except (FileNotFoundError, NotADirectoryError):
-        leases = []
-    if not leases:  # an empty nodes/: the command was killed after it had removed its lease
-        return ALIVE if _is_used(job_record.read_record(cache_fd)) else RELEASED
-    states = {_state_of_lease(cache_fd, lease) for lease in leases}
-    return next(one for one in (ALIVE, UNKNOWN, ELSEWHERE, SILENT, GONE) if one in states)
+        return ALIVE if is_used else RELEASED
 
 
-def _state_of_lease(cache_fd: int, lease: str) -> str:
-    if cache_names.lease_node(lease) != host():
+def _state_of_leases(nodes_fd: int, leases: "list[str]", is_used: bool) -> str:
+    """Return the state by the leases: that of the one that is most alive."""
+    boot = node_leases.now()[0]
+    states = set()
+    for lease in leases:
+        states.add(_state_of_lease(nodes_fd, lease, boot, is_used))
+        if ALIVE in states:
+            return ALIVE
+    return next(one for one in (UNKNOWN, ELSEWHERE, SILENT, GONE) if one in states)
+
+
+def _state_of_lease(nodes_fd: int, lease: str, boot: str, is_used: bool) -> str:
+    node = cache_names.lease_node(lease)
+    if not cache_names.is_lease(lease):
+        return UNKNOWN
+    if node != host():
         return ELSEWHERE
     try:
-        fd = os.open(_path(lease), _LEASE, dir_fd=cache_fd)
+        fd = os.open(lease, _LEASE, dir_fd=nodes_fd)
     except FileNotFoundError:
         return GONE
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return UNKNOWN
         taken = node_leases.parse_lease(os.read(fd, _READ_LIMIT).decode("ascii", "replace"))
-        if taken is not None and taken[0] != node_leases.now()[0]:
+        if taken is not None and taken[0] != boot:
             return SILENT
-        if _is_used(job_record.read_record(cache_fd)):
+        if is_used:
             return ALIVE
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+MOST = 10_000  # leases of one cache that are read; a job has some thousand nodes, and a user can forge any number
 _NOT_LAST = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # of rmdir(nodes/)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -82,7 +83,7 @@ def drop_lease(meta_fd: int, lease: str, boot: str, uptime: float) -> str:
             return "unreadable"
         if taken[0] == boot and not taken[1] < uptime:  # also for a forged NaN
             return "live"
-        if len(os.listdir(nodes_fd)) > 1:
+        if len(names(nodes_fd, 2)) > 1:
             _mark_shared(meta_fd)
         os.unlink(lease, dir_fd=nodes_fd)
     except FileNotFoundError:
@@ -118,11 +119,33 @@ def seize(cache_fd: int, is_unused: "Callable[[str], bool] | None" = None) -> bo
         return False
 
 
+def seize_empty(cache_fd: int) -> bool:
+    """Take over a cache whose nodes/ holds no lease; return whether the caller owns it now. Raise OSError.
+
+    Return False if a process has joined it, or owns it already.
+    """
+    try:
+        with dirfd.Opened(cache_fd, cache_names.META) as meta_fd:
+            _ensure_writable(meta_fd)
+            return _remove_nodes(meta_fd)
+    except FileNotFoundError:
+        return False
+
+
+def names(nodes_fd: int, most: int) -> "list[str]":
+    """Return the names of at most `most` leases: a user can forge any number. Raise OSError."""
+    with os.scandir(nodes_fd) as entries:
+        return [entry.name for _, entry in zip(range(most), entries)]
+
+
 def _remove_leases_and_nodes(meta_fd: int) -> bool:
-    """Fallback for a full quota, where unlink works but creating a name fails. Return and raise as `seize` does."""
+    """Fallback for a full quota, where unlink works but creating a name fails. Return and raise as `seize` does.
+
+    Of more than MOST leases, the next call removes the others.
+    """
     nodes_fd = open_nodes(meta_fd)
     try:
-        for lease in os.listdir(nodes_fd):
+        for lease in names(nodes_fd, MOST):
             dirfd.unlink_if_exists(nodes_fd, lease)
     finally:
         os.close(nodes_fd)

@@ -64,11 +64,12 @@ def _open_path(path: str, opening: "Callable[[], int] | None" = None) -> int:
 
 def open_below(dir_fd: int, path: str, owner: int) -> int:
     """Open a directory in a store, and check each directory on the way; return its descriptor. Raise Refused, OSError."""
+    is_own = owner == os.geteuid()
     fd = os.dup(dir_fd)
     try:
         for part in path.split("/"):
             try:
-                below = os.open(part, dirfd.DIRECTORY, dir_fd=fd)
+                below = dirfd.open_unmarked(part, dirfd.DIRECTORY, fd) if is_own else os.open(part, dirfd.DIRECTORY, dir_fd=fd)
             except OSError as error:
                 if error.errno in _NOT_DIRECTORY:
                     raise reasons.Refused("not_directory", f"{part} is a symlink or a file") from None
@@ -167,7 +168,7 @@ def check_files(files_fd: int, contents: store_names.Contents, until: float = fl
             if time.monotonic() >= until:
                 raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             if entry.name.endswith(".arrow"):
-                _check_end(files_fd, entry.name, found.st_size)
+                _check_end(files_fd, entry.name, found)
             count += 1
     if count != len(files) or INFO not in files:
         raise reasons.Refused("damaged", "one of its files is missing")
@@ -175,14 +176,15 @@ def check_files(files_fd: int, contents: store_names.Contents, until: float = fl
         raise reasons.Refused("damaged", f"{INFO} is not as it was published")
 
 
-def _check_end(files_fd: int, name: str, size: int) -> None:
-    with dirfd.Opened(files_fd, name, dirfd.FILE) as fd:
-        if os.pread(fd, len(END), max(0, size - len(END))) != END:
+def _check_end(files_fd: int, name: str, found: os.stat_result) -> None:
+    opened = dirfd.Unmarked if found.st_uid == os.geteuid() else dirfd.Opened
+    with opened(files_fd, name, dirfd.FILE) as fd:
+        if os.pread(fd, len(END), max(0, found.st_size - len(END))) != END:
             raise reasons.Refused("damaged", f"{name} is cut short")
 
 
 def _read(dir_fd: int, name: str) -> bytes:
-    with dirfd.Opened(dir_fd, name, dirfd.FILE) as fd:
+    with dirfd.Unmarked(dir_fd, name, dirfd.FILE) as fd:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise reasons.Refused("damaged", f"{name} is not a regular file")
         return os.read(fd, _READ_LIMIT)

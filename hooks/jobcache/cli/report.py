@@ -1,7 +1,9 @@
 """The command `report`: its period, its tables, its page."""
 
+import errno
 import json
 import os
+import stat
 import time
 from dataclasses import asdict
 from typing import Any, Optional
@@ -93,9 +95,8 @@ def page(found: Report) -> str:
 
 def _write(path: str, text: str) -> None:
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # write to a device or a pipe; do not replace it by a file
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
+        if os.path.exists(path) and not os.path.isfile(path):
+            _write_to_stream(path, text)
             return
         umask = os.umask(0)
         os.umask(umask)
@@ -103,6 +104,22 @@ def _write(path: str, text: str) -> None:
     except OSError as error:
         text = f"cannot write {path}: {error.strerror}; name a file in a directory that you can write to"
         raise click.ClickException(text) from None
+
+
+def _write_to_stream(path: str, text: str) -> None:
+    """Write to a pipe or a terminal, such as /dev/stdout, which a file must not replace. Raise OSError.
+
+    A fifo without a reader is refused, and so are a disk and another user's symlink.
+    """
+    link = os.lstat(path)
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):
+        raise OSError(errno.EACCES, "another user's symlink")
+    if not (stat.S_ISFIFO(os.stat(path).st_mode) or stat.S_ISCHR(os.stat(path).st_mode)):
+        raise OSError(errno.EINVAL, "neither a file nor a pipe")
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    os.set_blocking(fd, True)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _print(found: Report, by: str, top: int) -> None:

@@ -19,6 +19,7 @@ from jobcache.store.building import BuildCache
 from jobcache.store.publication import Destination, Published
 from jobcache.system import command_log
 from jobcache.system.as_user import user_name
+from jobcache.system.files import open_regular
 from jobcache.system.stuck_processes import Register
 
 _ENDING = 5.0  # seconds between SIGTERM and SIGKILL to a command
@@ -260,13 +261,23 @@ def prune_daily(config_file: str, hooks: Optional[str]) -> int:
         return 0
     stamp = f"{site.run_dir}/store-pruned"
     try:
-        if 0 <= time.time() - os.stat(stamp).st_mtime < _DAY:  # a date in the future comes from a wrong clock
+        if not _is_due(stamp):
             return 0
+    except OSError as error:
+        raise click.ClickException(f"cannot use {stamp}: {error.strerror}; fix run_dir, or set another one") from None
+    return prune_command(config_file, hooks, sites=False, user=None, dry_run=False, as_json=False)
+
+
+def _is_due(stamp: str) -> bool:
+    """Return whether the file `stamp` was dated a day ago or earlier; then date it. Raise OSError."""
+    try:
+        if 0 <= time.time() - os.stat(stamp).st_mtime < _DAY:  # a date in the future comes from a wrong clock
+            return False
     except FileNotFoundError:
         pass
-    with open(stamp, "w", encoding="ascii"):
-        os.utime(stamp)
-    return prune_command(config_file, hooks, sites=False, user=None, dry_run=False, as_json=False)
+    os.close(open_regular(stamp, os.O_RDWR | os.O_CREAT))
+    os.utime(stamp)
+    return True
 
 
 def _log_pruned(site: Settings, result: pruning.Pruned) -> None:

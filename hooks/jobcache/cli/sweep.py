@@ -1,5 +1,6 @@
 """The command `sweep`: its options, its output and its events."""
 
+import contextlib
 import json
 import os
 import socket
@@ -17,6 +18,9 @@ from jobcache.sweep import lock, one_sweep, reaping, scanning
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import KEEP, REPORT, Decision, Directory, has_no_job
 from jobcache.system import command_log
+
+_LOGGED = ("in_use", "budget", "too_many_leases")  # reasons for which a directory is kept with an event
+_MOST_LOGGED = 100  # directories of one user that one sweep keeps, with an event each; sweep.finished counts all
 
 
 def sweep_command(
@@ -47,7 +51,8 @@ def sweep_command(
     log = command_log.bound(site.log_file, site.log_socket, site.log_level, cluster=site.cluster, node=options.node)
     began = time.monotonic()
     try:
-        with lock.Lock(_lock_path(site, options)), common.progress(as_json) as progress:
+        held = contextlib.nullcontext() if dry_run else lock.Lock(_lock_path(site, options))  # a dry run writes nothing
+        with held, common.progress(as_json) as progress:
             result = one_sweep.run(site, options, progress, lambda reaped: _log_reaped(log, reaped), host=host)
     except lock.Busy as busy:
         click.echo(common.plain(str(busy)), err=True)
@@ -95,9 +100,12 @@ def _log_reaped(log: command_log.CommandLog, reaped: reaping.Reaped) -> None:
 
 def _log_finished(log: command_log.CommandLog, result: one_sweep.Result, began: float) -> None:
     reasons: dict[str, int] = {}
+    logged: dict[int, int] = {}  # by uid
     for decision in result.decisions:
         reasons[decision.reason] = reasons.get(decision.reason, 0) + 1
-        if decision.reason == "in_use" or decision.action == REPORT:
+        uid = decision.directory.uid
+        if (decision.reason in _LOGGED or decision.action == REPORT) and logged.get(uid, 0) < _MOST_LOGGED:
+            logged[uid] = logged.get(uid, 0) + 1
             _log_kept(log, decision, result.terminated.get(decision.directory.path, ()))
     by_action = {action: sum(decision.action == action for decision in result.decisions) for action in (KEEP, REPORT)}
     log.emit(
@@ -114,7 +122,7 @@ def _log_finished(log: command_log.CommandLog, result: one_sweep.Result, began: 
 
 
 def _log_kept(log: command_log.CommandLog, decision: Decision, terminated: tuple[int, ...]) -> None:
-    """Log a directory in use. One that is reported, which each sweep finds again, is logged at the level debug."""
+    """Log a directory in use, or given up. One that is reported, which each sweep finds again, is logged at the level debug."""
     one = decision.directory
     log.emit(
         "cache.kept", "debug" if decision.action == REPORT else "info",

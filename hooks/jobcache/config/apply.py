@@ -100,7 +100,7 @@ def _shipped_text(name: str) -> str:
 
 def _is_current(path: str, text: str, mode: int) -> bool:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(system_files.open_regular(path), encoding="utf-8") as file:
             found = os.fstat(file.fileno())
             return file.read() == text and stat.S_IMODE(found.st_mode) == mode and found.st_uid in (0, os.geteuid())
     except (OSError, ValueError):

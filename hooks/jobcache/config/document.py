@@ -9,6 +9,7 @@ from jobcache.config import yaml_subset
 from jobcache.config.errors import ConfigError, KeyPath, Problem, Refused, dotted, split
 from jobcache.config.keys import Key, Tree
 from jobcache.config.yaml_subset import Unreadable
+from jobcache.system import files
 
 _SIZE_LIMIT = 1024 * 1024  # bytes
 
@@ -93,7 +94,7 @@ class Document:
 def _contents(path: str) -> bytes:
     """Return the bytes of a file. Raise Unreadable if it cannot be opened or is too large."""
     try:
-        with open(path, "rb") as file:
+        with open(files.open_regular(path, follow=True), "rb") as file:
             contents = file.read(_SIZE_LIMIT + 1)
     except FileNotFoundError:
         remedy = "create it (an empty file gives the defaults), or name another file with --config"

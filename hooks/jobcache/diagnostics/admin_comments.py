@@ -61,8 +61,7 @@ def of_jobs(events: Iterable[event_log.Event]) -> "dict[int, str]":
 def _read_mark(mark: str, default: float) -> float:
     """Return the time of the last sweep that commented, in seconds since the epoch."""
     try:
-        with open(mark, encoding="ascii") as file:
-            return float(file.read(64))
+        return float(files.read_text(mark, 64, follow=False))
     except (OSError, ValueError):
         return default
 

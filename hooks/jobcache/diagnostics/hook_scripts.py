@@ -10,6 +10,7 @@ from jobcache.config import apply, errors
 from jobcache.config.settings import POLICY
 from jobcache.diagnostics.check_facts import Script
 from jobcache.diagnostics.file_safety import change_by_others
+from jobcache.system import files
 
 _MOST_ENTRIES = 100  # entries of a directory of scripts
 _MOST_SCRIPT = 1 << 16  # bytes
@@ -24,8 +25,8 @@ def read_script(path: str, name: str, hooks: str) -> Script:
     """Return the facts about a file that Slurm runs as `name`, "task-prolog" or "epilog". hooks: directory of the hooks."""
     real = os.path.realpath(path)
     try:
-        with open(real, encoding="utf-8", errors="replace") as file:
-            text = file.read(_MOST_SCRIPT)
+        with open(files.open_regular(real), "rb") as file:
+            text = file.read(_MOST_SCRIPT).decode("utf-8", "replace")
             mode = os.fstat(file.fileno()).st_mode
     except PermissionError:  # Slurm runs an Epilog as root; it cannot run a TaskProlog that this user cannot read
         return Script(path, "unreadable" if name == "epilog" else "missing", executable=False)
@@ -72,8 +73,7 @@ def _runs_directory_with_hook(code: str, name: str, hooks: str) -> bool:
 
 def _head(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(_MOST_HEAD)
+        return files.read_text(path, _MOST_HEAD)
     except OSError:
         return ""
 

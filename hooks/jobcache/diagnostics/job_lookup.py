@@ -15,7 +15,8 @@ from jobcache.system.live_jobs import Unknown
 from jobcache.system.stuck_processes import Register, Stuck
 
 _RECORD_KEYS = ("created_at", "node", "policy", "seeded")
-_PATIENCE = 10.0  # seconds for the directories of one owner
+_PATIENCE = 10.0  # seconds for one directory; an owner whose directory takes longer has no other one examined
+_MOST = 64  # directories of one owner that are examined; a user can make any number for any job id
 
 
 def slurm_job(site: Settings, job_id: int) -> SlurmJob:
@@ -48,7 +49,20 @@ def job_directories(site: Settings, job_id: int, uid: Optional[int], node: str, 
         options = scanning.Options(user=uid, local=local, node=node, dry=True)
         found += [one for one in scanning.list_all(site, options, errors) if one.job_id == job_id and not one.error]
     register = Register(site.run_dir)
-    return [directory for one in found for directory in _inspect(one, register, errors)]
+    return [directory for one in _bounded(found, errors) for directory in _inspect(one, register, errors)]
+
+
+def _bounded(found: list[Directory], errors: list[str]) -> Iterator[Directory]:
+    """Yield the directories of each owner, up to a limit, and none after one that did not answer."""
+    counts: dict[int, int] = {}  # by uid
+    for one in found:
+        if any(error.startswith(f"uid {one.uid}: ") for error in errors):
+            continue
+        counts[one.uid] = counts.get(one.uid, 0) + 1
+        if counts[one.uid] > _MOST:
+            errors.append(f"uid {one.uid}: more than {_MOST} directories have this job's id; the rest is skipped")
+        else:
+            yield one
 
 
 def _inspect(one: Directory, register: Register, errors: list[str]) -> Iterator[JobDirectory]:
@@ -65,14 +79,14 @@ def _inspect(one: Directory, register: Register, errors: list[str]) -> Iterator[
     try:
         place.check()
     except Stuck as stuck:
-        errors.append(f"{one.path}: {stuck}")
+        errors.append(f"uid {one.uid}: {one.path}: {stuck}")
         return
     child = as_user.start(work, uid=one.uid, gid=one.gid, user=None, place=place)
     facts: dict[str, Any] = {}
     for fact in child.facts(time.monotonic() + _PATIENCE):
         facts.update(fact)
     if child.status == "late":
-        errors.append(f"{one.path}: it does not answer")
+        errors.append(f"uid {one.uid}: {one.path} does not answer")
         place.skip()
     record = facts.pop("record", {})
     if facts:

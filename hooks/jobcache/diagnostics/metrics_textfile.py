@@ -14,9 +14,8 @@ def read(path: str) -> Samples:
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(_LONGEST)
-            families = list(text_string_to_metric_families(text[: text.rfind("\n") + 1]))
+        text = files.read_text(path, _LONGEST, follow=False)
+        families = list(text_string_to_metric_families(text[: text.rfind("\n") + 1]))
     except (OSError, ValueError):
         return {}
     return {(one.name, key(one.labels)): one.value for family in families for one in family.samples if one.value >= 0}

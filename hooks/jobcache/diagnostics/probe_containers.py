@@ -5,6 +5,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 
+from jobcache.system import files
+
+_MOST_BYTES = 1 << 24  # of one file
 _MOST_DEEP = 5  # files that include each other
 _DIRS = re.compile(r"^[^#]*?\bdirs\s*[=:]\s*[\"']?([^\s\"'#]+)", re.IGNORECASE | re.MULTILINE)
 _DEFAULT_DIRS = ("/tmp", "/dev/shm")
@@ -47,7 +50,6 @@ def enroot_mounts(enroot: str) -> Iterator[str]:
 def _lines(path: str) -> list[str]:
     """Return the lines of a file, none if it cannot be read."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.readlines()
+        return files.read_text(path, _MOST_BYTES).splitlines(keepends=True)
     except OSError:
         return []

@@ -10,7 +10,7 @@ from typing import Any, Optional
 from jobcache.config.settings import Settings
 from jobcache.diagnostics.check_facts import Log
 from jobcache.diagnostics.file_safety import change_by_others
-from jobcache.system import event_log
+from jobcache.system import event_log, files
 
 _TAIL = 4 << 20  # bytes at the end of a log file
 _DAY = 86400.0  # seconds
@@ -52,7 +52,7 @@ def _recent_events(log_file: str) -> Iterator[event_log.Event]:
     plain = [name for name in event_log.rotations(log_file) if not name.endswith((".gz", ".bz2", ".xz")) and os.path.isfile(name)]
     for path in plain[-2:]:
         try:
-            with open(path, "rb") as file:
+            with open(files.open_regular(path, follow=True), "rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
                 yield from event_log.read([file], event_log.Tally())
         except OSError:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 from jobcache.diagnostics.check_facts import Schedule
+from jobcache.system import files
 
 _TIMER = "jobcache-sweep.timer"
 _CRONTAB, _DEFAULTS = "/etc/cron.d/jobcache", "/etc/default/jobcache"
@@ -50,7 +51,6 @@ def _timer_state(unit: str) -> str:
 
 def _read_defaults() -> str:
     try:
-        with open(_DEFAULTS, encoding="utf-8", errors="replace") as file:
-            return file.read()
+        return files.read_text(_DEFAULTS, 1 << 16)
     except OSError:
         return ""

@@ -5,7 +5,10 @@ import os
 from collections.abc import Mapping
 from typing import Optional
 
+from jobcache.system import files
+
 _NO_LIMIT = (0.0, 65534.0)  # seconds; Slurm prints these where no limit is set
+_MOST_BYTES = 1 << 24  # of one file
 _MOST_DEEP = 5  # files that include each other
 
 
@@ -16,8 +19,7 @@ def read_conf(path: str, depth: int = 0) -> dict[str, str]:
     """
     keys: dict[str, str] = {}
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.read().replace("\\\n", " ").splitlines()
+        lines = files.read_text(path, _MOST_BYTES).replace("\\\n", " ").splitlines()
     except OSError:
         return keys
     for line in lines:

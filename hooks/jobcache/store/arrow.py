@@ -31,7 +31,7 @@ def rows_of(name: str, dir_fd: int, until: float) -> int:
     until: in seconds of time.monotonic. Raise BrokenStream if the file is not regular or not a whole stream,
     OutOfTime after `until`, OSError.
     """
-    fd = os.open(name, dirfd.FILE, dir_fd=dir_fd)
+    fd = dirfd.open_unmarked(name, dirfd.FILE, dir_fd)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):

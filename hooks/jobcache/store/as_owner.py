@@ -13,7 +13,7 @@ from jobcache.system.stuck_processes import Register, Stuck
 
 _PATIENCE = 120.0  # seconds without a report, after which a child is given up
 _MAX_PER_OWNER = 600.0  # seconds for one owner's stores in one pruning, so that every other owner gets a turn
-_MAX_LATE = 4  # stores in a row that do not answer, after which the others are left for the next pruning
+_MAX_LATE = 4  # owners in a row whose stores do not answer, after which the others are left for the next pruning
 _MAX_REPORT = 1 << 26  # bytes that a child may report
 
 Report = Callable[[dict[str, Any]], None]
@@ -26,19 +26,24 @@ class Turns:
         self._spent: dict[int, float] = {}  # seconds by owner
         self._skipped: set[str] = set()
         self._late = 0
+        self._hung_owners: set[int] = set()
 
     def remaining(self, place: Place) -> float:
         """Return the seconds that remain for this store, 0 if it is skipped."""
         if place.path in self._skipped:
             return 0.0
-        if self._late >= _MAX_LATE:
+        if self._late >= _MAX_LATE or place.owner in self._hung_owners:
             self._skipped.add(place.path)
         return 0.0 if place.path in self._skipped else max(0.0, _MAX_PER_OWNER - self._spent.get(place.owner, 0.0))
 
     def record(self, place: Place, seconds: float, child: children.Child) -> None:
         """Record how long a child has worked on this store, and whether it finished."""
         self._spent[place.owner] = self._spent.get(place.owner, 0.0) + seconds
-        self._late = self._late + 1 if child.status == "late" else 0
+        if child.status == "late":  # a user can have several stores: all of them count as one
+            self._late += place.owner not in self._hung_owners
+            self._hung_owners.add(place.owner)
+        else:
+            self._late = 0
         if child.status != "done":
             self._skipped.add(place.path)
 

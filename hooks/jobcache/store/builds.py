@@ -203,7 +203,7 @@ def _shards(build_fd: int) -> "dict[str, list[tuple[str, int]]]":
 def _read_info(build_fd: int) -> "dict[str, Any]":
     """Return the content of a build's dataset_info.json. Raise DamagedBuild, OSError."""
     try:
-        fd = os.open(store_reading.INFO, dirfd.FILE, dir_fd=build_fd)
+        fd = dirfd.open_unmarked(store_reading.INFO, dirfd.FILE, build_fd)
     except FileNotFoundError:
         raise DamagedBuild(f"{store_reading.INFO} is missing") from None
     try:

@@ -1,6 +1,7 @@
 """The entries of a store, as a listing, a verification and a pruning need them."""
 
 import errno
+import itertools
 import json
 import os
 import time
@@ -10,8 +11,10 @@ from typing import Any, Optional
 
 from jobcache.cache import dirfd, reasons, store_names, store_reading
 from jobcache.store import builds, sections, verification
+from jobcache.sweep import tree_size
 
 _MAX_MANIFEST = 1 << 24  # bytes
+_MAX_NAMES = 100_000  # entries of one section of a store
 _MAX_SHOWN = 255  # characters of a value of a manifest
 _MAX_SPLITS = 1000  # of a build, in a listing
 _CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)  # a part of the build is missing or replaced
@@ -69,7 +72,7 @@ def entries(
         except FileNotFoundError:
             return
         try:
-            labels = map(store_names.parse_section, os.listdir(version_fd))
+            labels = map(store_names.parse_section, _names(version_fd))
             for label in sorted(label for label in labels if label is not None):
                 section_fd = store_reading.open_below(version_fd, store_names.section(label), owner)
                 try:
@@ -88,13 +91,22 @@ def entries(
 def _in_section(section_fd: int, label: str) -> "Iterator[tuple[Entry, set[tuple[int, int]]]]":
     """Yield each entry of a section, not inspected yet, and the inodes counted so far of the build's generations."""
     digest, counted = "", set[tuple[int, int]]()
-    for name in sorted(os.listdir(section_fd), key=_newest_first):
+    for name in sorted(_names(section_fd), key=_newest_first):
         debris = store_names.parse_store_debris(name)
         if not debris and not store_names.parse_build(name):
             continue
         if name.partition(".")[0] != digest:
             digest, counted = name.partition(".")[0], set()
         yield Entry(_KINDS[debris] if debris else "build", label, name), counted
+
+
+def _names(fd: int) -> list[str]:
+    """Return the names in a directory of a store. Raise OSError, also for more names than any store has."""
+    with os.scandir(fd) as entries:
+        names = [entry.name for entry in itertools.islice(entries, _MAX_NAMES + 1)]
+    if len(names) > _MAX_NAMES:
+        raise OSError(errno.E2BIG, f"a directory of the store has more than {_MAX_NAMES} entries; remove some")
+    return names
 
 
 def _newest_first(name: str) -> tuple[str, int]:
@@ -133,7 +145,7 @@ def _inspect(
 def _read_manifest(build_fd: int) -> dict[str, Any]:
     """Return the manifest of a build, {} if it cannot be read."""
     try:
-        fd = os.open(store_names.MANIFEST, dirfd.FILE, dir_fd=build_fd)
+        fd = dirfd.open_unmarked(store_names.MANIFEST, dirfd.FILE, build_fd)
         try:
             manifest = json.loads(os.read(fd, _MAX_MANIFEST))
         finally:
@@ -156,19 +168,15 @@ def _shown(manifest: dict[str, Any]) -> dict[str, Any]:
 def _measure(fd: int, counted: "set[tuple[int, int]]") -> tuple[float, int, int]:
     """Return (newest change, bytes allocated, files) of a tree. The bytes leave out files whose inode is in `counted`."""
     newest, total, files = os.fstat(fd).st_mtime, 0, 0
-    for _, _, names, directory_fd in os.fwalk(".", dir_fd=fd, onerror=None):
-        newest = max(newest, os.fstat(directory_fd).st_mtime)
-        for name in names:
-            try:
-                found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-            except (FileNotFoundError, PermissionError):
+    for is_directory, found in tree_size.walk(fd, "."):
+        newest = max(newest, found.st_mtime if is_directory else min(found.st_ctime, time.time()))
+        if is_directory:
+            continue
+        files += 1
+        if found.st_nlink > 1:
+            inode = found.st_dev, found.st_ino
+            if inode in counted:
                 continue
-            newest = max(newest, min(found.st_ctime, time.time()))
-            files += 1
-            if found.st_nlink > 1:
-                inode = found.st_dev, found.st_ino
-                if inode in counted:
-                    continue
-                counted.add(inode)
-            total += found.st_blocks * 512
+            counted.add(inode)
+        total += found.st_blocks * 512
     return newest, total, files

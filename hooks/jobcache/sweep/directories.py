@@ -19,7 +19,7 @@ from jobcache.sweep.user_directories import UserDirectory, list_names
 from jobcache.system import mounts
 
 _STRIDE = 4096  # entries between two heartbeats
-_DEEPEST = 64  # levels of a tree that are measured; a built dataset has four
+_MOST_PARENTS = 10_000  # directories in one place of a user that can hold caches, by a wildcard in the template
 _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _KINDS = {cache_names.NEW: NEW, cache_names.TRASH: TRASH, cache_names.ASIDE: ASIDE}
 
@@ -35,6 +35,7 @@ def list_directories(place: UserDirectory, cluster: str, local: bool) -> Iterato
     """
     failures: list[OSError] = []
     for parent in _parents(place.path, place.rest, failures):
+        yield None
         try:
             yield from _in_parent(parent, place, cluster, local)
         except OSError as error:
@@ -73,18 +74,30 @@ def _parents(path: str, rest: tuple[str, ...], failures: list[OSError]) -> Itera
     else:
         before, _, after = rest[0].partition(path_template.ANY)
         try:
-            names = [name for name in os.listdir(path) if name.startswith(before) and name.endswith(after)]
+            names = list(itertools.islice(_names_between(path, before, after), _MOST_PARENTS + 1))
         except OSError as error:
             if error.errno not in _NO_DIRECTORY:
                 failures.append(error)
             return
-        for name in names:
+        if len(names) > _MOST_PARENTS:
+            failures.append(OSError(errno.E2BIG, f"more than {_MOST_PARENTS} directories that can hold caches", path))
+        for name in names[:_MOST_PARENTS]:
             yield from _parents(f"{path}/{name}", rest[1:], failures)
+
+
+def _names_between(path: str, before: str, after: str) -> Iterator[str]:
+    """Yield the names in a directory that begin and end so. Raise OSError."""
+    fd = dirfd.open_unmarked(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with os.scandir(fd) as entries:
+            yield from (entry.name for entry in entries if entry.name.startswith(before) and entry.name.endswith(after))
+    finally:
+        os.close(fd)
 
 
 def _entries(parent_fd: int, matches: "path_template.Matcher") -> Iterator[Optional[tuple[str, str, int, Optional[int]]]]:
     """Yield (kind, name, job_id, run) of each directory with a name of jobcache, None periodically as a heartbeat."""
-    list_fd = os.open(".", dirfd.DIRECTORY, dir_fd=parent_fd)
+    list_fd = dirfd.open_unmarked(".", dirfd.DIRECTORY, parent_fd)
     try:
         with os.scandir(list_fd) as entries:
             for at, entry in enumerate(entries, 1):
@@ -133,15 +146,16 @@ def _with_facts(parent_fd: int, name: str, plain: Directory, read: Callable[[int
 
 def _facts(fd: int, without_job: bool) -> dict[str, Any]:
     sign, nodes = job_record.signs_of_life(fd)
-    until = job_record.read_record(fd).get("keep_until")
+    record = job_record.read_record(fd)
+    until = record.get("keep_until")
     return {
         "identity": _identity(fd),
         "sign": max(sign, os.fstat(fd).st_ctime),
         "keep_until": _seconds(until) if isinstance(until, str) else None,
         "kept": job_record.is_kept(fd),
         "joinable": os.path.lexists(f"/proc/self/fd/{fd}/{cache_names.META}/{cache_names.NODES}"),
-        "nodes": tuple(sorted({cache_names.lease_node(lease) for lease in nodes})),
-        "holder": lease_lock.state(fd) if without_job else "",
+        "nodes": tuple(sorted({cache_names.lease_node(lease) for lease in nodes if cache_names.is_lease(lease)})),
+        "holder": lease_lock.state(fd, record) if without_job else "",
         "bare": all(name == cache_names.META for name in itertools.islice(list_names(fd), 2)),
     }
 
@@ -168,38 +182,9 @@ def _seconds(stamp: str) -> Optional[float]:
 def filesystem_time(parent_fd: int) -> float:
     """Return the time by the clock of the filesystem: the change time of a directory that is touched. Raise OSError.
 
+    Only a sweep that may reap does this: it changes the directory's other times as well.
     A new file would stay behind if this process were killed, and a user whose quota is full could not create one.
     """
     here = f"/proc/self/fd/{parent_fd}"
     os.utime(here)
     return os.stat(here).st_ctime
-
-
-def measure(parent_fd: int, name: str) -> Iterator[tuple[int, int]]:
-    """Yield (bytes allocated, files) of a tree: periodically the sums so far, at the end the totals.
-
-    A file with several links counts once. `.jobcache`, closed directories and levels below _DEEPEST do not count.
-    """
-    total = files = 0
-    inodes: set[tuple[int, int]] = set()
-    for path, directories, _, fd in os.fwalk(name, dir_fd=parent_fd, onerror=None):
-        if path == name and cache_names.META in directories:
-            directories.remove(cache_names.META)
-        if path.count("/") >= _DEEPEST:
-            directories.clear()
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                try:
-                    if entry.is_dir(follow_symlinks=False):
-                        continue
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue  # deleted by the job
-                files += 1
-                if status.st_nlink == 1 or (status.st_dev, status.st_ino) not in inodes:
-                    total += status.st_blocks * 512
-                if status.st_nlink > 1:
-                    inodes.add((status.st_dev, status.st_ino))
-                if files % _STRIDE == 0:
-                    yield total, files
-    yield total, files

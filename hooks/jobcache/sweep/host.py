@@ -22,6 +22,7 @@ class Host:
     sleep: waits for a number of seconds.
     pids: returns the ids of the processes that can be steps of jobs or use a cache.
     inspect, filesystem_time: as in `directories`.
+    clock: returns the seconds since the epoch, by this host's clock.
     """
 
     monotonic: Callable[[], float] = time.monotonic
@@ -29,6 +30,7 @@ class Host:
     pids: Callable[[], list[int]] = list_pids
     inspect: Callable[[int, str, Directory], Directory] = directories.inspect
     filesystem_time: Callable[[int], float] = directories.filesystem_time
+    clock: Callable[[], float] = time.time
 
 
 THIS_HOST = Host()

@@ -4,6 +4,8 @@ import fcntl
 import os
 import time
 
+from jobcache.system import files
+
 
 class Busy(Exception):
     """The lock cannot be taken: another sweep holds it, or the file system has no locks. The message names the reason."""
@@ -18,7 +20,7 @@ class Lock:
     def __enter__(self) -> None:
         try:
             os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._fd = files.open_regular(self._path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise Busy(f"cannot open the lock {self._path}: {error.strerror}; fix run_dir, or set another one") from None
         try:
@@ -29,8 +31,8 @@ class Lock:
             if not isinstance(error, BlockingIOError):
                 raise Busy(f"cannot lock {self._path}: {error.strerror}; set run_dir to a local filesystem") from None
             raise Busy(f"another sweep is running: {holder or f'it holds {self._path}'}; wait until it has ended") from None
-        os.ftruncate(self._fd, 0)
         try:
+            os.ftruncate(self._fd, 0)
             os.write(self._fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n".encode())
         except OSError:
             pass  # the disk is full: the lock holds without a description of its holder

@@ -54,9 +54,8 @@ def run(
             result.reaped.append(reaped)
             on_reaped(reaped)
     if site.tree["sweep"]["stray_processes"] == "terminate":
-        for decision in result.decisions:
-            if decision.reason == "in_use":
-                result.terminated[decision.directory.path] = processes.terminate(decision.directory, options.dry, site.run_dir)
+        in_use = [decision.directory for decision in result.decisions if decision.reason == "in_use"]
+        result.terminated = processes.terminate(in_use, sweep.register, options.dry)
     return result
 
 
@@ -70,6 +69,7 @@ class _Sweep:
         self.slurm = slurm
         self.host = host
         self.rules = rules_of(site, options.node)
+        self.register = Register(site.run_dir)
         self.result = Result()
 
     def decide(self) -> Result:
@@ -100,9 +100,11 @@ class _Sweep:
 
     def _inspected(self, directories: list[Directory], listings: list[Listing]) -> list[Directory]:
         """Return the directories with current facts, those to reap with the processes that use them."""
-        register = Register(self.site.run_dir)
-        current = list(scanning.inspect_all(directories, register, self.result.trouble, self.progress, self.host))
-        return scanning.add_processes(plan(current, listings, self.rules), register, self.host)
+        touch = not self.options.dry
+        current = list(
+            scanning.inspect_all(directories, self.register, self.result.trouble, self.progress, self.host, touch=touch)
+        )
+        return scanning.add_processes(plan(current, listings, self.rules), self.register, self.host)
 
     def _wait(self, seconds: float) -> None:
         until = self.host.monotonic() + seconds + 0.001

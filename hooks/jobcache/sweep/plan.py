@@ -12,6 +12,9 @@ from jobcache.system.live_jobs import Listing
 CACHE, RUN, NEW, TRASH, ASIDE = "cache", "run", "new", "trash", "aside"
 REAP, KEEP, REPORT = "reap", "keep", "report"  # actions
 
+_DEAD = (lease_lock.GONE, lease_lock.RELEASED, lease_lock.EMPTY, lease_lock.SILENT)
+_ALIVE = {lease_lock.ALIVE: "alive", lease_lock.ELSEWHERE: "other_host", lease_lock.TOO_MANY: "too_many_leases"}  # reasons
+
 Identity = tuple[str, int, int, int]
 
 
@@ -35,6 +38,7 @@ class Directory:
     local: on a filesystem that each node has for itself.
     running: the job has a step on this host.
     error: why the directory cannot be read.
+    late: it was not inspected, because the time of its owner was used up.
     mounted: a filesystem is mounted on it, which is not read.
     pids: processes of this host that have the directory or a file in it open.
     holder: state of the command of a cache without a job, one of the states of lease_lock.
@@ -59,6 +63,7 @@ class Directory:
     local: bool = False
     running: bool = False
     error: str = ""
+    late: bool = False
     mounted: bool = False
     pids: tuple[int, ...] = ()
     holder: str = ""
@@ -155,8 +160,8 @@ def _decide_without_job(one: Directory, rules: Rules) -> Decision:
         return Decision(one, REPORT, "unrecorded")
     if one.identity[1] != one.job_id or one.identity[3] != one.uid or not one.identity[0].startswith("@"):
         return Decision(one, KEEP, "foreign")
-    if one.kind == RUN and one.holder not in (lease_lock.GONE, lease_lock.RELEASED, lease_lock.SILENT):
-        return Decision(one, KEEP, {lease_lock.ALIVE: "alive", lease_lock.ELSEWHERE: "other_host"}.get(one.holder, "unconfirmed"))
+    if one.kind == RUN and one.holder not in _DEAD:
+        return Decision(one, KEEP, _ALIVE.get(one.holder, "unconfirmed"))
     silent = one.holder == lease_lock.SILENT or one.kind == NEW
     protected = _decide_by_use(one, rules, max(rules.grace, lease_lock.SILENCE) if silent else rules.grace)
     return protected or Decision(one, REAP, {NEW: "half_made", TRASH: "trash"}.get(one.kind, "orphan"))
@@ -164,6 +169,8 @@ def _decide_without_job(one: Directory, rules: Rules) -> Decision:
 
 def _decide_by_owner(one: Directory, rules: Rules) -> Optional[Decision]:
     """Return the decision about a directory that no sweep reaps, None for any other."""
+    if one.late:
+        return Decision(one, KEEP, "budget")
     if one.error:
         return Decision(one, REPORT, "mount" if one.mounted else "unreadable")
     if one.kind == ASIDE:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional
 
 from jobcache.cache import dirfd, node_leases
+from jobcache.cache.lease_lock import EMPTY
 from jobcache.config.settings import Settings
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import CACHE, RUN, Decision, Directory
 from jobcache.sweep.scanning import Progress, no_progress
+from jobcache.sweep.user_directories import and_more
 from jobcache.system import children, event_fields, mounts, reaper
 from jobcache.system.gathering import AT_ONCE, PATIENCE, starter
 from jobcache.system.stuck_processes import Place, Register, Stuck
@@ -19,6 +21,7 @@ from jobcache.system.unlinked import Unlinked
 OWNER_BUDGET = 600.0  # seconds for the directories of one owner in one sweep, so that one owner does not delay the others
 
 _STRIDE = 5.0  # seconds of deletion between two heartbeats
+_MOST_ERRORS = 16  # messages about the directories of one owner
 _MOST_LATE = 4  # owners in a row whose children hang, before the other owners are skipped
 
 
@@ -49,6 +52,7 @@ def reap_all(
     register = Register(site.run_dir)
     by_path = {decision.directory.path: decision for decision in decisions}
     count = late = 0
+    errors: dict[int, int] = {}  # by uid
 
     def starts() -> Iterator[tuple[int, Callable[[], children.Child]]]:
         for uid, group in _by_owner(decision.directory for decision in decisions).items():
@@ -68,7 +72,11 @@ def reap_all(
         elif "at" in fact:
             child.place = _place(fact["at"], uid, register)
         elif "error" in fact:
-            trouble.append(f"{fact['path']}: {fact['error']}")
+            errors[uid] = errors.get(uid, 0) + 1
+            if errors[uid] <= _MOST_ERRORS:
+                trouble.append(f"{fact['path']}: {fact['error']}")
+            elif errors[uid] == _MOST_ERRORS + 1:
+                trouble.append(f"uid {uid}: more directories with errors; run `jobcache sweep --user {uid}` to see the next ones")
         elif "bytes" in fact:
             count += 1
             progress("reaping", count, len(decisions))
@@ -114,7 +122,7 @@ class OwnerReaping:
                 if replace(self.host.inspect(parent_fd, name, one), now=one.now, pids=one.pids) != one:
                     raise reaper.Kept("changed", "it has changed since the decision; the next sweep decides again")
                 if one.kind in (CACHE, RUN):
-                    if one.joinable and not node_leases.seize(fd):
+                    if one.joinable and not (node_leases.seize_empty(fd) if one.holder == EMPTY else node_leases.seize(fd)):
                         raise reaper.Kept("changed", "another process is reaping it")
                     name = reaper.retire(parent_fd, name, fd, one.uid, one.job_id)
                 return self._delete(parent_fd, name, fd, report)
@@ -142,14 +150,16 @@ def _place(path: str, uid: int, register: Register) -> Place:
 
 
 def _examined(directories: list[Directory], register: Register, trouble: list[str]) -> Iterator[Directory]:
-    """Yield the directories at whose place no process hangs. trouble: takes a message for each other one."""
+    """Yield the directories of one owner at whose place no process hangs. trouble: takes a message for each such place."""
+    stuck: dict[str, list[str]] = {}  # paths by reason
     for one in directories:
         try:
             _place(one.path, one.uid, register).check()
-        except Stuck as stuck:
-            trouble.append(f"{one.path}: {stuck}")
+        except Stuck as why:
+            stuck.setdefault(str(why), []).append(one.path)
         else:
             yield one
+    trouble += [f"{and_more(paths)}: {why}" for why, paths in stuck.items()]
 
 
 def _by_owner(directories: Iterable[Directory]) -> dict[int, list[Directory]]:

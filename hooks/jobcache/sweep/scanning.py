@@ -2,13 +2,14 @@
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 from jobcache.cache import dirfd
 from jobcache.config.settings import Settings
-from jobcache.sweep import directories, processes
+from jobcache.sweep import directories, processes, tree_size
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import REAP, Decision, Directory
 from jobcache.sweep.user_directories import UserDirectory, and_more, list_user_directories, place_of
@@ -16,6 +17,7 @@ from jobcache.system.gathering import survey, with_rights_of
 from jobcache.system.stuck_processes import Place, Register
 
 MOST_DIRECTORIES = 10_000  # directories of one user that one sweep takes
+LISTING, INSPECTION, MEASUREMENT = 30.0, 30.0, 120.0  # seconds for the directories of one user in one sweep
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Options:
     dry: bool = False
 
 
+Item = TypeVar("Item")
 Progress = Callable[[str, int, int], None]  # takes the activity, how many items are done, and of how many (0: unknown)
 
 
@@ -60,7 +63,7 @@ def list_all(site: Settings, options: Options, trouble: list[str], progress: Pro
     """
     templates = [template for template in site.templates if site.is_node_local(template) == options.local]
     places = [place for place in list_user_directories(site, templates, trouble) if _in_scope(place.uid, options)]
-    random.shuffle(places)
+    places = by_owner(places, lambda place: place.uid)
     counts: dict[int, int] = {}  # by uid
 
     def lost(places: Sequence[UserDirectory], why: str) -> None:
@@ -87,6 +90,34 @@ def _in_scope(uid: int, options: Options) -> bool:
     return (options.user is None or uid == options.user) and uid % options.shard[1] == options.shard[0] - 1
 
 
+def by_owner(items: Iterable[Item], owner: Callable[[Item], int]) -> list[Item]:
+    """Return the items with those of one owner next to each other, in random order: no owner is always the last one."""
+    owners: dict[int, list[Item]] = {}
+    for item in items:
+        owners.setdefault(owner(item), []).append(item)
+    groups = list(owners.values())
+    random.shuffle(groups)
+    for group in groups:
+        random.shuffle(group)
+    return [item for group in groups for item in group]
+
+
+class _Turn:
+    """The time for each owner in one child, in which the items of one owner follow each other. seconds: the limit."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: dict[int, float] = {}  # by uid
+
+    def begin(self, uid: int) -> None:
+        """Begin the time of an owner, unless it has begun."""
+        self._until.setdefault(uid, time.monotonic() + self._seconds)
+
+    def is_over(self, uid: int) -> bool:
+        """Return whether the time of an owner is used up."""
+        return time.monotonic() >= self._until[uid]
+
+
 class _Lister:
     """Lists the directories in a user's directory with that user's rights; runs in a child."""
 
@@ -94,9 +125,11 @@ class _Lister:
         self.cluster = cluster
         self.local = local
         self.register = register
+        self.turn = _Turn(LISTING)
         self.counts: dict[int, int] = {}  # by uid; each child counts for itself
 
     def __call__(self, place: UserDirectory) -> Iterator[dict[str, Any]]:
+        self.turn.begin(place.uid)  # here, since a further child can list the directories
         try:
             where = place_of(self.register, place)
             yield from with_rights_of(place.uid, place.gid, place.path, where, lambda: self._facts(place))
@@ -105,6 +138,10 @@ class _Lister:
 
     def _facts(self, place: UserDirectory) -> Iterator[dict[str, Any]]:
         for one in directories.list_directories(place, self.cluster, self.local):
+            if self.turn.is_over(place.uid):
+                text = f"the time for one user, {LISTING:.0f} s, is used up; the rest of uid {place.uid} is left"
+                yield {"trouble": f"{place.path}: {text}"}
+                return
             if one is None:
                 yield {}
                 continue
@@ -124,10 +161,12 @@ def inspect_all(
     progress: Progress,
     host: Host = THIS_HOST,
     sizes: Optional[dict[str, tuple[int, int]]] = None,
+    touch: bool = False,
 ) -> Iterator[Directory]:
-    """Yield these directories with their current facts and the time of their filesystem. Those that hang are left out.
+    """Yield these directories with their current facts and the time. Those that hang are left out.
 
     sizes: if given, takes (bytes, files) by path.
+    touch: take the time from the clock of their filesystem, which changes the times of their parent; else from this host's.
     """
 
     def place(group: list[Directory]) -> Place:
@@ -139,25 +178,36 @@ def inspect_all(
     groups: dict[tuple[int, str], list[Directory]] = {}  # by owner and parent
     for one in found:
         groups.setdefault((one.uid, os.path.dirname(one.path)), []).append(one)
-    facts = survey(list(groups.values()), _Inspector(host, sizes is not None, place), lost, place)
+    in_order = by_owner(groups.values(), lambda group: group[0].uid)
+    inspector = _Inspector(host, sizes is not None, touch, place)
+    late: dict[int, int] = {}  # directories by uid
+    facts = survey(in_order, inspector, lost, place)
     for count, fact in enumerate(facts, 1):
         progress("inspecting directories", count, len(found))
         size = fact.pop("size", None)
         if size is not None and sizes is not None:
             sizes[fact["path"]] = (size[0], size[1])
-        yield _directory(fact)
+        one = _directory(fact)
+        late[one.uid] = late.get(one.uid, 0) + one.late
+        yield one
+    for uid, left in late.items():
+        if left:
+            trouble.append(f"uid {uid}: {left} directories are left for the next sweep, because the time for one user is used up")
 
 
 class _Inspector:
     """Inspects the directories of one owner in one place with that owner's rights; runs in a child."""
 
-    def __init__(self, host: Host, measure: bool, place: Callable[[list[Directory]], Place]) -> None:
+    def __init__(self, host: Host, measure: bool, touch: bool, place: Callable[[list[Directory]], Place]) -> None:
         self.host = host
         self.measure = measure
+        self.touch = touch
         self.place = place
+        self.inspecting, self.measuring = _Turn(INSPECTION), _Turn(MEASUREMENT)
 
     def __call__(self, group: list[Directory]) -> Iterator[dict[str, Any]]:
         parent = os.path.dirname(group[0].path)
+        self.inspecting.begin(group[0].uid)  # here, since a further child can inspect them
         try:
             where = self.place(group)
             yield from with_rights_of(group[0].uid, group[0].gid, parent, where, lambda: self._facts(parent, group))
@@ -167,8 +217,11 @@ class _Inspector:
     def _facts(self, parent: str, group: list[Directory]) -> Iterator[dict[str, Any]]:
         parent_fd = dirfd.open_directory(parent)
         try:
-            now = self.host.filesystem_time(parent_fd)
-            for one in group:
+            now = self.host.filesystem_time(parent_fd) if self.touch else self.host.clock()
+            for one in random.sample(group, len(group)):  # if the time is too short, another part has its turn in each sweep
+                if self.inspecting.is_over(one.uid):
+                    yield vars(replace(one, late=True))
+                    continue
                 try:
                     yield from self._facts_of(parent_fd, replace(one, now=now))
                 except OSError as error:
@@ -183,11 +236,19 @@ class _Inspector:
             yield vars(replace(one, now=None))  # a directory that replaced this one is younger than the job lists
             return
         fact = vars(current)
-        if self.measure:
-            for so_far in directories.measure(parent_fd, name):
-                fact["size"] = so_far
-                yield {}
+        yield from self._measured(parent_fd, name, fact) if self.measure else ()
         yield fact
+
+    def _measured(self, parent_fd: int, name: str, fact: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Add the size of a directory to its facts, unless the time of its owner is used up. Yield heartbeats."""
+        uid = fact["uid"]
+        self.measuring.begin(uid)
+        for so_far in tree_size.measure(parent_fd, name):
+            if self.measuring.is_over(uid):
+                fact.pop("size", None)
+                return
+            fact["size"] = so_far
+            yield {}
 
 
 def add_processes(decisions: list[Decision], register: Register, host: Host = THIS_HOST) -> list[Directory]:

@@ -11,10 +11,14 @@ from typing import Any, Optional, Union
 
 from jobcache.cache import dirfd, path_template
 from jobcache.config.settings import Settings
+from jobcache.system import mounts
 from jobcache.system.gathering import survey
 from jobcache.system.stuck_processes import Place, Register
 
 MOST_SIDE_BY_SIDE = 8  # directories of one user in one place; an account that was renamed has some
+MOST_UNATTRIBUTED = 10_000  # directories in one place before their owners are looked up as they are listed
+
+_STRIDE = 4096  # entries between two heartbeats
 
 _NOGROUP = 65534  # for owners without an account; the group of root would give rights
 _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -79,7 +83,8 @@ def list_user_directories(site: Settings, templates: Sequence[path_template.Temp
 
     def below(prefix: Prefix) -> Iterator[dict[str, Any]]:
         try:
-            yield from map(vars, list_below(prefix, site.cluster))
+            for found in list_below(prefix, site.cluster):
+                yield vars(found) if found else {}
         except OSError as error:
             yield {"trouble": f"{prefix.path or prefix.template}: {error.strerror or error}"}
 
@@ -110,6 +115,9 @@ def _owned(site: Settings, candidates: list[Candidate], trouble: list[str], regi
     """Yield the candidates that belong to a user, of each user a bounded number: in a sticky directory a user can make many."""
     counts: dict[tuple[int, str], int] = {}
 
+    def where(directory: UserDirectory) -> tuple[int, str]:
+        return directory.uid, f"{os.path.dirname(directory.path)} {directory.template}"
+
     def facts(candidate: Candidate) -> Iterator[dict[str, Any]]:
         place = _place_of_root(register, candidate)
         try:
@@ -128,19 +136,19 @@ def _owned(site: Settings, candidates: list[Candidate], trouble: list[str], regi
             trouble.append(fact["trouble"])
             continue
         directory = UserDirectory(**{**fact, "rest": tuple(fact["rest"])})
-        where = directory.uid, f"{os.path.dirname(directory.path)} {directory.template}"
-        counts[where] = counts.get(where, 0) + 1
-        if counts[where] <= MOST_SIDE_BY_SIDE:
+        count = counts[where(directory)] = counts.get(where(directory), 0) + 1
+        if count <= MOST_SIDE_BY_SIDE:
             yield directory
-        elif counts[where] == MOST_SIDE_BY_SIDE + 1:
+        elif count == MOST_SIDE_BY_SIDE + 1:
             message = f"uid {directory.uid} has more than {MOST_SIDE_BY_SIDE} directories here; the rest is skipped"
             trouble.append(f"{directory.path}: {message}")
 
 
-def list_below(prefix: Prefix, cluster: str) -> Iterator[Union[Prefix, Candidate]]:
+def list_below(prefix: Prefix, cluster: str) -> Iterator[Optional[Union[Prefix, Candidate]]]:
     """Yield the directories for the next placeholder of the template below `prefix`. Raise OSError if they cannot be listed.
 
-    One level, because each directory can hang, can be closed by its owner, and can be planted by a user.
+    One level, because each directory can hang, can be closed by its owner, and can be planted by a user. Yield None
+    periodically as a heartbeat.
     """
     components = path_template.components(path_template.Template(prefix.template).parent)
     path, depth = prefix.path, prefix.depth
@@ -154,9 +162,12 @@ def list_below(prefix: Prefix, cluster: str) -> Iterator[Union[Prefix, Candidate
             return
         raise
     try:
-        for name in list_names(directory):
+        crowd = _Crowd(directory, path)
+        for count, name in enumerate(list_names(directory), 1):
+            if count % _STRIDE == 0:
+                yield None
             values = matches(name)
-            if values is None:
+            if values is None or crowd.is_full(name):
                 continue
             if _USER.intersection(components[depth]):
                 yield Candidate(prefix.template, f"{path}/{name}", values)
@@ -166,9 +177,40 @@ def list_below(prefix: Prefix, cluster: str) -> Iterator[Union[Prefix, Candidate
         os.close(directory)
 
 
+class _Crowd:
+    """The directories in one place, of which one user can make any number where all users can write.
+
+    Beyond MOST_UNATTRIBUTED of them, each user's are counted as they are listed. A mount point, which can hang, is not
+    looked at; a user cannot make many.
+    """
+
+    def __init__(self, directory_fd: int, path: str) -> None:
+        self._fd = directory_fd
+        self._path = path
+        self._total = 0
+        self._counts: dict[int, int] = {}  # by uid
+        self._mounts: set[str] = set()
+
+    def is_full(self, name: str) -> bool:
+        """Count the directory `name`; return whether its owner has more than is taken."""
+        self._total += 1
+        if self._total <= MOST_UNATTRIBUTED:
+            return False
+        if self._total == MOST_UNATTRIBUTED + 1:
+            self._mounts = {mount.point for mount in mounts.read()}
+        if f"{self._path}/{name}" in self._mounts:
+            return False
+        try:
+            owner = os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_uid
+        except OSError:
+            return False
+        self._counts[owner] = self._counts.get(owner, 0) + 1
+        return owner != 0 and self._counts[owner] > MOST_SIDE_BY_SIDE + 1  # the last one shows that there are more
+
+
 def list_names(directory_fd: int) -> Iterator[str]:
     """Yield the names in a directory that was opened for search alone. Raise OSError."""
-    fd = os.open(".", dirfd.DIRECTORY, dir_fd=directory_fd)
+    fd = dirfd.open_unmarked(".", dirfd.DIRECTORY, directory_fd)
     try:
         with os.scandir(fd) as entries:
             for entry in entries:

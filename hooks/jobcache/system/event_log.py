@@ -63,14 +63,15 @@ class Tally:
 
 
 def rotations(path: str) -> list[str]:
-    """Return the log and its rotated files (`.1`, `.2.gz`, `-20261122.gz`), oldest first."""
-    current = [path] if os.path.exists(path) else []
+    """Return the log and its rotated files (`.1`, `.2.gz`, `-20261122.gz`), oldest first. A fifo or a device is no log."""
+    current = [path] if os.path.isfile(path) else []
     older = [name for pattern in (".*", "-*") for name in glob.glob(glob.escape(path) + pattern) if _is_rotation(path, name)]
     return sorted(older, key=lambda name: (_modified(name), name)) + current
 
 
 def _is_rotation(path: str, name: str) -> bool:
-    return re.fullmatch(r"[.-][0-9]+(-[0-9]+)?(\.(gz|bz2|xz))?", name[len(path) :]) is not None
+    suffix = re.fullmatch(r"[.-][0-9]+(-[0-9]+)?(\.(gz|bz2|xz))?", name[len(path) :])
+    return suffix is not None and os.path.isfile(name)
 
 
 def _modified(path: str) -> float:

@@ -10,6 +10,7 @@ import os
 import time
 
 from jobcache.cache import devlog, event_line
+from jobcache.system import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def append(path: str, line: str) -> bool:
     signal. After a line that a full disk has cut short, the new one begins on a line of its own.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
+        fd = files.open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
     except OSError:
         return False
     try:

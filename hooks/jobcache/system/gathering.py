@@ -42,13 +42,17 @@ def survey(
 
     def examined(batch: Sequence[Item]) -> list[Item]:
         found = []
+        stuck: dict[tuple[int, str, str], list[Item]] = {}  # one message about many items of a user
         for item in batch:
+            where = place(item)
             try:
-                place(item).check()
-            except Stuck as stuck:
-                lost([item], str(stuck))
+                where.check()
+            except Stuck as why:
+                stuck.setdefault((where.uid, where.part, str(why)), []).append(item)
             else:
                 found.append(item)
+        for (_, _, reason), items in stuck.items():
+            lost(items, reason)
         return found
 
     def starts(batches: list[Sequence[Item]]) -> Iterator[tuple[Sequence[Item], Callable[[], children.Child]]]:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import time
 
-from jobcache.system import mounts
+from jobcache.system import files, mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,9 +106,9 @@ class Register:
         mounter = mount.mounted_by() if mount else 0
         return Place(self, mounter or uid, mount.device if mount else "0:0", part, mounter != 0)
 
-    def process(self, uid: int, pid: int) -> Place:
-        """Return the place of what /proc has about process `pid` of user `uid`."""
-        return Place(self, uid, "proc", str(pid), False)
+    def processes(self, uid: int) -> Place:
+        """Return the place of what /proc has about the processes of a user, one of which can hang its readers."""
+        return Place(self, uid, "proc", "", False)
 
     def check(self, place: Place, most: int) -> None:
         """Raise Stuck as `Place.check`."""
@@ -148,7 +148,7 @@ class Register:
         name = "-".join(map(str, entry))
         try:
             _make(self._directory)
-            os.close(os.open(f"{self._directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            os.close(files.open_regular(f"{self._directory}/{name}", os.O_RDWR | os.O_CREAT))
         except OSError:
             pass
         return name
