@@ -22,6 +22,7 @@ from jobcache.cli.main import main
 from jobcache.sweep import directories, lock, processes, reaping, scanning, user_directories
 from jobcache.sweep.host import Host
 from jobcache.system import gathering, stuck_processes
+from support.claims import age
 from support.host import HOST, foreign_step
 from support.hungfs import hung
 from support.mounts import mount
@@ -701,6 +702,7 @@ def test_time_for_one_owner_is_bounded(site: Site, slurm: FakeSlurm, monkeypatch
 def test_cache_that_replaces_orphan_is_young(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new job with the same id makes its cache after the two listings. Even `grace: 0` does not make it an orphan."""
     site.task_prolog(71)
+    age(site.cache(71))
     real = scanning.inspect_all
 
     def later(*args: Any, **more: Any) -> Any:
