@@ -14,6 +14,7 @@ import pytest
 
 import jobcache
 from support.site_dir import ALICE, Site
+from support.user_cache import HASH, count_calls, put
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 BLOCK = 8192  # bytes of a script that dash and bash read at once
@@ -155,3 +156,16 @@ def test_deletion_needs_one_stat_and_one_unlink_per_file(site: Site) -> None:
     assert counts["newfstatat"] + counts["fstat"] <= directories * files + 8 * directories + 20
     assert counts["getdents64"] <= 2 * directories + 10 and counts["openat"] <= 2 * directories + 10
     assert counts["clone"] + counts["clone3"] == 0
+
+
+def test_link_to_a_build_needs_few_calls_on_metadata(tmp_path: Path) -> None:
+    """Each further build, with four files and directories of its own, takes the same number of calls."""
+    counts = []
+    for builds in (1, 11):
+        home = tmp_path / str(builds) / "home"
+        for at in range(builds):
+            put(home / "datasets", f"json/default-{at}/0.0.0/{HASH}", maps=2)
+        counts.append(count_calls(home.parent, home))
+    each = {kind: (counts[1][kind] - counts[0][kind]) / 10 for kind in counts[1]}
+    assert each["symlink"] == 4 and each["mkdir"] == 3 and each["utime"] == 1
+    assert each["open"] <= 7 and each["list"] <= 6 and each["read"] <= 4 and each["stat"] <= 10

@@ -1,7 +1,7 @@
 """A filesystem with latency: each request takes a delay, as with a busy metadata server.
 
-It is a FUSE filesystem whose server keeps a tree of names in memory. It supports the requests of a deletion: lookup, list,
-stat, rename, remove. The kernel may cache attributes for a second.
+It is a FUSE filesystem whose server keeps a tree of names in memory. It supports the requests of a deletion (lookup, list,
+stat, rename, remove), and those of links to builds (mkdir, symlink, read). The kernel may cache attributes for a second.
 """
 
 from __future__ import annotations
@@ -29,20 +29,23 @@ _DIRENT = struct.Struct("=QQII")
 _STATFS = struct.Struct("=QQQQQIIII24x")
 LOOKUP, FORGET, GETATTR, SETATTR, UNLINK, RMDIR, RENAME = 1, 2, 3, 4, 10, 11, 12
 STATFS, OPENDIR, READDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET, RENAME2 = 17, 27, 28, 29, 36, 42, 45
+SYMLINK, MKDIR, OPEN, READ, RELEASE = 6, 9, 14, 15, 18
 _UNANSWERED = {FORGET, INTERRUPT, BATCH_FORGET}
+_SIZE = 4096  # bytes of a file without content
 
 
 @contextmanager
-def slow(path: Path, files: list[str], *, uid: int, delay: float = 0.001) -> Iterator[Slow]:
+def slow(path: Path, files: list[str] | dict[str, bytes], *, uid: int, delay: float = 0.001) -> Iterator[Slow]:
     """Mount a filesystem on the existing directory `path` for the length of the block. Requires root and /dev/fuse.
 
-    files: relative paths of its files. uid: owner of all entries. delay: seconds for each answer.
+    files: relative paths of its files, with their contents if these matter. uid: owner of all entries. delay: seconds for
+    each answer.
     """
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={device},rootmode=40755,user_id=0,group_id=0,allow_other"
     server = Slow(device, uid, delay)
     for name in files:
-        server.plant(name)
+        server.plant(name, files[name] if isinstance(files, dict) else None)
     try:
         with mount("slowfs", path, "fuse", options):
             server.start()
@@ -69,18 +72,22 @@ class Slow(Hung):
         self._delay = delay
         self._nodes: dict[int, dict[bytes, int] | None] = {_ROOT: {}}  # of a directory its entries, of a file None
         self._next = _ROOT + 1
+        self._contents: dict[int, bytes] = {}
+        self._symlinks: set[int] = set()
         self._listings: dict[int, list[tuple[bytes, int]]] = {}
         self._lock = threading.Lock()
         self._busy = 0
         self.threads = [self._thread, *(threading.Thread(target=self._serve, daemon=True) for _ in range(_SERVERS - 1))]
 
-    def plant(self, path: str) -> None:
+    def plant(self, path: str, content: bytes | None = None) -> None:
         """Add a file and the directories above it."""
         *above, name = os.fsencode(path).split(b"/")
         at = _ROOT
         for part in above:
             at = self._add(at, part, {})
-        self._add(at, name, None)
+        file = self._add(at, name, None)
+        if content is not None:
+            self._contents[file] = content
 
     def left(self) -> int:
         """Return the number of files and directories."""
@@ -116,7 +123,7 @@ class Slow(Hung):
                 _, opcode, unique, node = _HEAD.unpack_from(request)[:4]
                 if opcode in _UNANSWERED:
                     continue
-                is_waiting = opcode != RELEASEDIR
+                is_waiting = opcode not in (RELEASEDIR, RELEASE)
                 with self._lock:
                     self._busy += is_waiting
                     self.most = max(self.most, self._busy)
@@ -143,6 +150,21 @@ class Slow(Hung):
             old, new, _ = body[8 if opcode == RENAME else 16 :].split(b"\0")
             self._entries(to)[new] = self._entries(node).pop(old)
             return 0, b""
+        if opcode in (MKDIR, SYMLINK):
+            name = body[8:-1] if opcode == MKDIR else body.partition(b"\0")[0]
+            if name in self._entries(node):
+                return errno.EEXIST, b""
+            child = self._add(node, name, {} if opcode == MKDIR else None)
+            if opcode == SYMLINK:
+                self._symlinks.add(child)
+            return 0, _ENTRY.pack(child, 0, 1, 1, 0, 0) + self._attr(child)
+        if opcode == OPEN:
+            return 0, struct.pack("=QII", self._new_handle(), 0, 0)
+        if opcode == READ:
+            _, offset, size = struct.unpack_from("=QQI", body)
+            return 0, self._contents.get(node, b"")[offset : offset + size]
+        if opcode == RELEASE:
+            return 0, b""
         if opcode == OPENDIR:
             return 0, struct.pack("=QII", self._new_handle(), 0, 0)
         if opcode == READDIR:
@@ -156,8 +178,10 @@ class Slow(Hung):
 
     def _attr(self, node: int) -> bytes:
         entries = self._nodes.get(node)
-        mode = stat.S_IFREG | 0o600 if entries is None else stat.S_IFDIR | 0o700
-        return _ATTR.pack(node, 4096, 8, 0, 0, 0, 0, 0, 0, mode, 1 if entries is None else 2, self._uid, self._uid, 0, 4096, 0)
+        kind = stat.S_IFLNK if node in self._symlinks else stat.S_IFREG
+        mode = kind | 0o600 if entries is None else stat.S_IFDIR | 0o700
+        size = len(self._contents[node]) if node in self._contents else _SIZE
+        return _ATTR.pack(node, size, 8, 0, 0, 0, 0, 0, 0, mode, 1 if entries is None else 2, self._uid, self._uid, 0, 4096, 0)
 
     def _remove(self, parent: int, name: bytes) -> int:
         entries = self._entries(parent)

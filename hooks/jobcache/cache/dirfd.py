@@ -181,6 +181,18 @@ def read_small(dir_fd: int, path: str, owner: "int | None" = None) -> "str | Non
     return data.decode("ascii")
 
 
+def make_directories(dir_fd: int, path: str) -> None:
+    """Create each directory in `path` that does not exist yet, for its owner alone. Raise OSError."""
+    above = ""
+    for part in path.split("/"):
+        above += part
+        try:
+            os.mkdir(above, 0o700, dir_fd=dir_fd)
+        except FileExistsError:
+            pass
+        above += "/"
+
+
 def unlink_if_exists(dir_fd: int, path: str) -> None:
     """Remove a file, if the name exists. Raise OSError."""
     try:

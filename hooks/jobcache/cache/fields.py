@@ -22,4 +22,6 @@ def component(text: str) -> bool:
     """Return whether `text` can be part of one path component: no slash, no control character, not empty, `.` or `..`."""
     if not text or text in (".", "..") or len(text) > _NAME_MAX or "/" in text:
         return False
+    if text.isascii():
+        return text.isprintable()
     return not any(ch < " " or ch == "\x7f" for ch in text)

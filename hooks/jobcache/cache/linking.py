@@ -6,18 +6,11 @@ and nothing else.
 """
 
 import os
-import select
 import time
 
-from jobcache.cache import dirfd, reasons, store_names, store_reading
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from jobcache.cache import bounded, dirfd, reasons, store_names, store_reading
 
 BUDGET = 1.0  # seconds
-_GRACE = 0.05  # seconds in which the child can end by itself after the deadline
-_SIGKILL = 9  # importing `signal` would import `enum`
 
 
 class Source:
@@ -50,27 +43,25 @@ class Seeded:
         self.refused: "list[tuple[str, str]]" = []
 
 
-def seed(cache_fd: int, below: str, place: str, sources: "list[Source]", budget: float = BUDGET) -> Seeded:
+def seed(
+    cache_fd: int, below: str, place: str, sources: "list[Source]", budget: float = BUDGET, closed: "frozenset[str]" = frozenset()
+) -> Seeded:
     """Link the most recently used builds of `sources` into a cache, within `budget` seconds. Raise nothing.
 
     below: the directory in the cache that becomes HF_DATASETS_CACHE, "" for the cache itself; nobody may use it yet.
-    place: the path of a new directory in the cache, where a build is linked before it gets its name.
+    place: the path of a directory in the cache, where a build is linked before it gets its name.
+    closed: names of datasets of which no build is linked.
     """
     seeded = Seeded()
     until = time.monotonic() + budget
     try:
-        read, write = os.pipe()
-        pid = os.fork()
+        lines, ended = bounded.run(lambda report: _link_all(cache_fd, below, place, sources, until, closed, report), until)
     except OSError as error:
         seeded.refused.append((reasons.reason_of(error), str(error)))
         return seeded
-    if pid == 0:
-        _child(cache_fd, below, place, sources, until, write)
-    os.close(write)
-    report = _read_until(read, until + _GRACE)
-    seeded.cut = not _end(pid)
-    for line in report.split(b"\n")[:-1]:
-        words = os.fsdecode(line).split(" ", 2)
+    seeded.cut = not ended
+    for line in lines:
+        words = line.split(" ", 2)
         if words[0] == "cut":
             seeded.cut = True
         elif words[0] == "refused":
@@ -82,74 +73,49 @@ def seed(cache_fd: int, below: str, place: str, sources: "list[Source]", budget:
     return seeded
 
 
-def _read_until(pipe: int, until: float) -> bytes:
-    """Return the child's output to its end, or until the deadline."""
-    report = b""
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    try:
-        while poll.poll(max(0.0, until - time.monotonic()) * 1000):
-            chunk = os.read(pipe, 65536)
-            if not chunk:
-                break
-            report += chunk
-    finally:
-        os.close(pipe)
-    return report
+# ---- in a child, which reports lines to its parent: "seeded FILES BYTES", "refused REASON DETAILS", "cut"
 
 
-def _end(pid: int) -> bool:
-    """End the child; return whether it ended by itself. Leave one behind that is stuck in the kernel."""
-    for pause in (0.0, 0.002, 0.01, 0.02):
-        time.sleep(pause)
-        if _has_ended(pid):
-            return True
-    os.kill(pid, _SIGKILL)
-    for pause in (0.002, 0.02):
-        time.sleep(pause)
-        if _has_ended(pid):
-            break
-    return False
+def added(one: Seeded, other: Seeded) -> Seeded:
+    """Return the sum of two results."""
+    total = Seeded()
+    total.builds, total.files, total.bytes = one.builds + other.builds, one.files + other.files, one.bytes + other.bytes
+    total.cut = one.cut or other.cut
+    total.refused = one.refused + other.refused
+    return total
 
 
-def _has_ended(pid: int) -> bool:
-    """Return whether the child has ended. If SIGCHLD is ignored, as it can be inherited, the kernel has forgotten the child."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] != 0
-    except ChildProcessError:
-        return True
-
-
-# ---- in the child, which writes lines to its parent: "seeded FILES BYTES", "refused REASON DETAILS", "cut"
-
-
-def _child(cache_fd: int, below: str, place: str, sources: "list[Source]", until: float, pipe: int) -> None:
-    """Link all sources, and exit."""
-
-    def report(line: str) -> None:
-        os.write(pipe, os.fsencode(line.replace("\n", " ")[:500]) + b"\n")
-
-    try:
-        into_fd = os.open(below or ".", dirfd.DIRECTORY, dir_fd=cache_fd)
+def _link_all(
+    cache_fd: int,
+    below: str,
+    place: str,
+    sources: "list[Source]",
+    until: float,
+    closed: "frozenset[str]",
+    report: "bounded.Report",
+) -> None:
+    """Link the builds of all sources. Raise OSError."""
+    into_fd = os.open(below or ".", dirfd.DIRECTORY, dir_fd=cache_fd)
+    if not dirfd.exists(cache_fd, place):
         os.mkdir(place, 0o700, dir_fd=cache_fd)
-        place_fd = os.open(place, dirfd.DIRECTORY, dir_fd=cache_fd)
-        for source in sources:
-            for label in source.labels:
-                try:
-                    _link_section(source, label, into_fd, place_fd, until, report)
-                except reasons.Refused as refusal:
-                    report(f"refused {refusal.reason} {source.path}: {refusal}")
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    report(f"refused {reasons.reason_of(error)} {source.path}: {error}")
-        if time.monotonic() >= until:
-            report("cut")
-    finally:
-        os._exit(0)
+    place_fd = os.open(place, dirfd.DIRECTORY, dir_fd=cache_fd)
+    for source in sources:
+        for label in source.labels:
+            try:
+                _link_section(source, label, into_fd, place_fd, until, closed, report)
+            except reasons.Refused as refusal:
+                report(f"refused {refusal.reason} {source.path}: {refusal}")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                report(f"refused {reasons.reason_of(error)} {source.path}: {error}")
+    if time.monotonic() >= until:
+        report("cut")
 
 
-def _link_section(source: Source, label: str, into_fd: int, place_fd: int, until: float, report: "Callable[[str], None]") -> None:
+def _link_section(
+    source: Source, label: str, into_fd: int, place_fd: int, until: float, closed: "frozenset[str]", report: "bounded.Report"
+) -> None:
     """Link the builds of one section; spend half of the time at most on reading the section. Raise Refused, OSError."""
     section = f"{store_names.VERSION}/{store_names.section(label)}"
     store_fd, owner = store_reading.open_store(source.path, source.owner)
@@ -164,7 +130,7 @@ def _link_section(source: Source, label: str, into_fd: int, place_fd: int, until
                 return
             target = f"{source.path}/{section}/{name}/{store_names.FILES}"
             try:
-                linked = _link_build(section_fd, target, name, owner, into_fd, place_fd)
+                linked = _link_build(section_fd, target, name, owner, into_fd, place_fd, closed)
             except (OSError, reasons.Refused):
                 continue  # deleted meanwhile, or damaged: the job builds it anew
             if linked:
@@ -173,8 +139,10 @@ def _link_section(source: Source, label: str, into_fd: int, place_fd: int, until
         os.close(section_fd)
 
 
-def _link_build(section_fd: int, target: str, name: str, owner: int, into_fd: int, place_fd: int) -> "tuple[int, int] | None":
-    """Link one build; return its (files, bytes), or None if it is retired or already exists in the cache.
+def _link_build(
+    section_fd: int, target: str, name: str, owner: int, into_fd: int, place_fd: int, closed: "frozenset[str]"
+) -> "tuple[int, int] | None":
+    """Link one build; return its (files, bytes), or None if it is retired, closed, or already exists in the cache.
 
     target: the path of the build's files. Raise OSError, and Refused for a damaged build.
     """
@@ -183,7 +151,7 @@ def _link_build(section_fd: int, target: str, name: str, owner: int, into_fd: in
         if dirfd.exists(build_fd, store_names.RETIRED):
             return None
         contents = store_reading.read_contents(build_fd)
-        if dirfd.exists(into_fd, contents.key):
+        if contents.key.partition("/")[0] in closed or dirfd.exists(into_fd, contents.key):
             return None
         files_fd = store_reading.open_below(build_fd, store_names.FILES, owner)
         try:
@@ -197,19 +165,7 @@ def _link_build(section_fd: int, target: str, name: str, owner: int, into_fd: in
     with dirfd.Opened(place_fd, name) as made_fd:
         for file in contents.files:
             os.symlink(f"{target}/{file}", file, dir_fd=made_fd)
-        _make_directories_above(into_fd, contents.key)
+        dirfd.make_directories(into_fd, contents.key.rpartition("/")[0])
         os.utime(made_fd, ns=(mtime, mtime))  # offline, `datasets` uses the newest directory
         os.rename(name, contents.key, src_dir_fd=place_fd, dst_dir_fd=into_fd)
     return len(contents.files), sum(size for size, _ in contents.files.values())
-
-
-def _make_directories_above(dir_fd: int, path: str) -> None:
-    """Create the directories in `path` but the last. Raise OSError."""
-    above = ""
-    for part in path.split("/")[:-1]:
-        above += part
-        try:
-            os.mkdir(above, 0o700, dir_fd=dir_fd)
-        except FileExistsError:
-            pass
-        above += "/"

@@ -90,7 +90,8 @@ def is_build_file(name: str) -> bool:
     """Return whether a file of this name can be part of a build: no lock, no `tmp*`, nothing incomplete or hidden."""
     if not component(name) or name[0] == "." or name.startswith("tmp") or name.endswith((".lock", ".incomplete")):
         return False
-    return not any("\ud800" <= ch < "\udc80" or "\udcff" < ch < "\ue000" for ch in name)  # JSON has these, file names do not
+    # JSON has these surrogates, file names do not.
+    return name.isascii() or not any("\ud800" <= ch < "\udc80" or "\udcff" < ch < "\ue000" for ch in name)
 
 
 class Contents:

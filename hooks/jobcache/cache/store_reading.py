@@ -9,17 +9,13 @@ import os
 import stat
 import time
 
-from jobcache.cache import dirfd, reasons, safe_path, store_names, write_access
+from jobcache.cache import build_info, dirfd, reasons, safe_path, store_names, write_access
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-INFO = "dataset_info.json"
-END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
-
 _NOT_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
-_READ_LIMIT = 1 << 24  # bytes of a build's `contents` or of its INFO
 
 
 # ---- directories
@@ -150,7 +146,7 @@ def read_contents(build_fd: int) -> store_names.Contents:
 
 def checksum(files_fd: int) -> int:
     """Return the checksum of a build's dataset_info.json, which describes all of the build. Raise Refused, OSError."""
-    return binascii.crc32(_read(files_fd, INFO))
+    return binascii.crc32(_read(files_fd, build_info.INFO))
 
 
 def check_files(files_fd: int, contents: store_names.Contents, until: float = float("inf")) -> None:
@@ -170,16 +166,16 @@ def check_files(files_fd: int, contents: store_names.Contents, until: float = fl
             if entry.name.endswith(".arrow"):
                 _check_end(files_fd, entry.name, found)
             count += 1
-    if count != len(files) or INFO not in files:
+    if count != len(files) or build_info.INFO not in files:
         raise reasons.Refused("damaged", "one of its files is missing")
     if checksum(files_fd) != contents.checksum:
-        raise reasons.Refused("damaged", f"{INFO} is not as it was published")
+        raise reasons.Refused("damaged", f"{build_info.INFO} is not as it was published")
 
 
 def _check_end(files_fd: int, name: str, found: os.stat_result) -> None:
     opened = dirfd.Unmarked if found.st_uid == os.geteuid() else dirfd.Opened
     with opened(files_fd, name, dirfd.FILE) as fd:
-        if os.pread(fd, len(END), max(0, found.st_size - len(END))) != END:
+        if os.pread(fd, len(build_info.END), max(0, found.st_size - len(build_info.END))) != build_info.END:
             raise reasons.Refused("damaged", f"{name} is cut short")
 
 
@@ -187,4 +183,4 @@ def _read(dir_fd: int, name: str) -> bytes:
     with dirfd.Unmarked(dir_fd, name, dirfd.FILE) as fd:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise reasons.Refused("damaged", f"{name} is not a regular file")
-        return os.read(fd, _READ_LIMIT)
+        return os.read(fd, build_info.READ_LIMIT)

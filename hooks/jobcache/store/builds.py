@@ -6,21 +6,17 @@ file that dataset_info.json names exists and has the stated number of rows. All 
 written anything.
 """
 
-import json
 import os
 import stat
 import time
 
-from jobcache.cache import cache_names, dirfd, store_names, store_reading
+from jobcache.cache import build_info, cache_names, dirfd, reasons, store_names
 from jobcache.store import arrow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
-_MAX_INFO = 1 << 24  # bytes of a dataset_info.json
-_MAX_SHARDS = 100_000
 _LEVELS_BELOW_DATASET = 3  # config, version, hash
 
 
@@ -67,7 +63,7 @@ def find(cache_fd: int, until: float) -> "Iterator[tuple[str, str]]":
                 paths = [below for above in paths for below in _directories(cache_fd, above, until)]
             for path in paths:
                 key = path[len(root) + 1 :] if root else path
-                if store_names.is_key(key) and os.path.lexists(f"/proc/self/fd/{cache_fd}/{path}/{store_reading.INFO}"):
+                if store_names.is_key(key) and os.path.lexists(f"/proc/self/fd/{cache_fd}/{path}/{build_info.INFO}"):
                     yield root, key
 
 
@@ -111,7 +107,7 @@ def open_build(cache_fd: int, below: str, key: str) -> "int | None":
 def link_of(build_fd: int) -> "str | None":
     """Return the target of the link to a stored dataset_info.json, None for a build that was made in this cache."""
     try:
-        return os.readlink(store_reading.INFO, dir_fd=build_fd)
+        return os.readlink(build_info.INFO, dir_fd=build_fd)
     except OSError:
         return None
 
@@ -127,7 +123,7 @@ def check(build_fd: int, until: float, with_maps: bool) -> Build:
     build = Build()
     for split, shards in _shards(build_fd).items():
         build.rows[split] = _check_split(build, build_fd, shards, until)
-    _add(build, build_fd, store_reading.INFO)
+    _add(build, build_fd, build_info.INFO)
     if with_maps:
         _add_maps(build, build_fd, until)
     build.mtime = os.fstat(build_fd).st_mtime_ns
@@ -144,7 +140,7 @@ def _check_split(build: Build, build_fd: int, shards: "list[tuple[str, int]]", u
         except OSError as error:
             raise DamagedBuild(f"{file}: {error.strerror}") from None
         if rows != length:
-            raise DamagedBuild(f"{file} has {rows} rows, but {store_reading.INFO} states {length}")
+            raise DamagedBuild(f"{file} has {rows} rows, but {build_info.INFO} states {length}")
         _add(build, build_fd, file)
     return sum(length for _, length in shards)
 
@@ -152,7 +148,7 @@ def _check_split(build: Build, build_fd: int, shards: "list[tuple[str, int]]", u
 def _add_maps(build: Build, build_fd: int, until: float) -> None:
     """Add the whole results of `map` in a build. dataset_info.json does not name them. Raise arrow.OutOfTime, OSError."""
     with os.scandir(build_fd) as entries:
-        names = sorted(entry.name for entry in entries if is_map(entry.name))
+        names = sorted(entry.name for entry in entries if build_info.is_map(entry.name))
     for name in names:
         if name in build.files:
             continue  # a shard of a dataset with the name `cache`
@@ -162,11 +158,6 @@ def _add_maps(build: Build, build_fd: int, until: float) -> None:
         except (arrow.BrokenStream, DamagedBuild, OSError):
             continue  # the build is whole without it
         build.maps += 1
-
-
-def is_map(name: str) -> bool:
-    """Return whether a file of this name can be a result of `map`, `filter` and the like, unless it is a shard."""
-    return name.startswith("cache-") and name.endswith(".arrow") and store_names.is_build_file(name)
 
 
 def _add(build: Build, build_fd: int, name: str) -> None:
@@ -188,50 +179,20 @@ def parts(build_fd: int) -> "tuple[list[str], dict[str, int]]":
     """
     splits = _shards(build_fd)
     files = [file for shards in splits.values() for file, _ in shards]
-    return [store_reading.INFO, *files], {split: sum(rows for _, rows in shards) for split, shards in splits.items()}
+    return [build_info.INFO, *files], {split: sum(rows for _, rows in shards) for split, shards in splits.items()}
 
 
 def _shards(build_fd: int) -> "dict[str, list[tuple[str, int]]]":
     """Return (file, rows) of each shard that dataset_info.json names, by split. Raise DamagedBuild, OSError."""
-    info = _read_info(build_fd)
-    splits = info.get("splits")
-    if not isinstance(splits, dict) or not splits or not all(isinstance(split, dict) for split in splits.values()):
-        raise DamagedBuild(f"{store_reading.INFO} names no splits")
-    return {name: _shards_of(info, name, split) for name, split in splits.items()}
-
-
-def _read_info(build_fd: int) -> "dict[str, Any]":
-    """Return the content of a build's dataset_info.json. Raise DamagedBuild, OSError."""
     try:
-        fd = dirfd.open_unmarked(store_reading.INFO, dirfd.FILE, build_fd)
+        fd = dirfd.open_unmarked(build_info.INFO, dirfd.FILE, build_fd)
     except FileNotFoundError:
-        raise DamagedBuild(f"{store_reading.INFO} is missing") from None
+        raise DamagedBuild(f"{build_info.INFO} is missing") from None
     try:
-        data = os.read(fd, _MAX_INFO) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        data = os.read(fd, build_info.READ_LIMIT) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     finally:
         os.close(fd)
     try:
-        info = json.loads(data)
-    except (ValueError, RecursionError):
-        raise DamagedBuild(f"{store_reading.INFO} is not JSON") from None
-    if not isinstance(info, dict):
-        raise DamagedBuild(f"{store_reading.INFO} is not a JSON object")
-    return info
-
-
-def _shards_of(info: "dict[str, Any]", name: str, split: "dict[str, Any]") -> "list[tuple[str, int]]":
-    """Return (file, rows) of each shard of one split. Raise DamagedBuild."""
-    rows, lengths = split.get("num_examples"), split.get("shard_lengths") or [split.get("num_examples")]
-    dataset = split.get("dataset_name") or info.get("dataset_name") or info.get("builder_name")
-    if not isinstance(dataset, str) or not isinstance(lengths, list) or len(lengths) > _MAX_SHARDS:
-        raise DamagedBuild(f"{store_reading.INFO} does not describe split {name!r}")
-    if type(rows) is not int or any(type(length) is not int for length in lengths) or sum(lengths) != rows:
-        raise DamagedBuild(f"{store_reading.INFO} does not state the number of rows of split {name!r}")
-    shards = []
-    for number, length in enumerate(lengths):
-        suffix = f"-{number:05d}-of-{len(lengths):05d}" if len(lengths) > 1 else ""
-        file = f"{dataset}-{name}{suffix}.arrow"
-        if not store_names.is_build_file(file):
-            raise DamagedBuild(f"{store_reading.INFO} names a file {file!r}, which no build can have")
-        shards.append((file, length))
-    return shards
+        return build_info.shards(build_info.parse(data))
+    except reasons.Refused as refusal:
+        raise DamagedBuild(str(refusal)) from None

@@ -9,7 +9,7 @@ import os
 import stat
 import time
 
-from jobcache.cache import reasons, store_names, store_reading
+from jobcache.cache import build_info, reasons, store_names, store_reading
 from jobcache.store import arrow, builds
 
 MAX_RESULTS = 512  # results of `map` in one build; the oldest of more are left out
@@ -69,7 +69,7 @@ def made_here(build_fd: int, until: float) -> "list[str]":
     names = []
     with os.scandir(build_fd) as entries:
         for entry in entries:
-            if builds.is_map(entry.name) and entry.is_file(follow_symlinks=False):
+            if build_info.is_map(entry.name) and entry.is_file(follow_symlinks=False):
                 names.append(entry.name)
             if time.monotonic() >= until:
                 break
@@ -85,7 +85,7 @@ def origin(build_fd: int, section: str, digest: str) -> "str | None":
     link = builds.link_of(build_fd) or ""
     levels = link[len(section) + 1 :].split("/")
     parsed = store_names.parse_build(levels[0]) if len(levels) == _LEVELS_BELOW_SECTION else None
-    if parsed is None or parsed[0] != digest or link != _target(section, levels[0], store_reading.INFO):
+    if parsed is None or parsed[0] != digest or link != _target(section, levels[0], build_info.INFO):
         return None
     return levels[0]
 

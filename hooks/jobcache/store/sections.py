@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 
-from jobcache.cache import dirfd, store_names, store_reading
+from jobcache.cache import build_info, dirfd, store_names, store_reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def are_one_build(section_fd: int, one: str, other: str) -> bool:
     """Return whether two generations are one build to which results of `map` were added: they share one dataset_info.json."""
     try:
         info = [
-            os.stat(f"{name}/{store_names.FILES}/{store_reading.INFO}", dir_fd=section_fd, follow_symlinks=False)
+            os.stat(f"{name}/{store_names.FILES}/{build_info.INFO}", dir_fd=section_fd, follow_symlinks=False)
             for name in (one, other)
         ]
     except OSError:

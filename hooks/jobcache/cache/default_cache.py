@@ -1,0 +1,44 @@
+"""The cache that `datasets` uses by a program's variables, spelled as `datasets` spells it."""
+
+import os
+
+from jobcache.cache import cache_names, reasons
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def path(env: "Mapping[str, str]") -> str:
+    """Return the absolute path. Raise Refused for a relative one, which depends on the directory of the user's program.
+
+    Without HOME, `~` is looked up in the user database. An empty variable counts: `datasets` has a default for an unset one.
+    """
+    home = env.get("HF_HOME", os.path.join(env.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    found = os.path.expanduser(env.get("HF_DATASETS_CACHE", os.path.join(os.path.expanduser(home), "datasets")))
+    if not found.startswith("/"):
+        raise reasons.Refused("inherit_relative", f"the datasets cache of this job would be {found}, which is a relative path")
+    return found
+
+
+def resolve(found: str) -> "str | None":
+    """Return the path without symlinks of an existing directory, None if nothing exists there. Raise OSError."""
+    try:
+        fd = os.open(found, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None  # no job of this user can have used it
+    try:
+        resolved = os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    return resolved if resolved.startswith("/") else os.path.realpath(found)
+
+
+def is_private(resolved: str) -> bool:
+    """Return whether a path lies in a private cache of any job, template or cluster."""
+    at = resolved
+    while at not in ("", "/"):
+        if os.path.lexists(f"{at}/{cache_names.META}/{cache_names.ID}"):
+            return True
+        at = os.path.dirname(at)
+    return False

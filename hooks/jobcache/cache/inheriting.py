@@ -1,0 +1,166 @@
+"""Inheritance: a new cache begins with links to the builds of the cache that its job would have used without jobcache.
+
+The result is complete, or the job gets no private cache: a job may live from a build that is already there. A child
+process does the work until a deadline, so a home that hangs or is large costs the job its private cache, and no more.
+"""
+
+import os
+import time
+
+from jobcache.cache import bounded, build_info, default_cache, dirfd, finished_builds, reasons, workers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Inherited:
+    """The result. source: the path of the user's own cache, "" if it does not exist.
+
+    candidates: the number of possible builds in it. builds, files: the numbers of linked builds and files. bytes: the size of
+    these files. milliseconds: the duration. left_out: (dataset, reason, details) of each dataset that is not linked.
+    closed: names of datasets to which no other builds may be added. refusal: why the result is incomplete, so that the job
+    gets no private cache.
+    """
+
+    __slots__ = ("source", "candidates", "builds", "files", "bytes", "milliseconds", "left_out", "closed", "refusal")
+
+    def __init__(self) -> None:
+        self.source = ""
+        self.candidates = 0
+        self.builds = 0
+        self.files = 0
+        self.bytes = 0
+        self.milliseconds = 0
+        self.left_out: "list[tuple[str, str, str]]" = []
+        self.closed: "frozenset[str]" = frozenset()
+        self.refusal: "reasons.Refused | None" = reasons.Refused("inherit_budget", "the user's own cache did not answer in time")
+
+
+def inherit(cache_fd: int, below: str, env: "Mapping[str, str]", most: int, budget: float) -> Inherited:
+    """Link all finished builds of the user's own cache into a new one, within `budget` seconds. Raise nothing.
+
+    below: the directory in the new cache that becomes HF_DATASETS_CACHE, "" for the cache itself; nobody may use it yet.
+    A build that is in it already stays. env: the variables of the job. most: the number of builds that are allowed.
+    """
+    result = Inherited()
+    until = time.monotonic() + budget
+    try:
+        lines, _ = bounded.run(lambda report: _inherit(cache_fd, below, env, most, until, report), until)
+    except OSError as error:
+        result.refusal = reasons.Refused("inherit_failed", str(error))
+        return result
+    for line in lines:
+        word, _, rest = line.partition(" ")
+        if word == "source":
+            result.source = rest
+        elif word == "candidates":
+            result.candidates = int(rest)
+        elif word == "linked":
+            result.builds, result.files, result.bytes = map(int, rest.split(" "))
+        elif word == "left_out":
+            reason, _, rest = rest.partition(" ")
+            name, _, details = rest.partition("/")
+            result.left_out.append((name, reason, details))
+            result.closed |= {name}
+        elif word == "closed":
+            result.closed |= {rest}
+        elif word == "refused":
+            reason, _, details = rest.partition(" ")
+            result.refusal = reasons.Refused(reason, details)
+        elif word == "complete":
+            result.refusal = None
+    return result
+
+
+# ---- in a child, which reports lines to its parent: "source PATH", "candidates NUMBER", "left_out REASON DATASET/DETAILS",
+# "closed DATASET", "linked BUILDS FILES BYTES", and one of "refused REASON DETAILS" and "complete"
+
+_OF_HUB = "___"  # in the name of a dataset of the Hub. Offline, `datasets` takes the newest of its builds
+
+
+def _inherit(cache_fd: int, below: str, env: "Mapping[str, str]", most: int, until: float, report: "bounded.Report") -> None:
+    links = None
+    try:
+        source = default_cache.resolve(default_cache.path(env))
+        if source and not default_cache.is_private(source):
+            report(f"source {source}")
+            scan = finished_builds.Scan(source, until, most)
+            scan.run(found=lambda: report(f"candidates {scan.candidates}"))
+            for name, refusal in sorted(scan.left_out.items()):
+                report(f"left_out {refusal.reason} {name}/{refusal}")
+            for name in sorted({build.path.partition("/")[0] for build in scan.builds}):
+                if _OF_HUB in name:
+                    report(f"closed {name}")
+            links = Links(source, os.open(below or ".", dirfd.DIRECTORY, dir_fd=cache_fd), until)
+            links.create(scan.builds)
+        report_end = "complete"
+    except finished_builds.OutOfTime:
+        report_end = "refused inherit_budget the deadline has passed"
+    except finished_builds.TooMany:
+        report_end = f"refused inherit_too_many the user's own cache has more than {most} builds"
+    except reasons.Refused as refusal:
+        report_end = f"refused {refusal.reason} {refusal}"
+    except OSError as error:
+        report_end = f"refused inherit_failed {error}"
+    if links:
+        report(f"linked {links.builds} {links.files} {links.bytes}")
+    report(report_end)
+
+
+class Links:
+    """Links from `into_fd` to builds of the cache at `source`: real directories, one symlink for each file.
+
+    builds, files, bytes: the numbers so far. until: deadline, in seconds of time.monotonic.
+    """
+
+    def __init__(self, source: str, into_fd: int, until: float) -> None:
+        self.source = source
+        self.into_fd = into_fd
+        self.until = until
+        self.builds = self.files = self.bytes = 0
+        self._made: "set[str]" = set()
+
+    def create(self, builds: "list[finished_builds.Build]") -> None:
+        """Link `builds`; skip those whose directories hold a build already. Raise OutOfTime, OSError."""
+        versions: "dict[str, list[finished_builds.Build]]" = {}
+        for build in builds:
+            versions.setdefault("/".join(build.path.split("/", 3)[:3]), []).append(build)
+        for path in versions:
+            self._make_directory(path.partition("/")[0])
+        linked: "list[finished_builds.Build]" = []
+        try:
+            workers.each(lambda path: self._link_version(path, versions[path], linked), list(versions))
+        finally:
+            self.builds = len(linked)
+            self.files = sum(len(build.files) for build in linked)
+            self.bytes = sum(build.bytes for build in linked)
+
+    def _link_version(self, path: str, builds: "list[finished_builds.Build]", linked: "list[finished_builds.Build]") -> None:
+        """Link the builds in one directory `<dataset>/<config>/<version>`: that of the directory itself after those below."""
+        self._make_directory(path.rpartition("/")[0])
+        self._make_directory(path)
+        for build in sorted(builds, key=lambda build: build.path == path):
+            if time.monotonic() >= self.until:
+                raise finished_builds.OutOfTime
+            if build.path == path:
+                if dirfd.exists(self.into_fd, f"{path}/{build_info.INFO}"):
+                    continue
+            else:
+                try:
+                    os.mkdir(build.path, 0o700, dir_fd=self.into_fd)
+                except FileExistsError:
+                    continue
+            for file in build.files:
+                name = f"{build.path}/{file}"
+                os.symlink(f"{self.source}/{name}", name, dir_fd=self.into_fd)
+            os.utime(build.path, ns=(build.mtime, build.mtime), dir_fd=self.into_fd)  # offline, the newest directory counts
+            linked.append(build)
+
+    def _make_directory(self, path: str) -> None:
+        if path not in self._made:
+            try:
+                os.mkdir(path, 0o700, dir_fd=self.into_fd)
+            except FileExistsError:
+                pass
+            self._made.add(path)
