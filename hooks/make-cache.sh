@@ -2,11 +2,13 @@
 # Makes a job's cache, or joins it, where Python is missing or broken: the work of prepare.py in POSIX sh, without a store.
 #
 # The child jc_make_in_shell of task-prolog reads this file, so that it has the names of task-prolog and policy.sh. It runs as
-# the user, within the deadline, and exits with jc_ready or jc_declined. It needs mkdir, chmod, rmdir, mv -T, rm, ls and date.
+# the user, within the deadline, and exits with jc_ready, jc_declined or jc_uninherited. It needs mkdir, chmod, rmdir, mv -T, rm,
+# ls and date.
 # The last line starts it: a file that is cut short does nothing.
 
 jc_make_cache() {
     umask 077
+    jc_may_begin_empty || exit "$jc_uninherited"
     jc_parent=${jc_job_dir%/*}
     jc_make_parent || exit "$jc_declined"
     read -r jc_nonce </proc/sys/kernel/random/uuid || exit "$jc_declined"
@@ -19,6 +21,23 @@ jc_make_cache() {
     jc_remove_new_dir
     jc_join && exit "$jc_ready" # another task was faster
     exit "$jc_declined"
+}
+
+# This script cannot link the builds of the user's own cache, and a job may need them. Succeed if that cache, which `datasets`
+# would use without jobcache, has no directory but downloads/, or if the directory of this task exists. `datasets` obeys empty
+# variables, which lead to a relative path.
+jc_may_begin_empty() {
+    [ "$jc_inherit" = on ] || return 0
+    [ "$jc_first_task" = yes ] || [ ! -e "$jc_export_dir" ] || return 0
+    case $jc_newline$jc_exports in *"${jc_newline}export HF_DATASETS_CACHE="*) ;; *) return 0 ;; esac
+    jc_tilde='~'
+    jc_source=${HF_HOME-${XDG_CACHE_HOME-$jc_tilde/.cache}/huggingface}
+    case $jc_source in "$jc_tilde" | "$jc_tilde"/*) jc_source=${HOME-.}${jc_source#?} ;; esac
+    case $jc_source in /*) ;; *) return 1 ;; esac
+    set +f
+    for jc_found in "$jc_source/datasets"/*/; do
+        case $jc_found in */datasets/downloads/ | */datasets/'*'/) ;; *) [ ! -d "$jc_found" ] || return 1 ;; esac
+    done
 }
 
 # Create the directories above the cache that are missing. Fail if another user than root could exchange one of them: see

@@ -19,6 +19,7 @@ from jobcache.cache.fields import natural  # noqa: E402
 # The exit status. For any other, such as Python's own 1, the shell makes the cache.
 EXPORT = 5  # the cache exists. Not 0: an empty file, as after a crash, ends with 0 as well
 DECLINE = 3  # there will be no cache: print no exports
+UNINHERITED = 8  # the same, and no task of this run needs to try again
 
 
 def main(argv: "list[str]") -> int:
@@ -34,23 +35,28 @@ def main(argv: "list[str]") -> int:
         return EXPORT
     claim = _claim(words)
     seeds = None
-    if words["store"] or words["site"]:
-        from jobcache.cache import seeding  # most sites have no store
+    if words["store"] or words["site"] or words.get("inherit"):
+        from jobcache.cache import seeding
 
-        seeds = seeding.Seeds(words, claim)
+        own = {name: value for name, value in os.environ.items() if name != "HF_DATASETS_CACHE"}  # the hook exports that one
+        seeds = seeding.Seeds(words, claim, own, began)
     try:
         # Wait for a cache that is being reaped, but leave time to log before the hook's deadline.
         outcome = protocol.enter(claim, began + float(words["deadline"]) / 2)
+        if outcome == "joined" and seeds and claim.below:
+            seeds.seed_directory(claim.path)
     except reasons.Refused as refusal:
-        log.emit("cache.skipped", "warning", "refused", refusal.reason, error=event_line.quote(str(refusal)))
+        details = event_line.quote(str(refusal))
+        if seeds and seeds.inherited and seeds.inherited.refusal is refusal:
+            log.emit("cache.skipped", "warning", "refused", refusal.reason, error=details, **seeds.facts())
+            return UNINHERITED
+        log.emit("cache.skipped", "warning", "refused", refusal.reason, error=details)
         return DECLINE
     except OSError as error:
         log.emit("cache.skipped", "warning", "failed", reasons.reason_of(error), error=event_line.quote(str(error)))
         return DECLINE
     if outcome != "joined":
-        log.emit("cache.created", "info", outcome)
-    elif seeds and claim.below:
-        seeds.seed_directory(claim.path)
+        log.emit("cache.created", "info", outcome, **(seeds.facts() if seeds else {}))
     if seeds:
         seeds.report(words["syslog"], facts)
     return EXPORT

@@ -191,7 +191,7 @@ def test_later_tasks_wait_for_the_cache_with_any_inherited_signals(site: Site, i
 @pytest.mark.parametrize("step", ["", "0"], ids=["batch", "step"])
 def test_task_prolog_keeps_its_deadline_with_any_inherited_signals(site: Site, inherited: str, step: str) -> None:
     """Scratch hangs. The exports are printed at the deadline."""
-    site.configure(task_prolog={"deadline": f"{DEADLINE}s"})
+    site.configure(task_prolog={"deadline": f"{DEADLINE}s"}, inherit="off")
     with hung_scratch(site):
         for done in in_each_shell(site, CASES[inherited], step):
             assert done.cache and DEADLINE - 0.1 < done.seconds < DEADLINE + SLACK
@@ -200,7 +200,7 @@ def test_task_prolog_keeps_its_deadline_with_any_inherited_signals(site: Site, i
 @each_case
 def test_task_prolog_ends_hung_python_with_any_inherited_signals(site: Site, inherited: str) -> None:
     """Python does not end. The exports are printed at the deadline."""
-    site.configure(task_prolog={"deadline": f"{DEADLINE}s"})
+    site.configure(task_prolog={"deadline": f"{DEADLINE}s"}, inherit="off")
     sleeper(site)
     for done in in_each_shell(site, CASES[inherited]):
         assert done.cache and DEADLINE - 0.1 < done.seconds < DEADLINE + SLACK
@@ -260,7 +260,7 @@ def test_hooks_keep_their_promises_with_random_signals(
     site: Site, blocked: set[int], ignored: set[int], shell: str, fault: str, step: str
 ) -> None:
     """Both hooks exit 0 in time, the TaskProlog exports the cache, a further task joins it, and the Epilog reaps it."""
-    site.configure(task_prolog={"deadline": "2s"}, epilog={"deadline": "10s", "budget": "5s"})
+    site.configure(task_prolog={"deadline": "2s"}, epilog={"deadline": "10s", "budget": "5s"}, inherit="off")
     inherited = inherit(blocked, ignored)
     if fault == "no python":
         site.policy(python="/nonexistent")

@@ -250,12 +250,14 @@ def test_scope_selects_exported_directory(site: Site, shell: str) -> None:
         task(site, step="4", shell=shell, HF_DATASETS_CACHE=f"{cache}/batch", JOBCACHE_DIR=cache).cache
         == f"{cache}/step-4-task-0"
     )
-    assert os.listdir(cache) == [".jobcache"]
+    begun = {"node-n1", "batch", "step-3-task-0", "step-3-task-7", "step-4-task-0"}
+    assert set(os.listdir(cache)) == {".jobcache", *begun}
 
 
 @each_shell
 def test_offline_job_gets_no_cache_unless_isolated(site: Site, shell: str) -> None:
-    """An offline job needs the cache that the user has filled. With `offline: isolate` it gets a private cache."""
+    """With `offline: skip` it uses the cache that the user has filled. With `offline: isolate` it gets a private cache."""
+    site.configure(offline="skip")
     assert task(site, shell=shell, HF_HUB_OFFLINE="1").output == b""
     assert not site.cache().exists() and skipped(site) == [("skipped", "offline")]
     disable_events(site)
@@ -789,9 +791,11 @@ def compared(cache: Path) -> object:
 
 
 def at_once(site: Site, **env: str) -> list[Prologue]:
-    """Run the TaskProlog in all shells at once, for the batch step and two ordinary steps."""
+    """Run the TaskProlog in all shells at once, for two ordinary steps, and for the batch step of a job that inherits nothing."""
+    batch = {"JOBCACHE_INHERIT": "off"}
     with ThreadPoolExecutor(9) as pool:
-        runs = [pool.submit(task, site, shell=shell, step=step, **env) for shell in SHELLS for step in ("", "0", "1")]
+        steps: list[tuple[str, dict[str, str]]] = [("", batch), ("0", {}), ("1", {})]
+        runs = [pool.submit(task, site, shell=shell, step=step, **more, **env) for shell in SHELLS for step, more in steps]
         return [run.result() for run in runs]
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from support.prompt import SHOW, WHO, User, wait_until
 from support.site_dir import ALICE, Site
+from support.user_cache import HASH, put
 
 
 @pytest.fixture
@@ -38,6 +39,34 @@ def test_command_has_an_empty_private_cache(user: User) -> None:
     created, reaped = user.site.syslog.events()
     assert (created["event"], reaped["event"]) == ("cache.created", "cache.reaped")
     assert (reaped["outcome"], reaped["files"]) == ("reaped", 1)
+
+
+@pytest.mark.parametrize("variable", ["HOME", "HF_HOME", "HF_DATASETS_CACHE"])
+def test_cache_begins_with_the_builds_of_the_usual_cache(user: User, variable: str) -> None:
+    """Of the cache that the command would use: its own HF_DATASETS_CACHE too, since `jobcache run` replaces that."""
+    below = {"HOME": ".cache/huggingface/datasets", "HF_HOME": "datasets", "HF_DATASETS_CACHE": ""}[variable]
+    top = user.site.dir / "own"
+    build = put(top / below, f"json/default-1/0.0.0/{HASH}")
+    subprocess.run(["chown", "-R", ALICE, str(top)], check=True)
+    script = f"readlink $HF_DATASETS_CACHE/json/default-1/0.0.0/{HASH}/*"
+    done = user.run(script, env={variable: str(top)})
+    assert done.stdout.split() == sorted(map(str, build.iterdir())) and done.stderr == ""
+    assert user.left() == [] and len(list(build.iterdir())) == 3
+    (created,) = user.site.syslog.events("cache.created")
+    assert (created["inherited"]["builds"], created["inherited"]["files"]) == (1, 3)
+    assert user.run(script, env={variable: str(top), "JOBCACHE_INHERIT": "off"}).returncode != 0
+
+
+def test_command_runs_without_cache_if_its_builds_cannot_be_linked(user: User) -> None:
+    """As if jobcache were not there; the message has the reason."""
+    user.site.configure(inherit_max_builds=1)
+    top = user.site.dir / "own"
+    for at in range(2):
+        put(top / "datasets", f"json/default-{at}/0.0.0/{HASH}")
+    subprocess.run(["chown", "-R", ALICE, str(top)], check=True)
+    done = user.run(f"{SHOW}; exit 4", env={"HF_HOME": str(top)})
+    assert (done.stdout, done.returncode) == ("\n\n", 4) and "more than 1 builds" in done.stderr
+    assert user.left() == []
 
 
 def test_without_configuration_cache_lies_below_xdg_cache_home(user: User) -> None:
@@ -134,7 +163,11 @@ def test_keep_leaves_cache_until_keep_max(user: User) -> None:
 
 @pytest.mark.parametrize(
     ("env", "message"),
-    [({"JOBCACHE": "off"}, ""), ({"HF_HUB_OFFLINE": "1"}, "offline"), ({"HF_DATASETS_OFFLINE": "true"}, "offline")],
+    [
+        ({"JOBCACHE": "off"}, ""),
+        ({"HF_HUB_OFFLINE": "1", "JOBCACHE_INHERIT": "off"}, "offline"),
+        ({"HF_DATASETS_OFFLINE": "true", "JOBCACHE_INHERIT": "off"}, "offline"),
+    ],
 )
 def test_command_without_cache_keeps_its_environment(user: User, env: dict[str, str], message: str) -> None:
     """Off, or offline: the command runs as without jobcache."""

@@ -48,6 +48,7 @@ def environment(user: str, job: int = 4242, *, node: str = "n1", step: str = "")
         "SLURM_PROCID": "0",
         "SLURM_LOCALID": "0",
         "PATH": "/usr/bin:/bin",
+        "HOME": "/nonexistent",
         **({"SLURM_STEP_ID": step} if step else {}),
     }
 

@@ -14,6 +14,7 @@ import pytest
 
 import jobcache
 from support.site_dir import ALICE, Site
+from support.user_cache import put
 
 PACKAGE = Path(jobcache.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -144,6 +145,18 @@ def test_hot_path_loads_few_modules(site: Site, store: bool) -> None:
     assert ("jobcache.cache.linking" in found) == store
     assert {name for name in found if not (name + ".").startswith("jobcache.cache.")} <= HOT
     assert [event["outcome"] for event in site.syslog.events()] == ["made"]
+
+
+def test_inheritance_loads_few_modules(tmp_path: Path) -> None:
+    """Its child, which reads the user's own cache, loads one module beyond the allow-list."""
+    put(tmp_path / "hf/datasets")
+    code = f"import os, sys; sys.path.append({str(PACKAGE.parent)!r}); from jobcache.cache import inheriting; lines = [];"
+    code += f"fd = os.open({str(tmp_path)!r}, os.O_RDONLY); env = {{'HF_HOME': {str(tmp_path / 'hf')!r}}};"
+    code += (
+        f"inheriting._inherit(fd, '', env, 9, float('inf'), lines.append); assert lines[-1] == 'complete', lines; {PRINT_MODULES}"
+    )
+    found = loaded(code, "-S") - loaded(PRINT_MODULES, "-S")
+    assert {name for name in found if not (name + ".").startswith("jobcache.cache.")} <= HOT | {"_json"}
 
 
 @pytest.mark.root

@@ -23,7 +23,9 @@ DEFAULTS = {
     "scope": "job",
     "exports": {"HF_DATASETS_CACHE": "{cache}"},
     "exports_for": [],
-    "offline": "skip",
+    "inherit": "on",
+    "inherit_max_builds": 2000,
+    "offline": "inherit",
     "rules": [],
     "node_local": ["/local"],
     "min_uid": 1000,
@@ -100,6 +102,8 @@ cluster: tiger
 scope: node
 exports: {HF_DATASETS_CACHE: "{cache}/datasets", HF_MODULES_CACHE: "{cache}/a b/ü"}
 exports_for: [triton, vllm]
+inherit: off
+inherit_max_builds: 7
 offline: isolate
 rules:
   - match: {partition: debug, account: [a, "b*"], qos: "[ab]?", user: ["*-svc"]}
@@ -110,6 +114,7 @@ rules:
     path: /x/{user}/c-{job_id}
     scope: task
     exports: {A: "{cache}"}
+    inherit: on
     offline: skip
 node_local: []
 min_uid: 500
@@ -132,6 +137,8 @@ slurm: {conf: /etc/slurm.conf, squeue: /opt/slurm/bin/squeue, scontrol: scontrol
         "scope": "node",
         "exports": {"HF_DATASETS_CACHE": "{cache}/datasets", "HF_MODULES_CACHE": "{cache}/a b/ü"},
         "exports_for": ["triton", "vllm"],
+        "inherit": "off",
+        "inherit_max_builds": 7,
         "offline": "isolate",
         "rules": [
             {"match": {"partition": ["debug"], "account": ["a", "b*"], "qos": ["[ab]?"], "user": ["*-svc"]}, "cache": "off"},
@@ -142,6 +149,7 @@ slurm: {conf: /etc/slurm.conf, squeue: /opt/slurm/bin/squeue, scontrol: scontrol
                 "path": "/x/{user}/c-{job_id}",
                 "scope": "task",
                 "exports": {"A": "{cache}"},
+                "inherit": "on",
                 "offline": "skip",
             },
         ],
@@ -496,7 +504,7 @@ WRONG = [
     ("mode: xyzzy", [(1, "mode", "write on, observe or off")]),
     ("scope: [job]", [(1, "scope", 'expected job, node or task, got ["job"]; did you mean job?')]),
     ("scope: rank", [(1, "scope", 'expected job, node or task, got "rank"; write job, node or task')]),
-    ("offline: 1", [(1, "offline", "expected skip or isolate, got 1")]),
+    ("offline: 1", [(1, "offline", "expected inherit, skip or isolate, got 1")]),
     ("sweep: {unrecorded: delete}", [(1, "sweep.unrecorded", "expected report or reap, got")]),
     ("log: {level: warning}", [(1, "log.level", "expected info or debug, got")]),
     # text

@@ -48,6 +48,11 @@ def samples(field: dict[str, Any]) -> list[Any]:
         return list(field["enum"])
     if field["type"] == "array":
         return [[], *([value] for value in samples(field["items"]))]
+    if field["type"] == "object" and "properties" in field:
+        required = {name: 1 for name in field["required"] if field["properties"][name]["type"] == "integer"}
+        needed = {name: "x" for name in field["required"] if name not in required}
+        inner = field["properties"].items()
+        return [{**required, **needed, name: value} for name, about in inner for value in samples(about)]
     if field["type"] == "object":
         return [{}, *({"orphan": value} for value in samples(field["additionalProperties"]))]
     if field["type"] == "string":

@@ -142,6 +142,29 @@ def test_record_shows_creation_without_an_event() -> None:
     assert line.node == "n3" and "policy old (no longer in force), with links to ['json/default-1']" in line.what
 
 
+def test_timeline_shows_inherited_builds_and_what_was_left_out() -> None:
+    """From an event, from the record, and for a job that got no cache."""
+    left_out = [{"dataset": "a___b", "reason": "damaged", "error": "x is cut short"}]
+    inherited = {
+        "builds": 3,
+        "found": 5,
+        "files": 9,
+        "bytes": 5000,
+        "duration_ms": 4,
+        "source": "/home/alice/x",
+        "left_out": left_out,
+    }
+    created = {**CREATED, "inherited": inherited}
+    skipped = event("cache.skipped", 2, outcome="refused", reason="inherit_budget", inherited={**inherited, "builds": 0})
+    record = {"created_at": "2026-11-22T07:01:00Z", "inherited": inherited}
+    found = explain(42, [created, skipped], [JobDirectory(directory().found, record)], OVER, SITE)
+    words = "of 5 builds linked from /home/alice/x: 9 files, 5,000 bytes, in 4 ms; left out: a___b (damaged: x is cut short)"
+    assert sum(f"3 {words}" in entry.what for entry in found.lines) == 2
+    assert sum(f"0 {words}" in entry.what for entry in found.lines) == 1
+    for forged in ("x", {"source": 1}, {**inherited, "files": "x"}, {**inherited, "left_out": [1]}):
+        assert explain(42, [{**CREATED, "inherited": forged}], [], OVER, SITE).lines
+
+
 def test_scratch_that_hangs_is_in_the_answer() -> None:
     assert "/s: it hangs" in explain(42, [REAPED], [], OVER, SITE, scratch_error="/s: it hangs").answer
 

@@ -140,6 +140,22 @@ def test_linked_bytes_count_as_saved() -> None:
     assert (got.total.seeded, got.total.saved, got.total.bytes) == (1, 500, 10)
 
 
+def test_inherited_builds_are_summed_and_users_named() -> None:
+    """Datasets that were left out, and jobs without a cache, become advice for their user. Forged numbers do not count."""
+    numbers = {"builds": 3, "files": 9, "bytes": 500, "duration_ms": 4, "found": 4, "source": "/home/alice/x"}
+    known = {"ts": timestamps.millisecond(T + 5), "source": "syslog", "user": "alice"}
+    made = {**ended(1, 900), "event": "cache.created", "source": "syslog", "user": "alice"}
+    got = collected(
+        ended(1, 1000), {**made, "inherited": {**numbers, "left_out_datasets": 1}},
+        {**known, "event": "cache.created", "job_id": 7, "inherited": {**numbers, "bytes": "x", "files": []}},
+        {**known, "event": "cache.created", "job_id": 8, "inherited": "x"},
+        {**known, "event": "cache.skipped", "job_id": 9, "reason": "inherit_budget", "user": "bob"},
+    )  # fmt: skip
+    assert got.inherited == {"caches": 2, "builds": 6, "files": 9, "bytes": 500, "left out datasets": 1}
+    assert (got.total.seeded, got.total.saved) == (1, 500)
+    assert [(one.user, one.what, one.why) for one in got.advice] == [("bob", "inherit", "1 jobs"), ("alice", "inherit", "1 jobs")]
+
+
 def test_events_are_counted_by_reason() -> None:
     known = {"ts": timestamps.millisecond(T + 5), "source": "log"}
     got = collected(

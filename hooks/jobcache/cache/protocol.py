@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.02  # seconds between two attempts, while an earlier cache is being reaped
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # errors of rename(2) onto a name that somebody else uses
-_SEED_DEPTH = 6  # levels of directories that seeding creates
+_SEED_DEPTH = 12  # levels of directories that seeding creates
+_REMOVAL = 0.1  # seconds for the removal of a cache that is not used
 
 
 class Claim:
@@ -46,7 +47,7 @@ class Claim:
     above: the part of `path` above the first component that names the user, None if unknown (see safe_path.open_safe).
     below: the directory in the cache that becomes HF_DATASETS_CACHE, "" for the cache itself.
     seed: a function that fills a new cache, given its descriptor, before anybody else can find it. It may create symlinks,
-        and directories of its own, and may add to `record`.
+        and directories of its own, may add to `record`, and may raise Refused: then no cache is made.
     """
 
     __slots__ = (
@@ -253,14 +254,14 @@ def _build(parent_fd: int, claim: Claim, seed: "Callable[[int], None] | None" = 
                 job_record.write_id(meta_fd, *claim.identity)
                 if seed:
                     if claim.below:
-                        os.mkdir(claim.below, 0o700, dir_fd=new_fd)
+                        dirfd.make_directories(new_fd, claim.below)
                     seed(new_fd)
                 dirfd.write_new(meta_fd, cache_names.RECORD, record_text(claim).encode("ascii"))
                 if claim.keep:
                     dirfd.write_new(meta_fd, cache_names.KEEP, b"")
                 os.mkdir(cache_names.NODES, 0o700, dir_fd=meta_fd)
                 dirfd.write_new(meta_fd, f"{cache_names.NODES}/{claim.node}", node_leases.lease_text(*node_leases.now()))
-    except OSError:
+    except (OSError, reasons.Refused):
         _remove_unused(parent_fd, new, claim)
         raise
     return new
@@ -282,11 +283,16 @@ def record_text(claim: Claim) -> str:
 
 
 def _remove_unused(parent_fd: int, new: str, claim: Claim) -> None:
-    """Remove a cache that `_build` made: each file by its name, and nothing else. The sweep finds the rest by `new`."""
+    """Remove a cache that `_build` made: each file by its name, and nothing else. The sweep finds the rest by `new`.
+
+    Many links would take too long: then rename it to trash, which the sweep deletes.
+    """
     meta = f"{new}/{cache_names.META}"
     try:
-        if claim.seed:
-            _remove_seeds(parent_fd, new)
+        if claim.seed and not _remove_seeds(parent_fd, new):
+            trash = cache_names.trash_name(claim.job_id, dirfd.nonce())
+            os.rename(new, trash, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+            return
         for file in (f"{cache_names.NODES}/{claim.node}", cache_names.ID, cache_names.RECORD, cache_names.KEEP):
             dirfd.unlink_if_exists(parent_fd, f"{meta}/{file}")
         for directory in (f"{meta}/{cache_names.NODES}", meta, new):
@@ -295,22 +301,33 @@ def _remove_unused(parent_fd: int, new: str, claim: Claim) -> None:
         pass
 
 
-def _remove_seeds(parent_fd: int, new: str) -> None:
-    """Remove the symlinks and directories that `claim.seed` made, and nothing else. Raise OSError."""
-    _remove_symlinks(parent_fd, new, 0)
+def _remove_seeds(parent_fd: int, new: str) -> bool:
+    """Remove the symlinks and directories that `claim.seed` made, and nothing else. Raise OSError.
+
+    Return False if that takes longer than _REMOVAL, after removing some of them.
+    """
+    until = time.monotonic() + _REMOVAL
     seeds = f"{new}/{cache_names.META}/{cache_names.SEEDS}"
+    if not _remove_symlinks(parent_fd, new, 0, until):
+        return False
     if dirfd.exists(parent_fd, seeds):
-        _remove_symlinks(parent_fd, seeds, 1)
+        if not _remove_symlinks(parent_fd, seeds, 1, until):
+            return False
         os.rmdir(seeds, dir_fd=parent_fd)
+    return True
 
 
-def _remove_symlinks(dir_fd: int, path: str, level: int) -> None:
-    """Remove the symlinks below `path` and the directories that are empty then. Raise OSError."""
+def _remove_symlinks(dir_fd: int, path: str, level: int, until: float) -> bool:
+    """Remove the symlinks below `path` and the directories that are empty then. Return False after `until`. Raise OSError."""
     with os.scandir(f"/proc/self/fd/{dir_fd}/{path}") as entries:
         found = [(entry.name, entry.is_symlink(), entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_symlink, is_directory in found:
+        if time.monotonic() >= until:
+            return False
         if is_symlink:
             dirfd.unlink_if_exists(dir_fd, f"{path}/{name}")
         elif is_directory and level < _SEED_DEPTH and (level or name != cache_names.META):
-            _remove_symlinks(dir_fd, f"{path}/{name}", level + 1)
+            if not _remove_symlinks(dir_fd, f"{path}/{name}", level + 1, until):
+                return False
             os.rmdir(f"{path}/{name}", dir_fd=dir_fd)
+    return True

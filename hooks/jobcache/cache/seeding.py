@@ -1,24 +1,41 @@
-"""Seeds: the builds of stores that a new cache starts with, from the TaskProlog's words to links and events."""
+"""The builds that a new cache starts with, from the TaskProlog's words to links and events.
+
+In this order: builds of the user's store, of the user's own cache (inheritance), of the site's store. The first one of a
+name stays. A store that cannot be used costs a job its builds; a user's own cache that cannot be linked costs it the cache.
+"""
 
 import os
 import time
 
-from jobcache.cache import cache_names, dirfd, event_line, linking, protocol, store_names
+from jobcache.cache import cache_names, dirfd, event_line, inheriting, linking, protocol, store_names
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_INHERIT_SHARE = 0.4  # of the hook's deadline
+_END = 0.85  # of the hook's deadline: the rest is for the lease and the log
+_LISTED = 8  # datasets of one event
 
 
 class Seeds:
-    """The seeds of the cache of `claim`.
+    """The seeds of the cache of `claim`. Set `claim.seed` if there can be any.
 
-    words: `store` and `site`, the paths of stores, "" for none; `label`; `deadline` of the hook, in seconds. With a store,
-    set `claim.seed`.
+    words: `store` and `site`, the paths of stores, "" for none; `label`; `inherit`, the most builds of the user's own cache,
+    "" for none; `deadline` of the hook, in seconds. env: the variables of the job. began: time.monotonic of the hook's start.
     """
 
-    def __init__(self, words: "dict[str, str]", claim: protocol.Claim) -> None:
+    def __init__(self, words: "dict[str, str]", claim: protocol.Claim, env: "Mapping[str, str]", began: float) -> None:
         self.claim = claim
+        self.env = env
         self.result: "linking.Seeded | None" = None
-        self.began = 0.0
-        self.budget = min(linking.BUDGET, float(words["deadline"]) / 4)
-        self.sources = []
+        self.inherited: "inheriting.Inherited | None" = None
+        self.began = self.inherit_began = began
+        self.deadline = float(words["deadline"])
+        self.hook_began = began
+        self.most = int(words.get("inherit") or 0)  # hooks that an older version copied pass none
+        self.user: "list[linking.Source]" = []
+        self.site: "list[linking.Source]" = []
         self.refused: "list[tuple[str, str]]" = []
         label = words["label"]
         if label and not store_names.is_label(label):
@@ -27,44 +44,87 @@ class Seeds:
             label = ""
         labels = [label, ""] if label else [""]
         if words["store"]:
-            self.sources.append(linking.Source(words["store"], labels, claim.uid))
+            self.user.append(linking.Source(words["store"], labels, claim.uid))
             if label:
                 claim.record["label"] = event_line.quote(label)
         if words["site"]:
-            self.sources.append(linking.Source(words["site"], labels, None))
-        if self.sources:
+            self.site.append(linking.Source(words["site"], labels, None))
+        if self.user or self.site or self.most:
             claim.seed = self.seed_new_cache
 
     def seed_new_cache(self, cache_fd: int) -> None:
-        """Link the builds into a cache that nobody can find yet, and add the counts to its record."""
-        result = self._link(cache_fd, self.claim.below, f"{cache_names.META}/{cache_names.SEEDS}")
-        if result.builds:
-            self.claim.record["seeded"] = event_line.to_json(_counts(result))
+        """Link the builds into a cache that nobody can find yet, and add the counts to its record.
+
+        Raise Refused if the builds of the user's own cache cannot all be linked.
+        """
+        self._link(cache_fd, self.claim.below, f"{cache_names.META}/{cache_names.SEEDS}")
+        if self.result and self.result.builds:
+            self.claim.record["seeded"] = event_line.to_json(_counts(self.result))
+        if self.inherited and self.inherited.source:
+            self.claim.record.update(self.facts())
 
     def seed_directory(self, path: str) -> None:
-        """Create the directory `claim.below`, with the builds in it, in the cache at `path`, which others use already."""
-        if not self.sources or os.path.lexists(f"{path}/{self.claim.below}"):
+        """Create the directory `claim.below`, with the builds in it, in the cache at `path`, which others use already.
+
+        Raise Refused as `seed_new_cache` does.
+        """
+        top, _, rest = self.claim.below.partition("/")
+        if not self.claim.seed or os.path.lexists(f"{path}/{top}"):
             return
         aside = f"{cache_names.META}/{cache_names.SEEDS}-{dirfd.nonce()}"
         try:
             cache_fd = os.open(path, dirfd.DIRECTORY)
             try:
                 os.mkdir(aside, 0o700, dir_fd=cache_fd)
-                os.mkdir(f"{aside}/whole", 0o700, dir_fd=cache_fd)
-                self._link(cache_fd, f"{aside}/whole", f"{aside}/place")
-                os.rename(f"{aside}/whole", self.claim.below, src_dir_fd=cache_fd, dst_dir_fd=cache_fd)
+                whole = f"{aside}/whole"
+                dirfd.make_directories(cache_fd, f"{whole}/{rest}" if rest else whole)
+                self._link(cache_fd, f"{whole}/{rest}" if rest else whole, f"{aside}/place")
+                os.rename(whole, top, src_dir_fd=cache_fd, dst_dir_fd=cache_fd)
             finally:
                 os.close(cache_fd)
         except OSError:
             pass  # another task was faster; `aside` is deleted with the cache
 
-    def _link(self, cache_fd: int, below: str, place: str) -> linking.Seeded:
+    def _link(self, cache_fd: int, below: str, place: str) -> None:
+        until = time.monotonic() + min(linking.BUDGET, self.deadline / 4)
         self.began = time.monotonic()
-        self.result = linking.seed(cache_fd, below, place, self.sources, self.budget)
-        return self.result
+        if self.user:
+            self.result = linking.seed(cache_fd, below, place, self.user, until - time.monotonic())
+        if self.most:
+            self.inherit_began = time.monotonic()
+            left = self.hook_began + _END * self.deadline - self.inherit_began
+            self.inherited = inheriting.inherit(cache_fd, below, self.env, self.most, min(left, _INHERIT_SHARE * self.deadline))
+            self.inherited.milliseconds = round((time.monotonic() - self.inherit_began) * 1000)
+            if self.inherited.refusal:
+                raise self.inherited.refusal
+            until += time.monotonic() - self.inherit_began
+        if self.site:
+            closed = self.inherited.closed if self.inherited else frozenset()
+            until = min(until, self.hook_began + _END * self.deadline)
+            found = linking.seed(cache_fd, below, place, self.site, until - time.monotonic(), closed)
+            self.result = linking.added(self.result, found) if self.result else found
+
+    def facts(self) -> "dict[str, str]":
+        """Return the field `inherited` of an event and of the record: JSON text by key; {} if nothing was to be inherited."""
+        found = self.inherited
+        if found is None:
+            return {}
+        numbers = {"builds": found.builds, "files": found.files, "bytes": found.bytes, "duration_ms": found.milliseconds}
+        fields = {key: str(value) for key, value in numbers.items()}
+        if found.source:
+            fields.update(source=event_line.quote(found.source), found=str(found.candidates))
+        if found.left_out:
+            left_out = [
+                event_line.to_json(
+                    {"dataset": event_line.quote(name), "reason": event_line.quote(reason), "error": event_line.quote(why)}
+                )
+                for name, reason, why in found.left_out[:_LISTED]
+            ]
+            fields.update(left_out_datasets=str(len(found.left_out)), left_out="[" + ", ".join(left_out) + "]")
+        return {"inherited": event_line.to_json(fields)}
 
     def report(self, address: str, facts: "dict[str, str]") -> None:
-        """Log the number of linked builds, and each store that could not be used. address, facts: as of event_line.Log."""
+        """Log the number of builds from stores, and each store that could not be used. address, facts: as of event_line.Log."""
         result = self.result
         if result is None:
             return

@@ -28,6 +28,7 @@ _COUNTS = (
     ("jobs without a cache", "skipped"),
     ("failures of hooks", "failures"),
     ("sweeps", "sweeps"),
+    ("linked from users' own caches", "inherited"),
 )
 
 

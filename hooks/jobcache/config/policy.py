@@ -85,6 +85,7 @@ def _variables(settings: Settings) -> "list[str]":
         f"jc_python={quote(settings.python)}",
         f"jc_package={quote(settings.package)}",
         f"jc_min_uid={settings.min_uid}",
+        f"jc_inherit_max_builds={settings.inherit_max_builds}",
         f"jc_deadline={_seconds(settings.task_prolog_deadline)}",
         f"jc_chain={quote(settings.task_prolog_chain or '')}",
         f"jc_epilog_deadline={_seconds(settings.epilog_deadline)}",
@@ -112,12 +113,24 @@ def _apply_rules(settings: Settings) -> "list[str]":
         lines += ["    " + line for line in _assignments(rule, number)]
     if settings.rules:
         lines.append("    fi")
-    return [*lines, "}"]
+    return [*lines, *_CHOOSE_BEGINNING, "}"]
+
+
+# An offline job needs the builds of its user, and a step in a container can have another home than this hook sees. An offline
+# step of a job with a cache stays in the directory that the job's script may have filled.
+_CHOOSE_BEGINNING = """\
+    [ "${JOBCACHE_INHERIT-}" != off ] || jc_inherit=off
+    if [ "$jc_offline" = inherit ]; then
+        case $jc_inherit/${SLURM_CONTAINER-} in on/) ;; *) jc_offline=skip ;; esac
+        [ "${JOBCACHE_DIR-}" != "$jc_job_dir" ] || jc_offline=skip
+    fi
+    jc_begins_with=$jc_user_store$jc_site_store
+    [ "$jc_inherit" = off ] || jc_begins_with=inherited""".splitlines()
 
 
 def _assignments(keys: "dict[str, Any]", rule: int) -> "list[str]":
     """Return the assignments for those keys of a rule, or of the base settings as rule 0, that a rule may set."""
-    lines = [f"    jc_{key}={quote(str(keys[key]))}" for key in ("mode", "scope", "offline") if key in keys]
+    lines = [f"    jc_{key}={quote(str(keys[key]))}" for key in ("mode", "scope", "inherit", "offline") if key in keys]
     if "path" in keys:
         template = Template(str(keys["path"]))
         lines.append(f"    jc_job_dir={_word(template.parts)} jc_above_user={_word(template.above)}")

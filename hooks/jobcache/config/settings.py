@@ -45,11 +45,13 @@ class Settings:
         self.hash = str(compiled["hash"])
         self.former: list[str] = list(compiled["former"])
         self.base: dict[str, Any] = {key: tree[key] for key in ("mode", "path", "scope", "offline")}
+        self.base["inherit"] = tree.get("inherit", "off")  # compiled by version 0.1: the key is missing
         self.base["exports"] = export_sets.merged(tree, tree)
         self.rules: list[dict[str, Any]] = [
             {**rule, "exports": export_sets.merged(rule, tree)} if rule.keys() & {"exports", "exports_for"} else rule
             for rule in tree["rules"]
         ]
+        self.inherit_max_builds: int = tree.get("inherit_max_builds", 0)
         self.min_uid: int = tree["min_uid"]
         self.keep_failed: float = tree["keep_failed"]
         self.keep_max: float = tree["keep_max"]

@@ -14,7 +14,7 @@ from jobcache.system import as_user, mounts
 from jobcache.system.live_jobs import Unknown
 from jobcache.system.stuck_processes import Register, Stuck
 
-_RECORD_KEYS = ("created_at", "node", "policy", "seeded")
+_RECORD_KEYS = ("created_at", "node", "policy", "seeded", "inherited")
 _PATIENCE = 10.0  # seconds for one directory; an owner whose directory takes longer has no other one examined
 _MOST = 64  # directories of one owner that are examined; a user can make any number for any job id
 

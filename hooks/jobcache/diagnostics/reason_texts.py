@@ -14,8 +14,21 @@ REASONS = {
     ),
     "offline": (
         "the job set HF_HUB_OFFLINE or HF_DATASETS_OFFLINE, and uses its usual cache",
-        "`offline: isolate` gives such jobs a private cache",
+        "`offline: inherit` gives such jobs a private cache with links to their usual one",
     ),
+    "inherit_budget": (
+        "the builds of the user's own cache could not be linked in time, and the job may need them",
+        "a longer `task_prolog.deadline`; is the user's home slow?",
+    ),
+    "inherit_too_many": (
+        "the user's own cache has more builds than `inherit_max_builds`",
+        "the user deletes old builds, or the site raises `inherit_max_builds`",
+    ),
+    "inherit_relative": (
+        "HF_HOME or XDG_CACHE_HOME is a relative path, so that the user's own cache cannot be found",
+        "the user sets an absolute path, or JOBCACHE_INHERIT=off",
+    ),
+    "inherit_failed": ("the builds of the user's own cache could not be linked because of an error", _REPAIR),
     "observe": ("mode is observe: the path is the one that a cache would have", "`mode: on` in jobcache.yaml"),
     "min_uid": ("the user's uid is below min_uid", "`min_uid` in jobcache.yaml"),
     "unknown_job": ("slurmctld no longer knew the job when its Epilog ran", "the sweep reaps the cache"),

@@ -4,7 +4,7 @@ from typing import Callable, Optional
 
 from jobcache.cache import timestamps
 from jobcache.diagnostics import report_sums
-from jobcache.diagnostics.report_advice import advice
+from jobcache.diagnostics.report_advice import advice, inheritance_advice
 from jobcache.diagnostics.report_model import Cache, Report
 from jobcache.diagnostics.report_sums import GROUPS, UNKNOWN
 from jobcache.system.event_log import LOG, SYSLOG, Event, epoch_or_none
@@ -29,6 +29,8 @@ class Collector:
         self._seeded: dict[_Key, int] = {}
         self._made: set[_Key] = set()
         self._names: dict[int, str] = {}
+        self._refused: dict[str, int] = {}  # by user: jobs without a cache, because its builds could not be linked
+        self._incomplete: dict[str, int] = {}  # by user: jobs for which a dataset was left out
         self._own_log = own_log
         self._doubtful: set[int] = set()  # of _taken: events that a user can have forged
 
@@ -59,8 +61,11 @@ class Collector:
             self._add_end(event)
         elif kind == "cache.created":
             self._made.add(_key(event))
+            self._add_inherited(event)
         elif kind == "cache.skipped":
             _count(report.skipped, reason)
+            if reason.startswith("inherit_"):
+                _count(self._refused, _user(event))
         elif kind == "cache.kept":
             _count(report.kept, reason)
         elif kind == "hook.failed":
@@ -70,6 +75,20 @@ class Collector:
         elif kind == "store.seeded":
             key = _key(event)
             self._seeded[key] = self._seeded.get(key, 0) + event.get("bytes", 0)
+
+    def _add_inherited(self, event: Event) -> None:
+        """Count the builds of its user with which a cache began."""
+        found, report = event.get("inherited"), self.report
+        if not isinstance(found, dict) or "source" not in found:
+            return
+        keys = ("builds", "files", "bytes", "left_out_datasets")
+        numbers = {key: number for key in keys if type(number := found.get(key, 0)) is int}
+        for key, number in {"caches": int(numbers.get("builds", 0) > 0), **numbers}.items():
+            name = key.replace("_", " ")
+            report.inherited[name] = report.inherited.get(name, 0) + number
+        self._seeded[_key(event)] = self._seeded.get(_key(event), 0) + numbers.get("bytes", 0)
+        if numbers.get("left_out_datasets"):
+            _count(self._incomplete, _user(event))
 
     def _discard_doubtful(self) -> None:
         """Discard the events that were taken before the first one from the log."""
@@ -115,6 +134,7 @@ class Collector:
         report.lives = report_sums.lives(caches)
         by_user = report_sums.by_group("user", caches)
         report.advice = [one for user in sorted(by_user) for one in advice(user, by_user[user])]
+        report.advice += inheritance_advice(self._refused, self._incomplete)
         return report
 
     def _name(self, uid: Optional[int]) -> str:
@@ -127,6 +147,10 @@ def _key(event: Event) -> _Key:
     """Return the key of the cache that an event is about. A cache of `jobcache run` outside of jobs has a path only."""
     path = "" if "job_id" in event else event.get("path", "")
     return event.get("cluster", ""), event.get("job_id", 0), event.get("run", 0), event.get("uid"), path
+
+
+def _user(event: Event) -> str:
+    return str(event.get("user") or event.get("uid") or "")
 
 
 def _count(counts: dict[str, int], name: str) -> None:

@@ -1,6 +1,6 @@
 """Advice for a user, from the caches that the user's jobs had. A pure function."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from jobcache.diagnostics.report_model import Advice, Cache
@@ -45,3 +45,13 @@ def advice(user: str, caches: Sequence[Cache]) -> Iterator[Advice]:
             user, "orphans", "Look at how the jobs end: many caches were not reaped by an Epilog.",
             f"{orphans} of {len(caches)} caches were orphans",
         )  # fmt: skip
+
+
+def inheritance_advice(refused: Mapping[str, int], incomplete: Mapping[str, int]) -> Iterator[Advice]:
+    """Yield advice for users whose own builds were not linked. refused, incomplete: number of jobs by user."""
+    for user in sorted(refused):
+        text = "Make the user's own datasets cache smaller or faster: jobs ran without a private cache (jobcache explain)."
+        yield Advice(user, "inherit", text, f"{refused[user]} jobs")
+    for user in sorted(incomplete):
+        text = "Delete the damaged builds in the user's own datasets cache: jobs do not begin with these (jobcache explain)."
+        yield Advice(user, "inherit", text, f"{incomplete[user]} jobs")

@@ -6,7 +6,7 @@ from typing import Optional
 
 @dataclass
 class Cache:
-    """One cache that was reaped. ended, made: seconds since the epoch; made None: unknown. seeded: bytes linked from a store."""
+    """One cache that was reaped. ended, made: seconds since the epoch; made None: unknown. seeded: bytes that were linked."""
 
     ended: float
     user: str = ""
@@ -25,7 +25,7 @@ class Row:
     """The sums of one group of caches.
 
     bytes: of all of them. largest: bytes of one cache. peak: upper bound of the bytes that existed at once.
-    life: median, in seconds. seeded: caches with links to a store. saved: bytes of these links.
+    life: median, in seconds. seeded: caches that began with links. saved: bytes of these links.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Bin:
 
 @dataclass
 class Advice:
-    """Advice for a user. what: store, parquet, files or orphans. why: the numbers behind it."""
+    """Advice for a user. what: store, parquet, files, orphans or inherit. why: the numbers behind it."""
 
     user: str
     what: str
@@ -67,7 +67,8 @@ class Report:
     """The report. since, until: RFC 3339. step: length of a bin in seconds.
 
     made: caches created. orphans, skipped, kept, failures: number of events by reason. sweeps: by outcome.
-    lives: number of caches by lifetime.
+    inherited: numbers of caches that began with links to their user's own builds, of builds, files and bytes, and of datasets
+    that were left out. lives: number of caches by lifetime.
     """
 
     since: str
@@ -81,6 +82,7 @@ class Report:
     kept: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     sweeps: dict[str, int] = field(default_factory=dict)
+    inherited: dict[str, int] = field(default_factory=dict)
     step: int = 3600
     bins: list[Bin] = field(default_factory=list)
     lives: list[tuple[str, int]] = field(default_factory=list)

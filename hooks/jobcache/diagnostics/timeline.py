@@ -1,6 +1,6 @@
 """The timeline of a job's cache: each event, and the record in the cache, as one line of text."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from jobcache.diagnostics.explain_facts import JobDirectory, SiteFacts, TimelineEntry
 from jobcache.diagnostics.reason_texts import meaning
@@ -34,7 +34,7 @@ def _from_record(directory: JobDirectory, site: SiteFacts) -> Iterator[TimelineE
     if not isinstance(created, str) or epoch_or_none(created) is None:
         return
     seeded = directory.record.get("seeded")
-    links = f", with links to {seeded}" if seeded else ""
+    links = (f", with links to {seeded}" if seeded else "") + inherited(directory.record)
     what = f"created{_policy(directory.record, site)}{links}: {directory.found.path} [from its record, which its user can write]"
     yield TimelineEntry(created, node if isinstance(node, str) else "", what)
 
@@ -53,9 +53,9 @@ def _outcome(event: Event, site: SiteFacts) -> str:
     size = f": {event['bytes']:,} bytes in {event.get('files', 0):,} files" if "bytes" in event else ""
     if kind == "cache.created":
         how = "removed and created again by the job's script, then recorded again" if outcome == "mended" else "created"
-        return f"{how}: {event.get('path', 'the cache')}{_policy(event, site)}"
+        return f"{how}: {event.get('path', 'the cache')}{_policy(event, site)}{inherited(event)}"
     if kind == "cache.skipped":
-        return f"no cache: {why}"
+        return f"no cache: {why}{inherited(event)}"
     if kind == "cache.released":
         return "this node released its lease; other nodes still use the cache"
     if kind == "cache.reaped":
@@ -68,6 +68,22 @@ def _outcome(event: Event, site: SiteFacts) -> str:
     if kind == "hook.failed":
         return f"the {event.get('hook', 'hook')} failed: {why}"
     return " ".join(str(part) for part in (kind, outcome, why) if part)
+
+
+def inherited(facts: Mapping[str, object]) -> str:
+    """Return, from an event or a record, which builds of the user's own cache were linked; "" if the cache has none."""
+    found = facts.get("inherited")
+    if not isinstance(found, dict) or "source" not in found:
+        return ""
+    numbers = [found.get(key) for key in ("builds", "found", "files", "bytes", "duration_ms")]
+    if not all(isinstance(number, int) for number in numbers):
+        return ""
+    text = "; {:,} of {:,} builds linked from {}: {:,} files, {:,} bytes, in {:,} ms"
+    text = text.format(*numbers[:2], found["source"], *numbers[2:])
+    listed = found.get("left_out")
+    left_out = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    names = [f"{one.get('dataset')} ({one.get('reason')}: {one.get('error')})" for one in left_out]
+    return text + (f"; left out: {', '.join(names)}" if names else "")
 
 
 def _policy(event: Event, site: SiteFacts, created: str = "") -> str:

@@ -66,13 +66,15 @@ class PrivateCache:
         self._inherited = inherited
         stores = _store_words(env, request, job)
         self._user_store = stores["store"]
+        self._scope = "" if inherited else scope_directory(request.scope, env, job)
         if inherited:
             self._claim = _inherited_claim(env, inherited, job)
-            stores.update(store="", site="")
+            stores.update(store="", site="", inherit="")
         else:
             self._claim = _claim(env, request, job)
-            self._claim.below = scope_directory(request.scope, env, job)
-        self._seeds = seeding.Seeds(stores, self._claim)
+            below = request.exports.get("HF_DATASETS_CACHE", "")[len("{cache}") :]
+            self._claim.below = f"{self._scope}{below}".strip("/")
+        self._seeds = seeding.Seeds(stores, self._claim, env, self._began)
         if self._claim.seed:
             self._claim.seed = _seed_after(before_seeding, self._claim.seed)
         self._outcome = ""
@@ -83,7 +85,7 @@ class PrivateCache:
         if self._inherited:
             return {}
         path = self._claim.path
-        directory = f"{path}/{self._claim.below}" if self._claim.below else path
+        directory = f"{path}/{self._scope}" if self._scope else path
         exports = {name: value.replace("{cache}", directory) for name, value in self._request.exports.items()}
         return {**exports, "JOBCACHE_DIR": path}
 
@@ -103,6 +105,12 @@ class PrivateCache:
             self._outcome = self._join_inherited()
         self._lock = lease_lock.hold(self._fd, self._claim.node)
         leftovers.close_inherited_locks(self._fd, self._claim.node)
+        if self._outcome == "joined" and self._claim.below:
+            try:
+                self._seeds.seed_directory(self._claim.path)
+            except reasons.Refused:
+                self.leave(0, ran=False)
+                raise
 
     def _join_inherited(self) -> str:
         """Take a lease in the inherited cache; return "joined". Raise reasons.Refused if it is being deleted, OSError."""
@@ -114,11 +122,9 @@ class PrivateCache:
         return outcome
 
     def announce(self) -> None:
-        """Log the creation of the cache and the builds linked into it; link builds into a directory of a joined cache."""
+        """Log the creation of the cache and the builds linked into it."""
         if self._outcome != "joined":
-            self._log("cache.created", self._outcome, "", self._began)
-        elif self._claim.below:
-            self._seeds.seed_directory(self._claim.path)
+            self._log("cache.created", self._outcome, "", self._began, **self._seeds.facts())
         self._seeds.report(self._request.syslog, self._facts())
 
     def beat(self) -> None:
@@ -306,4 +312,4 @@ def _store_words(env: "dict[str, str]", request: Request, job: Optional[Job]) ->
     who: dict[str, Any] = {"user": as_user.user_name(uid), "uid": uid, "cluster": job.cluster if job else request.cluster}
     templates = {"store": request.user_store, "site": request.site_store}
     paths = {name: store_names.store_path(text, **who) if text else "" for name, text in templates.items()}
-    return {**paths, "label": env.get("JOBCACHE_STORE", ""), "deadline": str(_PATIENCE)}
+    return {**paths, "label": env.get("JOBCACHE_STORE", ""), "deadline": str(_PATIENCE), "inherit": str(request.inherit)}

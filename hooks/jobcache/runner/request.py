@@ -29,7 +29,8 @@ class Request:
 
     refusal: why it gets none, in words; "" if it gets one. exports: value by name, with `{cache}` in it. keep_max,
     keep_failed: seconds. syslog: path of a socket. cluster: as configured. user_store, site_store: templates of the stores
-    whose builds the cache begins with. An empty string means that the site has none.
+    whose builds the cache begins with. An empty string means that the site has none. inherit: the most builds of the
+    command's usual cache with which the new one begins; 0: none.
     """
 
     template: path_template.Template
@@ -41,6 +42,7 @@ class Request:
     cluster: str = ""
     user_store: str = ""
     site_store: str = ""
+    inherit: int = 0
     refusal: str = ""
 
 
@@ -78,7 +80,8 @@ def request_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Request:
     """
     facts = {key: env.get(f"SLURM_JOB_{key.upper()}", "") for key in ("partition", "account", "qos", "user")}
     rule: dict[str, Any] = next((rule for rule in tree["rules"] if _matches(rule["match"], facts)), {})
-    chosen = {key: rule.get(key, tree[key]) for key in ("path", "scope", "exports", "offline")}
+    chosen = {key: rule.get(key, tree[key]) for key in ("path", "scope", "exports", "offline", "inherit")}
+    inherits = chosen["inherit"] == "on" and env.get("JOBCACHE_INHERIT") != "off"
     scope = env.get("JOBCACHE_SCOPE", "")
     syslog = tree["log"]["syslog"]
     return Request(
@@ -91,7 +94,8 @@ def request_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Request:
         syslog="/dev/log" if syslog is True else syslog or "",
         user_store=tree["store"]["user"] or "",
         site_store=tree["store"]["site"] or "",
-        refusal=_refusal(env, rule, chosen["offline"]),
+        inherit=tree["inherit_max_builds"] if inherits and "HF_DATASETS_CACHE" in chosen["exports"] else 0,
+        refusal=_refusal(env, rule, "skip" if chosen["offline"] == "inherit" and not inherits else chosen["offline"]),
     )
 
 

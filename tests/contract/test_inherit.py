@@ -1,0 +1,247 @@
+"""The TaskProlog begins a private cache with links to the builds of its user, or gives the job none."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.home import fingerprint
+from support.hungfs import hung
+from support.site_dir import ALICE, SHELLS, Site
+from support.task_prolog import Prologue
+from support.user_cache import HASH, cut_short, put
+
+KEY = f"json/default-1/0.0.0/{HASH}"
+
+
+class User:
+    """Alice's home with a build in her own cache. env: what her jobs have."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.home = site.dir / "alice"
+        self.cache = self.home / ".cache/huggingface/datasets"
+        put(self.cache, KEY)
+        self.own()
+        self.env = {"HOME": str(self.home)}
+
+    def own(self) -> None:
+        for path in (self.home, *self.home.rglob("*")):
+            shutil.chown(path, ALICE)
+
+    def task(self, job: int = 4242, **env: Any) -> Prologue:
+        return self.site.task_prolog(job, **{**self.env, **env})
+
+    def created(self) -> dict[str, Any]:
+        """Return the field `inherited` of the last creation."""
+        found: dict[str, Any] = self.site.syslog.events("cache.created")[-1].get("inherited", {})
+        return found
+
+    def skipped(self) -> list[tuple[str, str]]:
+        return [(event["outcome"], event["reason"]) for event in self.site.syslog.events("cache.skipped")]
+
+
+@pytest.fixture
+def user(site: Site) -> Iterator[User]:
+    yield User(site)
+
+
+def is_linked(cache: str | None, key: str = KEY) -> bool:
+    return cache is not None and (Path(cache) / key / "json-train.arrow").is_symlink()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("online", [{}, {"HF_HUB_OFFLINE": "1"}, {"HF_DATASETS_OFFLINE": "yes"}])
+def test_cache_begins_with_the_builds_of_its_user(user: User, shell: str, online: dict[str, str]) -> None:
+    """Also for an offline job. The user's cache stays as it was, to the end of the job."""
+    before = fingerprint(user.cache)
+    task = user.task(shell=shell, **online)
+    assert is_linked(task.cache)
+    found = user.created()
+    assert {key: found[key] for key in ("builds", "files", "found", "source")} == {
+        "builds": 1, "files": 3, "found": 1, "source": str(user.cache),
+    }  # fmt: skip
+    user.site.epilog()
+    assert not user.site.cache().exists() and user.site.debris() == []
+    assert fingerprint(user.cache) == before
+
+
+@pytest.mark.parametrize("place", ["HF_HOME", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize("spelled", ["absolute", "tilde"])
+def test_variables_name_the_cache_of_the_user(user: User, place: str, spelled: str) -> None:
+    to = user.home / ("data/huggingface" if place == "XDG_CACHE_HOME" else "data")
+    to.parent.mkdir(exist_ok=True)
+    (user.home / ".cache/huggingface").rename(to)
+    assert is_linked(user.task(**{place: "~/data" if spelled == "tilde" else f"{user.home}/data"}).cache)
+
+
+def test_user_without_a_cache_gets_an_empty_one(user: User) -> None:
+    shutil.rmtree(user.home)
+    task = user.task()
+    assert task.cache and os.listdir(task.cache) == [".jobcache"]
+    assert {key: user.created()[key] for key in ("builds", "files", "bytes")} == {"builds": 0, "files": 0, "bytes": 0}
+
+
+@pytest.mark.parametrize("way", ["key", "rule", "variable"])
+def test_inheritance_can_be_switched_off(user: User, way: str) -> None:
+    """An offline job then gets no private cache."""
+    env = {"JOBCACHE_INHERIT": "off"} if way == "variable" else {}
+    if way == "key":
+        user.site.configure(inherit="off")
+    elif way == "rule":
+        user.site.configure(rules=[{"match": {"user": ALICE}, "inherit": "off"}])
+    task = user.task(**env)
+    assert task.cache and os.listdir(task.cache) == [".jobcache"] and user.created() == {}
+    assert user.task(7, HF_HUB_OFFLINE="1", **env).cache is None
+    assert user.skipped() == [("skipped", "offline")]
+
+
+def test_offline_can_be_skipped(user: User) -> None:
+    user.site.configure(offline="skip")
+    assert user.task(HF_HUB_OFFLINE="1").cache is None and user.skipped() == [("skipped", "offline")]
+
+
+def test_offline_step_in_a_container_gets_no_cache(user: User) -> None:
+    """The links would lead to a home that the container may not see."""
+    assert user.task(HF_HUB_OFFLINE="1", SLURM_CONTAINER="/bundle").cache is None
+    assert is_linked(user.task(7, SLURM_CONTAINER="/bundle").cache)
+
+
+def test_own_value_of_the_user_stays(user: User) -> None:
+    user.site.configure(exports={"HF_DATASETS_CACHE": "{cache}", "OTHER": "{cache}/other"})
+    task = user.task(HF_DATASETS_CACHE=str(user.cache))
+    assert set(task.exports) == {"OTHER", "JOBCACHE_DIR"}
+    assert os.listdir(user.site.cache()) == [".jobcache"] and user.created() == {}
+
+
+def test_cache_of_another_job_is_not_inherited(user: User) -> None:
+    """Not by HF_DATASETS_CACHE of the job that ran sbatch, and not by HF_HOME in that cache."""
+    first = user.task()
+    assert first.cache
+    put(Path(first.cache), "json/private/0.0.0/x")
+    put(Path(first.cache) / "datasets", "json/private/0.0.0/y")
+    account = pwd.getpwnam(ALICE)
+    for path in Path(first.cache).rglob("*"):
+        os.lchown(path, account.pw_uid, account.pw_gid)
+    env = {"HF_DATASETS_CACHE": first.cache, "JOBCACHE_DIR": first.cache}
+    second = user.task(7, **env)
+    assert is_linked(second.cache) and not (Path(second.cache or "") / "json/private").exists()
+    third = user.task(8, HF_HOME=first.cache, **env)
+    assert third.cache and os.listdir(third.cache) == [".jobcache"]
+
+
+def test_path_below_the_cache_is_linked(user: User) -> None:
+    """`exports` can put HF_DATASETS_CACHE below the cache."""
+    user.site.configure(exports={"HF_DATASETS_CACHE": "{cache}/hf/datasets"})
+    task = user.task()
+    assert task.cache == f"{user.site.cache()}/hf/datasets" and is_linked(task.cache)
+    user.site.configure(scope="task")
+    for step in ("0", "1"):
+        task = user.task(step=step, JOBCACHE_DIR=str(user.site.cache()))
+        assert task.cache and task.cache.endswith(f"step-{step}-task-0/hf/datasets") and is_linked(task.cache)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("scope", ["node", "task"])
+def test_own_directories_of_nodes_and_tasks_are_linked(user: User, shell: str, scope: str) -> None:
+    user.site.configure(scope=scope)
+    batch = user.task(shell=shell)
+    assert is_linked(batch.cache)
+    for node, rank in (("n1", "0"), ("n2", "1")):
+        task = user.task(node=node, step="3", shell=shell, SLURM_PROCID=rank, JOBCACHE_DIR=str(user.site.cache()))
+        assert is_linked(task.cache), task.output
+        names = {"node": f"node-{node}", "task": f"step-3-task-{rank}"}
+        assert task.cache == f"{user.site.cache()}/{names[scope]}"
+
+
+def test_requeued_job_is_linked_again(user: User) -> None:
+    for run in ("0", "1"):
+        assert is_linked(user.task(SLURM_RESTART_COUNT=run).cache)
+
+
+def test_damaged_dataset_is_left_out_and_named(user: User) -> None:
+    build = put(user.cache, "alice___data/default/0.0.0/1")
+    cut_short(build / "data-train.arrow")
+    user.own()
+    os.utime(build, (1_600_000_000, 1_600_000_000))
+    task = user.task()
+    assert is_linked(task.cache) and not (Path(task.cache or "") / "alice___data").exists()
+    found = user.created()
+    assert found["left_out_datasets"] == 1
+    (left_out,) = found["left_out"]
+    assert (left_out["dataset"], left_out["reason"]) == ("alice___data", "damaged") and "data-train.arrow" in left_out["error"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_job_with_too_many_builds_gets_no_cache(user: User, shell: str) -> None:
+    """As if jobcache were not installed; its steps do not try again."""
+    user.site.configure(inherit_max_builds=1)
+    put(user.cache, "json/default-2/0.0.0/x")
+    user.own()
+    task = user.task(shell=shell)
+    assert task.exports == {"JOBCACHE_DECLINED": str(user.site.cache())} and task.unsets == []
+    assert user.site.debris() == [] and not user.site.cache().exists()
+    (event,) = user.site.syslog.events("cache.skipped")
+    assert (event["outcome"], event["reason"], event["inherited"]["found"]) == ("refused", "inherit_too_many", 2)
+    step = user.task(step="0", shell=shell, **task.exports)
+    assert step.exports == {} and len(user.site.syslog.events()) == 1
+    assert user.task(7, shell=shell, **task.exports).exports["JOBCACHE_DECLINED"].endswith("-7")
+
+
+def test_relative_path_gets_no_cache(user: User) -> None:
+    assert user.task(HF_HOME="").cache is None
+    assert user.skipped() == [("refused", "inherit_relative")]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("killable", [True, False])
+def test_hung_home_costs_the_budget(user: User, shell: str, killable: bool) -> None:
+    """The job gets no private cache, within the deadline."""
+    user.site.configure(task_prolog={"deadline": "3s"})
+    with hung(user.cache.parent, killable=killable):
+        began = time.monotonic()
+        task = user.task(shell=shell)
+        assert time.monotonic() - began < 2.5
+        assert task.cache is None and "JOBCACHE_DECLINED" in task.exports
+    assert user.skipped() == [("refused", "inherit_budget")]
+    assert not user.site.cache().exists() and user.site.debris() == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_late_batch_task_gets_no_cache(user: User, shell: str) -> None:
+    """If scratch does not answer, no link exists. The batch script then runs as if jobcache were not installed."""
+    user.site.configure(task_prolog={"deadline": "1s"})
+    with hung(user.site.scratch):
+        assert user.task(shell=shell).exports == {}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("python", ["/nonexistent", "/bin/false"])
+def test_without_python_a_user_with_builds_gets_no_cache(user: User, shell: str, python: str) -> None:
+    """The shell cannot link them. A user without builds gets an empty cache."""
+    user.site.policy(python=python)
+    task = user.task(shell=shell)
+    assert task.cache is None and not user.site.cache().exists()
+    assert user.task(7, shell=shell, JOBCACHE_INHERIT="off").cache
+    assert user.task(8, shell=shell, HF_HOME="").cache is None
+    shutil.rmtree(user.cache / "json")
+    (user.cache / "downloads").mkdir()
+    assert user.task(9, shell=shell).cache
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_without_python_the_directory_of_a_node_is_not_empty(user: User, shell: str) -> None:
+    """A node whose Python is broken joins a cache, and has no links in its own directory."""
+    user.site.configure(scope="node")
+    assert is_linked(user.task(shell=shell).cache)
+    user.site.policy(python="/nonexistent")
+    known = {"JOBCACHE_DIR": str(user.site.cache())}
+    assert user.task(step="0", node="n2", shell=shell, **known).cache is None
+    assert is_linked(user.task(step="0", node="n1", shell=shell, **known).cache)
