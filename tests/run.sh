@@ -7,8 +7,9 @@
 # Both create a virtual environment and install into it what setup.cfg names. With a PYTEST ARGUMENT, only the tests that it
 # selects run, in one process.
 #
-# The full run installs missing Debian packages. Its tests delete directories as root, so they run in mount and process
-# namespaces of their own, in which everything except a fresh /tmp is read-only.
+# The full run installs missing Debian packages, and earlier versions of `datasets` beside the one that pip chooses. Its tests
+# delete directories as root, so they run in mount and process namespaces of their own, in which everything except a fresh
+# /tmp is read-only.
 #
 # JOBCACHE_PYTHON     the Python to test with (default: /usr/bin/python3, then python3 of PATH)
 # JOBCACHE_WORKERS    the number of test processes (default: one for each CPU)
@@ -61,14 +62,19 @@ choose_venv() {
     [ "$(stat -c %u "$venv")" = 0 ] || { echo "tests/run.sh: $venv does not belong to root: remove it" >&2; exit 1; }
 }
 
-pip() { "$venv/bin/python" -m pip -q --disable-pip-version-check "$@" >"$venv/pip.log" 2>&1 || { cat "$venv/pip.log" >&2; exit 1; }; }
+pip() { # VENV ARGUMENT…
+    log=$1/pip.log
+    command=$1/bin/python
+    shift
+    "$command" -m pip -q --disable-pip-version-check "$@" >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
+}
 
 # Build the wheel, from a copy because setuptools writes into the source. Set $wheel.
 build_wheel() {
     rm -rf "$venv/wheel"
     mkdir -p "$venv/wheel/source"
     cp -R README.md LICENSE setup.cfg pyproject.toml hooks "$venv/wheel/source"
-    pip wheel --no-deps --wheel-dir "$venv/wheel" "$venv/wheel/source"
+    pip "$venv" wheel --no-deps --wheel-dir "$venv/wheel" "$venv/wheel/source"
     rm -rf "$venv/wheel/source"
     wheel=$(find "$venv/wheel" -name '*.whl')
 }
@@ -80,8 +86,20 @@ install_requirements() {
     ! cmp -s setup.cfg "$venv/setup.cfg" || return 0
     report "requirements, into $venv"
     build_wheel
-    pip install "${wheel}[test]"
+    pip "$venv" install "${wheel}[test]"
     cp setup.cfg "$venv/setup.cfg"
+}
+
+# Install an earlier version of `datasets`, with libraries of its time, beside the others.
+install_datasets() { # VERSION REQUIREMENT…
+    own=$venv/datasets-$1
+    [ "$(cat "$own/requirements" 2>/dev/null)" != "$*" ] || return 0
+    report "datasets $1"
+    "$python" -m venv "$own"
+    words=$*
+    shift
+    pip "$own" install "datasets==${own##*-}" "$@"
+    echo "$words" >"$own/requirements"
 }
 
 # -------------------------------------------------------------------------------------------------------------- the runs
@@ -144,9 +162,11 @@ else
     choose_python
     choose_venv
     install_requirements
+    install_datasets 3.6.0 'huggingface_hub<1' 'pandas<3'
+    install_datasets 2.21.0 'huggingface_hub<0.25' 'pandas<3' "pyarrow<18; python_version<'3.13'" "numpy<2; python_version<'3.13'"
     report "jobcache, for $("$python" -V)"
     build_wheel
-    pip install --force-reinstall --no-deps "$wheel"
+    pip "$venv" install --force-reinstall --no-deps "$wheel"
     "$venv/bin/jobcache" --version
     export JOBCACHE_WHEEL="$wheel"
     tests/lint.sh "$venv"

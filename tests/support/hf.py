@@ -16,12 +16,17 @@ from typing import Any
 
 from support.site_dir import ALICE
 
+# Earlier versions, which tests/run.sh installs.
+EARLIER = {version: f"{sys.prefix}/datasets-{version}/bin/python" for version in ("3.6.0", "2.21.0")}
 PYTHONS = [sys.executable, *filter(None, os.environ.get("JOBCACHE_DATASETS_PYTHONS", "").split(":"))]
 
 _SERVER = r"""
-import json, os, signal, sys, traceback
+import contextlib, json, os, signal, sys, traceback
 if sys.argv[1:] == ["warm"]:
     import dill, fsspec, multiprocess, numpy, pandas, pyarrow, pyarrow.dataset, pyarrow.parquet
+    for name in "aiohttp", "httpx2", "requests":
+        with contextlib.suppress(ImportError):
+            __import__(name)
 
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
@@ -35,9 +40,10 @@ for line in sys.stdin:
             os.setgroups([]); os.setgid(ask["gid"]); os.setuid(ask["uid"])
             os.umask(0o077)
             signal.alarm(60)
-            os.environ.update(ask["env"])
+            os.environ.update({name: value for name, value in ask["env"].items() if value is not None})
             os.dup2(os.open(os.devnull, os.O_RDWR), 2)
             names = {"__name__": "__main__"}
+            exec(ask["first"], names)
             exec(compile("import datasets\nfrom datasets import *\n" + ask["code"], "<job>", "exec"), names)
             answer = {"result": names.get("result")}
         except BaseException:
@@ -59,23 +65,27 @@ class JobFailed(Exception):
 
 
 class Python:
-    """A Python with `datasets`."""
+    """A Python with `datasets`. warm: import large libraries once, not in each program; by default for this process's own."""
 
-    def __init__(self, executable: str) -> None:
+    def __init__(self, executable: str, *, warm: bool | None = None) -> None:
+        assert os.path.exists(executable), f"{executable} is missing: run tests/run.sh, which installs it"
+        warm = executable == sys.executable if warm is None else warm
         env = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONWARNINGS": "ignore", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         self._server = subprocess.Popen(
             # Libraries of other versions may start threads, which do not survive a fork: import them in each program.
-            [executable, "-c", _SERVER, *(["warm"] if executable == sys.executable else [])],
+            [executable, "-c", _SERVER, *(["warm"] if warm else [])],
             env=env, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
-    def run(self, code: str, home: Path, *, user: str = ALICE, **env: str) -> Any:
+    def run(self, code: str, home: Path, *, user: str = ALICE, first: str = "", **env: str | None) -> Any:
         """Run `code` after `from datasets import *`, and return its variable `result`. Raise JobFailed.
 
-        home: HOME, a directory of the user; HF_HOME lies below. env: the job's variables, such as HF_DATASETS_CACHE.
+        home: HOME, a directory of the user. env: the job's variables, such as HF_DATASETS_CACHE; None unsets one. HF_HOME
+        lies below `home` by default. first: code to run before the import.
         """
         who = pwd.getpwnam(user)
-        ask = {"code": code, "uid": who.pw_uid, "gid": who.pw_gid, "env": {"HOME": str(home), "HF_HOME": f"{home}/hf", **env}}
+        variables = {"HOME": str(home), "HF_HOME": f"{home}/hf", **env}
+        ask = {"code": code, "first": first, "uid": who.pw_uid, "gid": who.pw_gid, "env": variables}
         assert self._server.stdin and self._server.stdout
         self._server.stdin.write(json.dumps(ask) + "\n")
         self._server.stdin.flush()

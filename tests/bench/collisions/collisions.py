@@ -4,9 +4,10 @@
     tests/bench/collisions/collisions.py [--quick] [--json FILE] [--picture FILE]
 
 Jobs wait for each other and load together. Their cache is `shared` (cold), `warm` (shared, and built before), `job` (a
-private cache by the hooks) or `seeded` (a private cache from a store). flock works, excludes `nobody`, or fails with ENOSYS
-or ENOLCK. Each job compares the rows and a checksum with the written data, and so finds wrong data without an error. Needs
-root, Slurm and munge, cc, and a Python with `datasets` that ordinary users can run; matplotlib for the picture.
+private cache by the hooks), `seeded` (a private cache from a store) or `inherited` (a private cache that begins with the
+user's own, warm cache). flock works, excludes `nobody`, or fails with ENOSYS or ENOLCK. Each job compares the rows and a
+checksum with the written data, and so finds wrong data without an error. Needs root, Slurm and munge, cc, and a Python with
+`datasets` that ordinary users can run; matplotlib for the picture.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2] / "hooks")]
 
 from jobcache.cli.main import main as jobcache  # noqa: E402
+from support.home import fingerprint  # noqa: E402
 from support.minicluster import Cluster  # noqa: E402
 from support.site_dir import ALICE, Site  # noqa: E402
 
 FLOCKS = ("works", "nobody", "ENOSYS", "ENOLCK")
-CACHES = ("shared", "warm", "job", "seeded")
+CACHES = ("shared", "warm", "job", "seeded", "inherited")
 FORMATS = {"jsonl": "json", "array": "json", "csv": "csv", "parquet": "parquet"}  # format: loader
 SUFFIX = {"jsonl": "jsonl", "array": "json", "csv": "csv", "parquet": "parquet"}
 
@@ -172,6 +174,11 @@ class Bench:
         self.site.configure(store={"user": None})  # no store of an earlier round
         if cell.cache == "seeded":
             self.seed(data, place)
+        own = place / "own"
+        if cell.cache == "inherited":
+            chosen = {"HF_HOME": str(own)}
+            self.alone(data, place, chosen)
+        before = fingerprint(own / "datasets") if own.exists() else {}
         delays = [self.options.spread * i / max(1, self.options.jobs - 1) for i in range(self.options.jobs)]
         jobs = [self.submit(cell, data, place, i, delay, chosen) for i, delay in enumerate(delays)]
         self.wait_for([place / f"ready-{i}" for i in range(len(jobs))], 300, "the jobs do not start")
@@ -184,7 +191,9 @@ class Bench:
         sizes = [self.take(cell, result) for result in results]
         for job in jobs:
             self.cluster.wait(job, timeout=60)
-        cell.bytes += allocated(shared) if chosen else sum(sizes)
+        if before and fingerprint(own / "datasets") != before:
+            raise SystemExit("a job changed the user's own cache")
+        cell.bytes += allocated(shared) if shared.exists() else sum(sizes)
         if not self.options.keep:
             shutil.rmtree(place)
 
@@ -193,13 +202,14 @@ class Bench:
         return [str(word) for word in program]
 
     def submit(self, cell: Cell, data: Data, place: Path, i: int, delay: float, chosen: dict[str, str]) -> int:
-        env = [f"{name}={value}" for name, value in {**self.environment(cell.flock), "HF_HOME": f"{place}/home-{i}"}.items()]
-        command = shlex.join(["env", *env, *self.words(data, place / f"result-{i}", place / f"ready-{i}", place / "go", delay)])
+        env = {"HF_HOME": f"{place}/home-{i}", **chosen, **self.environment(cell.flock)}
+        words = [f"{name}={value}" for name, value in env.items()]
+        command = shlex.join(["env", *words, *self.words(data, place / f"result-{i}", place / f"ready-{i}", place / "go", delay)])
         return self.cluster.sbatch(f"#!/bin/sh\nexec {command}\n", user=ALICE, env=chosen)
 
     def alone(self, data: Data, place: Path, chosen: dict[str, str]) -> None:
         """Load once, with locks that work, before the jobs."""
-        env = {**chosen, "HF_HOME": f"{place}/home"}
+        env = {"HF_HOME": f"{place}/home", **chosen}
         self.cluster.run(*self.words(data, place / "alone"), user=ALICE, env=env, timeout=300)
 
     def seed(self, data: Data, place: Path) -> None:
@@ -242,14 +252,16 @@ def allocated(directory: Path) -> int:
 def cells(options: argparse.Namespace) -> list[Cell]:
     """Return the cells: each cache and flock with the first format; other formats only with flock `works` or `nobody`.
 
-    A warm cache is for comparison, and is measured only with locks that work.
+    A warm cache is for comparison, and is measured only with locks that work; one that is inherited, if they exclude nobody also.
     """
     return [
         Cell(one, flock, cache)
         for at, one in enumerate(options.formats)
         for flock in options.flocks
         for cache in options.caches
-        if (at == 0 or options.all or flock in ("works", "nobody")) and (cache != "warm" or flock == "works")
+        if (at == 0 or options.all or flock in ("works", "nobody"))
+        and (cache != "warm" or flock == "works")
+        and (cache != "inherited" or flock in ("works", "nobody"))
     ]
 
 
