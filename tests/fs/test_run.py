@@ -57,6 +57,15 @@ def test_cache_begins_with_the_builds_of_the_usual_cache(user: User, variable: s
     assert user.run(script, env={variable: str(top), "JOBCACHE_INHERIT": "off"}).returncode != 0
 
 
+def test_command_has_the_caches_of_further_programs(user: User) -> None:
+    """`exports_for` of the configuration counts, and a value from another cache is replaced."""
+    config = user.site.dir / "own.yaml"
+    config.write_text(f"cluster: test\npath: {user.site.scratch}/{{user}}/hf-{{job_id}}\nexports_for: [triton]\n")
+    done = user.run('echo "$TRITON_CACHE_DIR $HF_DATASETS_CACHE"', "--config", str(config))
+    triton, cache = done.stdout.split()
+    assert triton == f"{cache}/.triton"
+
+
 def test_command_runs_without_cache_if_its_builds_cannot_be_linked(user: User) -> None:
     """As if jobcache were not there; the message has the reason."""
     user.site.configure(inherit_max_builds=1)

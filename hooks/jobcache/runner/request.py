@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from jobcache.cache import path_template
 from jobcache.cache.fields import component, natural, number
+from jobcache.config import export_sets
 
 _TRUE = ("1", "true", "yes", "on")
 _MAX_STEP = 2**32 - 10  # Slurm uses higher ids for the batch script and for interactive, external and pending steps
@@ -80,7 +81,8 @@ def request_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Request:
     """
     facts = {key: env.get(f"SLURM_JOB_{key.upper()}", "") for key in ("partition", "account", "qos", "user")}
     rule: dict[str, Any] = next((rule for rule in tree["rules"] if _matches(rule["match"], facts)), {})
-    chosen = {key: rule.get(key, tree[key]) for key in ("path", "scope", "exports", "offline", "inherit")}
+    chosen = {key: rule.get(key, tree[key]) for key in ("path", "scope", "offline", "inherit")}
+    chosen["exports"] = export_sets.merged(rule, tree)
     inherits = chosen["inherit"] == "on" and env.get("JOBCACHE_INHERIT") != "off"
     scope = env.get("JOBCACHE_SCOPE", "")
     syslog = tree["log"]["syslog"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from jobcache.cache import lease_lock, path_template, reasons
-from jobcache.config import configuration, errors, settings
+from jobcache.config import configuration, errors, export_sets, settings
 from jobcache.runner import inherited_cache, own_config, relay, request
 from jobcache.runner.private_cache import PrivateCache
 
@@ -36,7 +36,7 @@ def run(command: Sequence[str], config_file: Optional[str], path: Optional[str])
             return status
     if problem:
         return _run_without_cache(command, env, problem)
-    env = request.without_stale_variables(env, tree["exports"])
+    env = request.without_stale_variables(env, export_sets.merged(tree, tree))
     if env.get("JOBCACHE") == "off":
         return relay.replace(command, env)
     try:
