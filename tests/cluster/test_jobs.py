@@ -11,6 +11,7 @@ from pathlib import Path
 
 from conftest import Wired
 from support.site_dir import ALICE, BOB
+from support.user_cache import put
 
 SHOW = 'echo "$HF_DATASETS_CACHE"'
 FILL = (
@@ -253,3 +254,40 @@ def test_jobs_load_one_file_with_datasets_at_once(wired: Wired) -> None:
         assert wired.wait(job) == "COMPLETED", wired.output(job)
         assert wired.output(job)[-1] == f"20000 {sum(range(20000))}"
         assert wired.assert_reaped(job)["bytes"] > 100_000
+
+
+def own_cache(wired: Wired) -> Path:
+    """Create a second datasets cache of Alice, with a build; return its HF_HOME."""
+    home = wired.site.dir / "hf"
+    if not home.exists():
+        put(home / "datasets", "json/default-1/0.0.0/x")
+    return home
+
+
+def test_script_can_name_the_cache_that_its_job_begins_with(wired: Wired) -> None:
+    """In a job, a task of an array and a het job, for a program without srun in front of it."""
+    script = f"export HF_HOME={own_cache(wired)}\nreadlink $HF_DATASETS_CACHE/json/default-1/0.0.0/x/json-train.arrow"
+    for options in ((), ("--array=1",), ("-n1", ":", "-n1")):
+        job = wired.batch(script, *options)
+        wired.wait(job)
+        assert wired.output(job) == [f"{own_cache(wired)}/datasets/json/default-1/0.0.0/x/json-train.arrow"]
+        wired.assert_reaped(job)
+
+
+def test_job_whose_script_computes_its_cache_uses_that_one(wired: Wired) -> None:
+    """No step gets a private cache either."""
+    job = wired.batch(f"export HF_HOME=$(echo {own_cache(wired)})\necho ${{HF_DATASETS_CACHE-none}}\n{step(SHOW, '-n1')}")
+    assert wired.wait(job) == "COMPLETED"
+    assert wired.output(job) == ["none", ""]
+    assert not wired.cache(job).exists()
+
+
+def test_line_of_the_guide_ends_the_use_of_a_private_cache(wired: Wired) -> None:
+    """For a program of the script, and for later steps. The cache is reaped."""
+    sourced = wired.site.scratch / "sourced"
+    sourced.write_text(f"export HF_HOME={own_cache(wired)}\nunset HF_DATASETS_CACHE; export JOBCACHE=off\n")
+    show = "echo ${HF_DATASETS_CACHE-none} $HF_HOME"
+    job = wired.batch(f"{SHOW}\n. {sourced}\n{show}\n{step(show, '-N1', '-n1')}\n{step(show, '-N2', '-n2')}", "-N2")
+    assert wired.wait(job) == "COMPLETED"
+    assert wired.output(job) == [str(wired.cache(job)), *[f"none {own_cache(wired)}"] * 4]
+    wired.assert_reaped(job)

@@ -15,6 +15,7 @@ import pytest
 from support.home import fingerprint
 from support.hungfs import hung
 from support.site_dir import ALICE, SHELLS, Site
+from support.spool import Spool
 from support.task_prolog import Prologue
 from support.user_cache import HASH, cut_short, put
 
@@ -245,3 +246,55 @@ def test_without_python_the_directory_of_a_node_is_not_empty(user: User, shell: 
     known = {"JOBCACHE_DIR": str(user.site.cache())}
     assert user.task(step="0", node="n2", shell=shell, **known).cache is None
     assert is_linked(user.task(step="0", node="n1", shell=shell, **known).cache)
+
+
+# ---------------------------------------------------------------------------------- scripts that set HF_HOME themselves
+
+
+NODE = f"n{os.getpid()}"  # sockets of tests in other processes have other names
+
+
+def in_batch(user: User, script: str, shell: str = "/bin/sh", **env: str) -> Prologue:
+    """Run the TaskProlog of the batch task of a job with this script."""
+    with Spool(user.site.dir / "spool", ALICE, NODE, 4242, f"#!/bin/bash\n{script}\n"):
+        return user.task(shell=shell, node=NODE, **env)
+
+
+@pytest.fixture
+def other(user: User) -> Path:
+    """A second cache of Alice, with another build; it is to be HF_HOME."""
+    put(user.home / "other/datasets", "json/default-2/0.0.0/x")
+    user.own()
+    return user.home / "other"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_cache_begins_with_the_builds_that_the_script_names(user: User, other: Path, shell: str) -> None:
+    task = in_batch(user, f"export HF_HOME={other}\npython train.py", shell)
+    assert is_linked(task.cache, "json/default-2/0.0.0/x") and not is_linked(task.cache)
+    assert user.created()["source"] == f"{other}/datasets"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_job_whose_script_computes_its_cache_gets_none(user: User, shell: str) -> None:
+    """Its steps do not try again."""
+    task = in_batch(user, "export HF_HOME=$SCRATCH/hf", shell)
+    assert task.exports == {"JOBCACHE_DECLINED": str(user.site.cache())}
+    assert user.site.debris() == [] and not user.site.cache().exists()
+    (event,) = user.site.syslog.events("cache.skipped")
+    assert (event["outcome"], event["reason"]) == ("refused", "inherit_script") and "$SCRATCH/hf" in event["error"]
+    assert user.task(step="0", shell=shell, **task.exports).exports == {}
+
+
+@pytest.mark.parametrize("script", ["python train.py", "export HF_HOME=$X\nexport HF_DATASETS_CACHE=/own"])
+def test_script_without_a_word_on_it_changes_nothing(user: User, script: str) -> None:
+    assert is_linked(in_batch(user, script).cache)
+
+
+def test_script_does_not_count_without_inheritance(user: User) -> None:
+    """Nor for a step of the same job."""
+    script = "export HF_HOME=$SCRATCH/hf"
+    task = in_batch(user, script, JOBCACHE_INHERIT="off")
+    assert task.cache and os.listdir(task.cache) == [".jobcache"]
+    with Spool(user.site.dir / "spool2", ALICE, NODE, 7, script):
+        assert is_linked(user.task(7, step="0", node=NODE).cache)

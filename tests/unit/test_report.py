@@ -150,10 +150,13 @@ def test_inherited_builds_are_summed_and_users_named() -> None:
         {**known, "event": "cache.created", "job_id": 7, "inherited": {**numbers, "bytes": "x", "files": []}},
         {**known, "event": "cache.created", "job_id": 8, "inherited": "x"},
         {**known, "event": "cache.skipped", "job_id": 9, "reason": "inherit_budget", "user": "bob"},
+        {**known, "event": "cache.skipped", "job_id": 10, "reason": "inherit_script", "user": "carol"},
     )  # fmt: skip
     assert got.inherited == {"caches": 2, "builds": 6, "files": 9, "bytes": 500, "left out datasets": 1}
     assert (got.total.seeded, got.total.saved) == (1, 500)
-    assert [(one.user, one.what, one.why) for one in got.advice] == [("bob", "inherit", "1 jobs"), ("alice", "inherit", "1 jobs")]
+    assert [(one.user, one.what, one.why) for one in got.advice] == [
+        ("bob", "inherit", "1 jobs"), ("carol", "inherit", "1 jobs"), ("alice", "inherit", "1 jobs"),
+    ]  # fmt: skip
 
 
 def test_events_are_counted_by_reason() -> None:

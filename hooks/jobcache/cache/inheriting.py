@@ -7,7 +7,17 @@ process does the work until a deadline, so a home that hangs or is large costs t
 import os
 import time
 
-from jobcache.cache import bounded, build_info, default_cache, dirfd, finished_builds, reasons, workers
+from jobcache.cache import (
+    bounded,
+    build_info,
+    default_cache,
+    dirfd,
+    finished_builds,
+    job_script,
+    reasons,
+    script_variables,
+    workers,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,16 +47,19 @@ class Inherited:
         self.refusal: "reasons.Refused | None" = reasons.Refused("inherit_budget", "the user's own cache did not answer in time")
 
 
-def inherit(cache_fd: int, below: str, env: "Mapping[str, str]", most: int, budget: float) -> Inherited:
+def inherit(
+    cache_fd: int, below: str, env: "Mapping[str, str]", most: int, budget: float, batch: "tuple[str, int, int] | None" = None
+) -> Inherited:
     """Link all finished builds of the user's own cache into a new one, within `budget` seconds. Raise nothing.
 
     below: the directory in the new cache that becomes HF_DATASETS_CACHE, "" for the cache itself; nobody may use it yet.
     A build that is in it already stays. env: the variables of the job. most: the number of builds that are allowed.
+    batch: (node, job id, uid) before the batch script runs, which can set these variables; None for any other task.
     """
     result = Inherited()
     until = time.monotonic() + budget
     try:
-        lines, _ = bounded.run(lambda report: _inherit(cache_fd, below, env, most, until, report), until)
+        lines, _ = bounded.run(lambda report: _inherit(cache_fd, below, env, most, until, batch, report), until)
     except OSError as error:
         result.refusal = reasons.Refused("inherit_failed", str(error))
         return result
@@ -79,9 +92,15 @@ def inherit(cache_fd: int, below: str, env: "Mapping[str, str]", most: int, budg
 _OF_HUB = "___"  # in the name of a dataset of the Hub. Offline, `datasets` takes the newest of its builds
 
 
-def _inherit(cache_fd: int, below: str, env: "Mapping[str, str]", most: int, until: float, report: "bounded.Report") -> None:
+def _inherit(
+    cache_fd: int, below: str, env: "Mapping[str, str]", most: int, until: float, batch: "tuple[str, int, int] | None",
+    report: "bounded.Report",
+) -> None:  # fmt: skip
     links = None
     try:
+        script = job_script.read(*batch, until) if batch else None
+        if script:
+            env = script_variables.after_script(script, env)
         source = default_cache.resolve(default_cache.path(env))
         if source and not default_cache.is_private(source):
             report(f"source {source}")

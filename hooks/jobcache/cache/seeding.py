@@ -22,7 +22,8 @@ class Seeds:
     """The seeds of the cache of `claim`. Set `claim.seed` if there can be any.
 
     words: `store` and `site`, the paths of stores, "" for none; `label`; `inherit`, the most builds of the user's own cache,
-    "" for none; `deadline` of the hook, in seconds. env: the variables of the job. began: time.monotonic of the hook's start.
+    "" for none; `deadline` of the hook, in seconds; `first`, "yes" in the batch task, and then `node`.
+    env: the variables of the job. began: time.monotonic of the hook's start.
     """
 
     def __init__(self, words: "dict[str, str]", claim: protocol.Claim, env: "Mapping[str, str]", began: float) -> None:
@@ -37,6 +38,7 @@ class Seeds:
         self.user: "list[linking.Source]" = []
         self.site: "list[linking.Source]" = []
         self.refused: "list[tuple[str, str]]" = []
+        self.batch = (words["node"], claim.job_id, claim.uid) if words.get("first") == "yes" else None
         label = words["label"]
         if label and not store_names.is_label(label):
             details = "JOBCACHE_STORE is not a label: 64 letters, digits, `.`, `_` or `-` at most, and not a dot first"
@@ -93,7 +95,8 @@ class Seeds:
         if self.most:
             self.inherit_began = time.monotonic()
             left = self.hook_began + _END * self.deadline - self.inherit_began
-            self.inherited = inheriting.inherit(cache_fd, below, self.env, self.most, min(left, _INHERIT_SHARE * self.deadline))
+            budget = min(left, _INHERIT_SHARE * self.deadline)
+            self.inherited = inheriting.inherit(cache_fd, below, self.env, self.most, budget, self.batch)
             self.inherited.milliseconds = round((time.monotonic() - self.inherit_began) * 1000)
             if self.inherited.refusal:
                 raise self.inherited.refusal

@@ -28,6 +28,10 @@ REASONS = {
         "HF_HOME or XDG_CACHE_HOME is a relative path, so that the user's own cache cannot be found",
         "the user sets an absolute path, or JOBCACHE_INHERIT=off",
     ),
+    "inherit_script": (
+        "the batch script sets HF_HOME or XDG_CACHE_HOME, to a value that the TaskProlog, which runs before it, cannot know",
+        "the user sets it to a plain path before any program, or with `sbatch --export`, or sets JOBCACHE_INHERIT=off",
+    ),
     "inherit_failed": ("the builds of the user's own cache could not be linked because of an error", _REPAIR),
     "observe": ("mode is observe: the path is the one that a cache would have", "`mode: on` in jobcache.yaml"),
     "min_uid": ("the user's uid is below min_uid", "`min_uid` in jobcache.yaml"),

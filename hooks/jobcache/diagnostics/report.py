@@ -30,6 +30,7 @@ class Collector:
         self._made: set[_Key] = set()
         self._names: dict[int, str] = {}
         self._refused: dict[str, int] = {}  # by user: jobs without a cache, because its builds could not be linked
+        self._unclear: dict[str, int] = {}  # the same, because of what their scripts set
         self._incomplete: dict[str, int] = {}  # by user: jobs for which a dataset was left out
         self._own_log = own_log
         self._doubtful: set[int] = set()  # of _taken: events that a user can have forged
@@ -65,7 +66,7 @@ class Collector:
         elif kind == "cache.skipped":
             _count(report.skipped, reason)
             if reason.startswith("inherit_"):
-                _count(self._refused, _user(event))
+                _count(self._unclear if reason == "inherit_script" else self._refused, _user(event))
         elif kind == "cache.kept":
             _count(report.kept, reason)
         elif kind == "hook.failed":
@@ -134,7 +135,7 @@ class Collector:
         report.lives = report_sums.lives(caches)
         by_user = report_sums.by_group("user", caches)
         report.advice = [one for user in sorted(by_user) for one in advice(user, by_user[user])]
-        report.advice += inheritance_advice(self._refused, self._incomplete)
+        report.advice += inheritance_advice(self._refused, self._unclear, self._incomplete)
         return report
 
     def _name(self, uid: Optional[int]) -> str:

@@ -47,11 +47,17 @@ def advice(user: str, caches: Sequence[Cache]) -> Iterator[Advice]:
         )  # fmt: skip
 
 
-def inheritance_advice(refused: Mapping[str, int], incomplete: Mapping[str, int]) -> Iterator[Advice]:
-    """Yield advice for users whose own builds were not linked. refused, incomplete: number of jobs by user."""
+def inheritance_advice(refused: Mapping[str, int], unclear: Mapping[str, int], incomplete: Mapping[str, int]) -> Iterator[Advice]:
+    """Yield advice for users whose own builds were not linked.
+
+    Numbers of jobs by user: refused, for lack of time and similar; unclear, for what their scripts set; incomplete.
+    """
     for user in sorted(refused):
         text = "Make the user's own datasets cache smaller or faster: jobs ran without a private cache (jobcache explain)."
         yield Advice(user, "inherit", text, f"{refused[user]} jobs")
+    for user in sorted(unclear):
+        text = "Set HF_HOME to a plain path at the begin of the script: jobs ran without a private cache (jobcache explain)."
+        yield Advice(user, "inherit", text, f"{unclear[user]} jobs")
     for user in sorted(incomplete):
         text = "Delete the damaged builds in the user's own datasets cache: jobs do not begin with these (jobcache explain)."
         yield Advice(user, "inherit", text, f"{incomplete[user]} jobs")
