@@ -1,0 +1,58 @@
+"""Names of one user's processes and mounts, which the hooks and commands of others meet in /proc. They cost the others nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from jobcache.sweep import processes
+from jobcache.system import mounts
+from support.faulty import said, swept
+from support.home import uid_of
+from support.mounts import mount
+from support.site_dir import BOB, Site
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be several users")
+# PR_SET_NAME, as any process may call it
+NAMED = "import ctypes, os, sys, time; ctypes.CDLL(None).prctl(15, os.fsencode(sys.argv[1])); print(flush=True); time.sleep(600)"
+
+
+@contextmanager
+def process(user: str, name: str, title: str) -> Iterator[int]:
+    """Run a process with this name and title. Yield its id."""
+    who: dict[str, Any] = {"user": user, "group": user, "extra_groups": [], "cwd": "/"}
+    with subprocess.Popen([title, "-c", NAMED, name], executable=sys.executable, stdout=subprocess.PIPE, **who) as started:
+        try:
+            assert started.stdout is not None and started.stdout.readline()
+            yield started.pid
+        finally:
+            started.kill()
+
+
+@pytest.mark.parametrize("name", ["\rUid:", "\rUid: x", "\rUid:\t0 0", "\rUid:\t5 5", "x)", "\n\\Uid:\t0", "\udcff"])
+def test_sweep_with_any_name_of_a_process(site: Site, name: str) -> None:
+    """The kernel prints \\r in a name as it is. No name makes a process another user's, keeps a cache, or stops a sweep."""
+    site.task_prolog()
+    with process(BOB, name, "slurmstepd: [4242.0]") as pid:
+        assert [decision.reason for decision in swept(site).decisions] == ["orphan"]
+        assert list(processes._owned_by({0, uid_of(BOB)}, [pid])) == [(pid, uid_of(BOB))]
+
+
+@pytest.mark.parametrize("name", ["a\rb", "\r", "a - b", "a\\040b", "a\x0b\x0c\x1c\x85b", "a\tb\nc", "\udcff"])
+def test_hooks_and_sweep_with_any_name_of_a_mount_point(site: Site, name: str) -> None:
+    """A user can mount a filesystem on a directory with any name. The mount table has \\r in it as it is."""
+    point = site.scratch / BOB / name
+    point.mkdir(parents=True)
+    site.task_prolog()
+    with mount("tmpfs", point):
+        site.epilog()
+        assert said(site) == [("cache.reaped", "reaped", None)]
+        site.task_prolog()
+        assert [decision.reason for decision in swept(site).decisions] == ["orphan"]
+        assert str(point) in [one.point for one in mounts.read()]
