@@ -1,8 +1,10 @@
-"""Names of one user's processes and mounts, which the hooks and commands of others meet in /proc. They cost the others nothing."""
+"""Processes and mounts of any number and name, which the hooks and commands of all users meet in /proc."""
 
 from __future__ import annotations
 
 import os
+import pwd
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from jobcache.system import mounts
 from support.faulty import said, swept
 from support.home import uid_of
 from support.mounts import mount
-from support.site_dir import BOB, Site
+from support.site_dir import ALICE, BOB, Site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be several users")
 # PR_SET_NAME, as any process may call it
@@ -56,3 +58,36 @@ def test_hooks_and_sweep_with_any_name_of_a_mount_point(site: Site, name: str) -
         site.task_prolog()
         assert [decision.reason for decision in swept(site).decisions] == ["orphan"]
         assert str(point) in [one.point for one in mounts.read()]
+
+
+IMPATIENT = """
+import sys
+from jobcache.runner import leftovers
+from jobcache.cli.main import main
+leftovers._PATIENCE = 0.0
+sys.exit(main(sys.argv[1:]))
+"""
+# A daemon without descriptors, and a process that has nothing to do with the cache.
+DAEMONS = """
+import os, subprocess
+quiet = {"close_fds": True, "start_new_session": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+daemon = subprocess.Popen(["/bin/sleep", "600"], **quiet)
+other = subprocess.Popen(["/bin/sleep", "600"], cwd="/", env={}, **quiet)
+print(os.environ["JOBCACHE_DIR"], daemon.pid, other.pid)
+"""
+
+
+def test_too_many_processes_to_examine_keep_the_cache_of_a_command(site: Site) -> None:
+    """`jobcache run` searches for processes that its command left behind. What it has no time to examine can be one."""
+    account = pwd.getpwnam(ALICE)
+    home = site.dir / "home"
+    home.mkdir()
+    os.chown(home, account.pw_uid, account.pw_gid)
+    words = ["run", "--path", f"{home}/{{user}}/hf-datasets-{{job_id}}", "--", sys.executable, "-c", DAEMONS]
+    who: dict[str, Any] = {"user": ALICE, "group": ALICE, "extra_groups": [], "cwd": "/"}
+    env = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", IMPATIENT, *words], env=env, capture_output=True, text=True, check=True, **who)
+    cache, *left = done.stdout.split()
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert os.path.isdir(cache) and "in use by a process that cannot be read" in done.stderr
