@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
+import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 
 from jobcache.sweep import processes
-from jobcache.system import mounts
+from jobcache.system import as_user, children, mounts
 from support.faulty import said, swept
 from support.home import uid_of
 from support.mounts import mount
@@ -91,3 +94,49 @@ def test_too_many_processes_to_examine_keep_the_cache_of_a_command(site: Site) -
     for pid in left:
         os.kill(int(pid), signal.SIGKILL)
     assert os.path.isdir(cache) and "in use by a process that cannot be read" in done.stderr
+
+
+# Inherit descriptors up to 1,100, and become the command.
+DESCRIPTORS = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+null = os.open(os.devnull, os.O_RDONLY)
+for _ in range(1100):
+    os.set_inheritable(os.dup(null), True)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_command_with_many_inherited_descriptors_gets_signals(site: Site) -> None:
+    """`jobcache run` stays until its command ends, passes signals on, and returns its status."""
+    account = pwd.getpwnam(ALICE)
+    home = site.dir / "home"
+    home.mkdir()
+    os.chown(home, account.pw_uid, account.pw_gid)
+    script = "trap 'echo signal; exit 7' USR1; echo ready; while :; do sleep 0.05; done"
+    run = ["jobcache", "run", "--path", f"{home}/{{user}}/hf-datasets-{{job_id}}", "--", "sh", "-c", script]
+    who: dict[str, Any] = {"user": ALICE, "group": ALICE, "extra_groups": [], "cwd": "/", "text": True}
+    env = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", DESCRIPTORS, *run], env=env, **streams, **who) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        assert (process.communicate(timeout=20), process.returncode) == (("signal\n", ""), 7)
+    assert os.listdir(home / ALICE) == []
+
+
+def test_children_of_a_process_with_many_descriptors_report() -> None:
+    """The Epilog and the commands read their children, with any number of descriptors that they inherited."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, before[1]))
+    null = os.open(os.devnull, os.O_RDONLY)
+    held = [null, *(os.dup(null) for _ in range(1100))]
+    try:
+        child = as_user.start(lambda report: report({"x": 1}), uid=None, gid=None, user=None, place=None)
+        assert list(child.facts(time.monotonic() + 10)) == [{"x": 1}] and child.status == "done"
+        start = functools.partial(as_user.start, lambda report: report({"x": 2}), uid=None, gid=None, user=None, place=None)
+        assert [fact for _, _, fact in children.each([("", start)], 1, 10.0)] == [{"x": 2}, None]
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
