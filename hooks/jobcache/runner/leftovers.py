@@ -55,7 +55,7 @@ def find(path: str, cache_fd: int, lease: str) -> "list[Process]":
             break
     found = (pid for pid, use in uses.items() if use.works and pid != os.getpid() and not _is_covered(pid, uses, lease))
     described = (_describe(pid) for pid, _ in zip(found, range(lease_lock.MOST_LEFT)))
-    working = [process for process in described if process]
+    working = sorted((process for process in described if process), key=lambda process: process.pid)
     if not working and len(uses) < len(own):
         raise UnfinishedError
     return working
