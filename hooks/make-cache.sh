@@ -139,7 +139,8 @@ jc_has_dead_leases() {
         if [ ! -e "$jc_found" ] && [ ! -h "$jc_found" ]; then jc_found=$1; fi
         jc_lease_node=${jc_found##*/} jc_lease_boot=''
         if [ "${jc_lease_node%%+*}" = "$jc_node" ]; then
-            case $jc_other_step in yes) return 1 ;; no) continue ;; esac
+            # The command of a `jobcache run` needs no step: an ssh session in the job. It touches its lease.
+            case $jc_other_step$jc_lease_node in yes*) return 1 ;; "no$jc_node") continue ;; esac
             [ ! -f "$jc_found" ] || read -r jc_lease_boot _ <"$jc_found"
             case $jc_lease_boot in '' | "$jc_boot") ;; *) continue ;; esac
         fi

@@ -506,7 +506,10 @@ FOUND: dict[str, tuple[str, str, int, int | None, str, str, str, bool]] = {
     "this node, titles hidden": ("n1", "", 0, None, "", "", "", False),
     "this node, titles hidden, hours ago": ("n1", "", 7200, None, "", "", "", True),
     "this node, titles hidden, before it booted": ("n1", BOOTED, 0, None, "", "", "", True),
-    "a process of this node, no step": ("n1+0123", "", 0, None, BATCH, "", "", True),
+    "a command of this node, no step": ("n1+0123", "", 0, None, BATCH, "", "", False),
+    "a command of this node, the extern step": ("n1+0123", "", 0, None, BATCH, f"slurmstepd: [{WATCHED}.extern]", "root", False),
+    "a command of this node, no step, hours ago": ("n1+0123", "", 7200, None, BATCH, "", "", True),
+    "a command of this node, no step, before it booted": ("n1+0123", BOOTED, 0, None, BATCH, "", "", True),
     "no lease, now": ("", "", 0, None, BATCH, "", "", False),
     "no lease, hours ago": ("", "", 7200, None, BATCH, "", "", True),
 }

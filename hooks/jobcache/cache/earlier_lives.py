@@ -36,7 +36,8 @@ def is_unused(cache_fd: int, claim: "Claim", nodes: str = cache_names.NODES) -> 
                     if cache_names.lease_node(entry.name) == claim.node:
                         if other_step:
                             return False
-                        if other_step is False or _is_of_other_boot(nodes_fd, entry.name, boot):
+                        # The command of a `jobcache run` needs no step: an ssh session in the job. It touches its lease.
+                        if (other_step is False and entry.name == claim.node) or _is_of_other_boot(nodes_fd, entry.name, boot):
                             continue
                     if not entry.stat(follow_symlinks=False).st_mtime < limit:
                         return False

@@ -34,22 +34,31 @@ class _Use:
     leases: "frozenset[str]"
 
 
+class UnfinishedError(Exception):
+    """The time did not suffice to examine all processes, and those examined do not work in the cache."""
+
+
 def find(path: str, cache_fd: int, lease: str) -> "list[Process]":
     """Return the processes that work in a cache, but for this process, and for those that another lease covers.
 
     path: of the cache, as its commands know it. lease: the name of the lease that this process is about to release. Another
-    lease covers the `jobcache run` that holds it and all descendants of that process.
+    lease covers the `jobcache run` that holds it and all descendants of that process. The newest processes are examined first:
+    few others come from the command. Raise UnfinishedError.
     """
     real = _link(f"/proc/self/fd/{cache_fd}").removesuffix(" (deleted)")
     until = time.monotonic() + _PATIENCE
     uses: dict[int, _Use] = {}
-    for pid in _own_processes():
+    own = _own_processes()
+    for pid in sorted(own, reverse=True):
         uses[pid] = _use(pid, path.encode("utf-8", "surrogateescape"), real)
         if time.monotonic() >= until:
             break
     found = (pid for pid, use in uses.items() if use.works and pid != os.getpid() and not _is_covered(pid, uses, lease))
     described = (_describe(pid) for pid, _ in zip(found, range(lease_lock.MOST_LEFT)))
-    return [process for process in described if process]
+    working = sorted((process for process in described if process), key=lambda process: process.pid)
+    if not working and len(uses) < len(own):
+        raise UnfinishedError
+    return working
 
 
 def close_inherited_locks(cache_fd: int, lease: str) -> None:

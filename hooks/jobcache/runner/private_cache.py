@@ -187,15 +187,18 @@ class PrivateCache:
     def _await_end_of_others(self, probe: int) -> "Optional[list[leftovers.Process]]":
         """Return the processes that work in the cache after _LINGERING seconds, or after the next signal; None if none does.
 
-        The list is empty if a process that this one cannot read holds the lock.
+        The list is empty if a process that this one cannot read holds the lock, or if not all processes could be examined.
         """
         while relay.take_pending():
             pass  # signals that ended the command
         until = self._clock.monotonic() + _LINGERING
         while True:
-            left = leftovers.find(self._claim.path, self._fd, self._claim.node)
-            if not left and not lease_lock.is_held(probe):
-                return None
+            try:
+                left = leftovers.find(self._claim.path, self._fd, self._claim.node)
+                if not left and not lease_lock.is_held(probe):
+                    return None
+            except leftovers.UnfinishedError:
+                left = []
             if self._clock.monotonic() >= until or relay.take_pending():
                 return left
             self._clock.sleep(_PAUSE)

@@ -149,6 +149,8 @@ class _Witness:
         self._ready = False
         self._signals = b""
         self._pipe, output = os.pipe()
+        self._poll = select.poll()  # select() refuses descriptors from 1024 on, and this process inherits any number
+        self._poll.register(self._pipe, select.POLLIN)
         standard_input, self._lifeline = os.pipe()
         try:
             self._pid = os.posix_spawn(
@@ -170,7 +172,7 @@ class _Witness:
         """Return whether the witness receives this signal as well, and forget one such signal."""
         until = time.monotonic() + (_GROUP_DELAY if self._ready else _WITNESS_START)
         while self._pid and number not in self._signals:
-            if not select.select([self._pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+            if not self._poll.poll(max(0.0, until - time.monotonic()) * 1000):
                 return False
             data = os.read(self._pipe, 4096)
             if not data:

@@ -200,11 +200,14 @@ def _environ(pid: int) -> dict[str, str]:
 
 
 def _owned_by(uids: set[int], pids: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield (pid, uid) of those of `pids` whose real user is one of `uids`."""
+    """Yield (pid, uid) of those of `pids` whose real user is one of `uids`.
+
+    The first line has the name of the process, in which the kernel escapes \\n and no other control character.
+    """
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
-                uid = next(int(line.split()[1]) for line in status if line.startswith("Uid:"))
+            with open(f"/proc/{pid}/status", "rb") as status:
+                uid = next(int(line.split()[1]) for line in status if line.startswith(b"Uid:"))
         except (OSError, StopIteration):
             continue  # the process has ended
         if uid in uids:

@@ -56,7 +56,7 @@ class Child:
 
         Facts that arrived before the deadline are yielded even if the deadline has passed when the caller begins to read.
         """
-        while select.select([self], [], [], max(0.0, until - time.monotonic()))[0]:
+        while _ready([self.fileno()], until):
             facts = self.read(until)
             yield from facts or ()
             if facts is None:
@@ -64,7 +64,7 @@ class Child:
         self.give_up()
 
     def fileno(self) -> int:
-        """Return the descriptor for select. It is readable when facts or the end have arrived."""
+        """Return the descriptor for poll. It is readable when facts or the end have arrived."""
         return self._pipe
 
     def read(self, until: float) -> "list[Fact] | None":
@@ -159,7 +159,7 @@ def _each(
         if not running:
             return
         until = min(deadline for _, _, deadline in running.values())
-        ready = select.select(list(running), [], [], max(0.0, until - time.monotonic()))[0]
+        ready = _ready(running, until)
         for fd in ready:
             key, child, until = running[fd]
             facts = child.read(until)
@@ -175,6 +175,17 @@ def _each(
                 del running[fd]
                 child.give_up()
                 yield key, child, None
+
+
+def _ready(fds: "Iterable[int]", until: float) -> "list[int]":
+    """Wait until one of the descriptors is readable, or until the deadline; return those that are.
+
+    select() refuses descriptors from 1024 on, and a process can inherit any number.
+    """
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(max(0.0, until - time.monotonic()) * 1000)]
 
 
 def _parse(lines: "list[bytes]") -> "list[Fact] | None":

@@ -50,7 +50,7 @@ class MountPoint(OSError):
 
 def read() -> "list[Mount]":
     """Return all mounts in the order of the table. Raise OSError."""
-    with open(_TABLE, encoding="utf-8", errors="surrogateescape") as table:
+    with open(_TABLE, encoding="utf-8", errors="surrogateescape", newline="\n") as table:  # a directory's name can hold \r
         return parse(table)
 
 
