@@ -56,7 +56,7 @@ def test_running_job_has_a_cache_in_use(site: Wired) -> None:
 def test_job_without_a_cache_has_a_reason(site: Wired) -> None:
     for variables, text in (
         ({"JOBCACHE": "off"}, "JOBCACHE=off"),
-        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+        ({"HF_HUB_OFFLINE": "1", "JOBCACHE_INHERIT": "off"}, "HF_HUB_OFFLINE"),
         ({"HF_DATASETS_CACHE": "/own"}, "does not change these"),
     ):
         job = site.batch("true", **variables)

@@ -57,7 +57,7 @@ def swept(wired: Wired) -> one_sweep.Result:
 @pytest.mark.parametrize("killable", [True, False])
 def test_hung_scratch_costs_no_job_and_no_node(wired: Wired, killable: bool) -> None:
     """Jobs get their path at the deadline, Epilogs end by their deadline, and no node is drained."""
-    wired.site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "3s"})
+    wired.site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "3s"}, inherit="off")
     place = wired.site.scratch / ALICE
     place.mkdir(exist_ok=True)
     os.chown(place, UID, GID)
@@ -132,7 +132,7 @@ def test_broken_python_costs_no_job_and_no_node(wired: Wired, python: str) -> No
     script = wired.site.dir / "broken-python"
     script.write_text(f"#!/bin/sh\n{python}\n")
     script.chmod(0o755)
-    wired.site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "2s"})
+    wired.site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "2s"}, inherit="off")
     wired.site.policy(python=str(script))
     ended = codes(wired, f"{SHOW}\nexit 0", f"{SHOW}\nexit 7")
     assert [code for _, code in ended] == ["0:0", "7:0"]

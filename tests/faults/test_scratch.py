@@ -151,7 +151,7 @@ def test_hooks_keep_deadlines_on_slow_scratch(site: Site) -> None:
     with failing_scratch(site, Faults(delay=1.0)) as fs:
         prolog(site, SLURM_JOB_ID="7")
         fs.arm()
-        assert prolog(site, deadline=2).exports.keys() == EXPORTED
+        assert prolog(site, deadline=2, JOBCACHE_INHERIT="off").exports.keys() == EXPORTED
         epilog(site, SLURM_JOB_ID="7", deadline=4)
         assert said(site) == [("hook.failed", "failed", "deadline")]
     with repaired_scratch(site):

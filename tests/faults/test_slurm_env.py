@@ -84,6 +84,7 @@ def inside(site: Site, root: Path, hook: str, *mounts: str, user: bool, **more: 
     who = ["--userspec", f"{UID}:{GID}", "--groups", ""] if user else []
     inner = f'{binds}root=$1 && shift && exec chroot "$@" "$root" /bin/sh {site.hooks}/{hook}'
     env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+    env["HOME"] = "/nonexistent"
     command = ["unshare", "--mount", "sh", "-c", inner, "sh", str(root), *who]
     return run(command, {**env, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **more}, 5 if user else 30)
 
