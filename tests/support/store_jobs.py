@@ -85,7 +85,7 @@ def published(jobs: Jobs, template: Template, label: str = LABEL) -> Path:
 
 def publish(jobs: Jobs, cache: Path, until: float | None = None, *, replace: bool = False) -> Published:
     """Publish a cache into Alice's store; call this as Alice. until: the deadline, by default in a minute."""
-    to = Destination(str(jobs.path), LABEL, replace=replace)
+    to = Destination(str(jobs.path), LABEL, maps=True, replace=replace)
     return publishing.publish(open_cache(cache), to, time.monotonic() + 60 if until is None else until)
 
 

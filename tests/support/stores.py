@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from jobcache.cache import store_names
 from support import hf
 from support.home import fingerprint
 from support.site_dir import ALICE, Site
@@ -112,8 +113,8 @@ class Jobs:
         return [event for event in self.site.syslog.events("store.seeded") if event["job_id"] == self.number]
 
     def stored(self, label: str = "") -> list[Path]:
-        """Return the builds in a section of the store, in any state."""
-        section = self.path / "v1" / (f"label-{label}" if label else "default")
+        """Return the builds in a section of the store, in any state. label: as of store_names.section."""
+        section = self.path / "v1" / store_names.section(label)
         return sorted(path for path in section.iterdir() if path.name[0] != ".") if section.exists() else []
 
     def left(self) -> list[Path]:

@@ -42,7 +42,7 @@ DEFAULTS = {
         "stray_processes": "report",
         "comment": "off",
     },
-    "store": {"user": None, "site": None, "max_size": 50 * 1024**3, "max_age": 2592000.0},
+    "store": {"user": None, "site": None, "publish": "label", "max_size": 50 * 1024**3, "max_age": 2592000.0},
     "log": {"file": "/var/log/jobcache/events.jsonl", "syslog": True, "level": "info"},
     "metrics": {"textfile": None, "sizes": False, "by_user": False},
     "slurm": {"conf": None, "squeue": "squeue", "scontrol": "scontrol", "timeout": 60.0},
@@ -124,7 +124,7 @@ keep_max: 1d
 task_prolog: {deadline: 500ms, chain: /etc/slurm/task_prolog}
 epilog: {deadline: 2s, budget: 1999ms}
 sweep: {grace: 1d2h3m4s5ms, confirm: 0s, unrecorded: reap, max_deletes_per_second: 2000, stray_processes: terminate}
-store: {user: "/s/{user}", site: "/s/site-{cluster}", max_size: 1TB, max_age: 90d}
+store: {user: "/s/{user}", site: "/s/site-{cluster}", publish: all, max_size: 1TB, max_age: 90d}
 log: {file: null, syslog: /run/log, level: debug}
 metrics: {textfile: /var/lib/x.prom}
 slurm: {conf: /etc/slurm.conf, squeue: /opt/slurm/bin/squeue, scontrol: scontrol-24.05, timeout: 2m}
@@ -168,7 +168,7 @@ slurm: {conf: /etc/slurm.conf, squeue: /opt/slurm/bin/squeue, scontrol: scontrol
             "stray_processes": "terminate",
             "comment": "off",
         },
-        "store": {"user": "/s/{user}", "site": "/s/site-{cluster}", "max_size": 10**12, "max_age": 7776000.0},
+        "store": {"user": "/s/{user}", "site": "/s/site-{cluster}", "publish": "all", "max_size": 10**12, "max_age": 7776000.0},
         "log": {"file": None, "syslog": "/run/log", "level": "debug"},
         "metrics": {"textfile": "/var/lib/x.prom", "sizes": False, "by_user": False},
         "slurm": {"conf": "/etc/slurm.conf", "squeue": "/opt/slurm/bin/squeue", "scontrol": "scontrol-24.05", "timeout": 120.0},

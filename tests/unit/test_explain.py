@@ -151,6 +151,7 @@ def test_timeline_shows_inherited_builds_and_what_was_left_out() -> None:
         "files": 9,
         "bytes": 5000,
         "duration_ms": 4,
+        "results": 6,
         "source": "/home/alice/x",
         "left_out": left_out,
     }
@@ -158,10 +159,17 @@ def test_timeline_shows_inherited_builds_and_what_was_left_out() -> None:
     skipped = event("cache.skipped", 2, outcome="refused", reason="inherit_budget", inherited={**inherited, "builds": 0})
     record = {"created_at": "2026-11-22T07:01:00Z", "inherited": inherited}
     found = explain(42, [created, skipped], [JobDirectory(directory().found, record)], OVER, SITE)
-    words = "of 5 builds linked from /home/alice/x: 9 files, 5,000 bytes, in 4 ms; left out: a___b (damaged: x is cut short)"
+    words = "of 5 builds linked from /home/alice/x: 9 files, 5,000 bytes, in 4 ms, with 6 results of map from the user's store; "
+    words += "left out: a___b (damaged: x is cut short)"
     assert sum(f"3 {words}" in entry.what for entry in found.lines) == 2
     assert sum(f"0 {words}" in entry.what for entry in found.lines) == 1
-    for forged in ("x", {"source": 1}, {**inherited, "files": "x"}, {**inherited, "left_out": [1]}):
+    for forged in (
+        "x",
+        {"source": 1},
+        {**inherited, "files": "x"},
+        {**inherited, "results": "x"},
+        {**inherited, "left_out": [1]},
+    ):
         assert explain(42, [{**CREATED, "inherited": forged}], [], OVER, SITE).lines
 
 

@@ -179,7 +179,12 @@ ADVICE: dict[str, tuple[list[Cache], list[str]]] = {
     "few": (caches(4, bytes=2 * GIB), []),
     "small": (caches(50, bytes=GIB // 2), []),
     "the same again": (caches(5, bytes=2 * GIB), ["store"]),
-    "seeded already": (caches(5, bytes=2 * GIB, seeded=5), []),
+    "the same on top of links": (caches(5, bytes=2 * GIB, seeded=5), ["store"]),
+    "little on top of links": (caches(5, bytes=GIB // 2, seeded=2 * GIB), []),
+    "short jobs on top of links": (
+        [one for at in range(9) for one in caches(1, bytes=(at + 1) * 2 * GIB, life=60, seeded=5)],
+        [],
+    ),
     "all different": ([one for at in range(9) for one in caches(1, bytes=(at + 1) * 2 * GIB)], []),
     "short jobs": ([one for at in range(9) for one in caches(1, bytes=(at + 1) * 2 * GIB, life=60)], ["parquet"]),
     "many files": (caches(5, bytes=5, files=20_000), ["files"]),

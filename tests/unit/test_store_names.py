@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jobcache.cache import store_names
 from jobcache.cache.path_template import BadName
 
-DIGESTS = st.from_regex("[0-9a-f]{64}", fullmatch=True)
+DIGESTS = st.from_regex("(results-)?[0-9a-f]{32}", fullmatch=True)
 FILES = st.dictionaries(
     st.text(min_size=1, max_size=12).filter(store_names.is_build_file),
     st.tuples(st.integers(0, 2**63), st.integers(0, 2**63)),
@@ -32,8 +32,10 @@ def test_other_text_is_no_label(text: str) -> None:
 
 @given(DIGESTS, st.integers(1, 2**32 - 1))
 def test_build_name_can_be_parsed(digest: str, generation: int) -> None:
-    """It holds the first half of the digest."""
-    assert store_names.parse_build(store_names.build_name(digest, generation)) == (digest[:32], generation)
+    """That of a result set tells it apart from a build."""
+    name = store_names.build_name(digest, generation)
+    assert store_names.parse_build(name) == (digest, generation)
+    assert store_names.is_result_set(name) == digest.startswith("results-")
 
 
 @pytest.mark.parametrize("prefix", [store_names.BUILD_NEW, store_names.BUILD_TRASH, store_names.STAGING])
@@ -43,13 +45,16 @@ def test_store_debris_needs_a_nonce(prefix: str) -> None:
     assert [store_names.parse_store_debris(prefix + rest) for rest in ("", "a-b", "é", "a/b")] == [None] * 4
 
 
-@given(FILES, st.integers(0, 2**32 - 1))
-def test_contents_can_be_parsed_if_they_are_complete(files: dict[str, tuple[int, int]], checksum: int) -> None:
-    """A text that was cut short is rejected."""
+@given(FILES, st.integers(0, 2**32 - 1), st.booleans())
+def test_contents_can_be_parsed_if_they_are_complete(files: dict[str, tuple[int, int]], checksum: int, is_set: bool) -> None:
+    """A text that was cut short is rejected. A result set has the state of its base in place of a checksum."""
     files = {name: sizes for name, sizes in files.items() if "\n" not in name}
-    text = store_names.format_contents(store_names.Contents("json/default-1/0.0.0/abc", files, checksum))
+    text = store_names.format_contents(
+        store_names.Contents("json/default-1/0.0.0/abc", files, checksum, checksum if is_set else None)
+    )
     parsed = store_names.parse_contents(text)
-    assert parsed and (parsed.key, parsed.files, parsed.checksum) == ("json/default-1/0.0.0/abc", files, checksum)
+    assert parsed and parsed.base == (checksum if is_set else None)
+    assert (parsed.key, parsed.files, parsed.checksum) == ("json/default-1/0.0.0/abc", files, checksum)
     for cut in range(len(text)):
         assert store_names.parse_contents(text[:cut]) is None
 

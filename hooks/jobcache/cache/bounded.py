@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _GRACE = 0.05  # seconds in which the child can end by itself after the deadline
 _SIGKILL = 9  # importing `signal` would import `enum`
-_LINE = 500  # characters
+LINE = 500  # characters of a report; the rest is cut
 
 
 def run(work: "Callable[[Report], None]", until: float) -> "tuple[list[str], bool]":
@@ -39,7 +39,7 @@ def run(work: "Callable[[Report], None]", until: float) -> "tuple[list[str], boo
 
 def _child(work: "Callable[[Report], None]", pipe: int) -> None:
     def report(line: str) -> None:
-        os.write(pipe, os.fsencode(line.replace("\n", " ")[:_LINE]) + b"\n")
+        os.write(pipe, os.fsencode(line.replace("\n", " ")[:LINE]) + b"\n")
 
     try:
         work(report)

@@ -37,15 +37,20 @@ class TooMany(Exception):
 
 
 class Build:
-    """A finished build. path: of its directory in the cache. files: names. bytes: their size. mtime: of the directory, in ns."""
+    """A finished build. path: of its directory in the cache. files: names. bytes: their size. mtime: of the directory, in ns.
 
-    __slots__ = ("path", "files", "bytes", "mtime")
+    info: the text of dataset_info.json. parts: (name, bytes, mtime in ns) of each shard. `bases.state` takes both.
+    """
 
-    def __init__(self, path: str, files: "list[str]", size: int, mtime: int) -> None:
+    __slots__ = ("path", "files", "bytes", "mtime", "info", "parts")
+
+    def __init__(self, path: str, mtime: int, info: bytes) -> None:
         self.path = path
-        self.files = files
-        self.bytes = size
+        self.files = [build_info.INFO]
+        self.bytes = len(info)
         self.mtime = mtime
+        self.info = info
+        self.parts: "list[tuple[str, int, int]]" = []
 
 
 class _Dataset:
@@ -155,33 +160,33 @@ class Scan:
         if not present:
             return  # `datasets` ignores an empty directory
         try:
-            files, size = self._check_files(path, present)
+            build = self._read_build(path, present, mtime)
         except reasons.Refused as refusal:
             details = f"{path}: {refusal}"
             if abs(time.time() - mtime / 1e9) < _RECENT:
                 raise _Changed(details) from None
             raise reasons.Refused(refusal.reason, details) from None
-        dataset.builds.append(Build(path, files, size, mtime))
+        dataset.builds.append(build)
 
-    def _check_files(self, path: str, present: "set[str]") -> "tuple[list[str], int]":
-        """Return the files of a finished build, and their size in bytes. Raise Refused, OSError, OutOfTime."""
+    def _read_build(self, path: str, present: "set[str]", mtime: int) -> Build:
+        """Return a finished build. present: the names of its files. Raise Refused, OSError, OutOfTime."""
         if build_info.INFO not in present:
             raise reasons.Refused("damaged", f"it has no {build_info.INFO}")
-        data = self._read_info(path)
-        files, size = [build_info.INFO], len(data)
-        shards = [file for split in build_info.shards(build_info.parse(data)).values() for file, _ in split]
+        build = Build(path, mtime, self._read_info(path))
+        shards = [file for split in build_info.shards(build_info.parse(build.info)).values() for file, _ in split]
         for file in shards:
-            length = self._whole(f"{path}/{file}") if file in present else 0
+            length, date = self._whole(f"{path}/{file}") if file in present else (0, 0)
             if not length:
                 raise reasons.Refused("damaged", f"{file} is {'cut short' if file in present else 'missing'}")
-            files.append(file)
-            size += length
+            build.files.append(file)
+            build.parts.append((file, length, date))
+            build.bytes += length
         for file in sorted(filter(build_info.is_map, present.difference(shards))):
-            length = self._whole(f"{path}/{file}")
+            length, _ = self._whole(f"{path}/{file}")
             if length:
-                files.append(file)
-                size += length
-        return files, size
+                build.files.append(file)
+                build.bytes += length
+        return build
 
     def _list(self, path: str) -> "tuple[list[str], list[str]]":
         """Return the names of directories and of files. Leave out hidden and temporary ones, and locks. Raise OSError."""
@@ -207,18 +212,21 @@ class Scan:
         finally:
             os.close(fd)
 
-    def _whole(self, path: str) -> int:
-        """Return the size of an Arrow file that ends as a stream, 0 for any other or missing file. Raise OSError, OutOfTime."""
+    def _whole(self, path: str) -> "tuple[int, int]":
+        """Return (bytes, mtime in ns) of an Arrow file that ends as a stream, (0, 0) for any other or missing file.
+
+        Raise OSError, OutOfTime.
+        """
         self._check_time()
         try:
             fd = dirfd.open_unmarked(f"{self.root}/{path}", _FILE)
         except FileNotFoundError:
-            return 0
+            return 0, 0
         try:
             found = os.fstat(fd)
             at = found.st_size - len(build_info.END)
             whole = stat.S_ISREG(found.st_mode) and at >= 0 and os.pread(fd, len(build_info.END), at) == build_info.END
-            return found.st_size if whole else 0
+            return (found.st_size, found.st_mtime_ns) if whole else (0, 0)
         finally:
             os.close(fd)
 

@@ -23,17 +23,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from jobcache.cache.result_sets import Offers
+
 
 class Inherited:
     """The result. source: the path of the user's own cache, "" if it does not exist.
 
     candidates: the number of possible builds in it. builds, files: the numbers of linked builds and files. bytes: the size of
-    these files. milliseconds: the duration. left_out: (dataset, reason, details) of each dataset that is not linked.
-    closed: names of datasets to which no other builds may be added. refusal: why the result is incomplete, so that the job
-    gets no private cache.
+    these files. results: the number of linked files of result sets, which the others leave out. milliseconds: the duration.
+    left_out: (dataset, reason, details) of each dataset that is not linked. closed: names of datasets to which no other builds
+    may be added. refusal: why the result is incomplete, so that the job gets no private cache.
     """
 
-    __slots__ = ("source", "candidates", "builds", "files", "bytes", "milliseconds", "left_out", "closed", "refusal")
+    __slots__ = ("source", "candidates", "builds", "files", "bytes", "results", "milliseconds", "left_out", "closed", "refusal")
 
     def __init__(self) -> None:
         self.source = ""
@@ -41,6 +43,7 @@ class Inherited:
         self.builds = 0
         self.files = 0
         self.bytes = 0
+        self.results = 0
         self.milliseconds = 0
         self.left_out: "list[tuple[str, str, str]]" = []
         self.closed: "frozenset[str]" = frozenset()
@@ -48,18 +51,21 @@ class Inherited:
 
 
 def inherit(
-    cache_fd: int, below: str, env: "Mapping[str, str]", most: int, budget: float, batch: "tuple[str, int, int] | None" = None
-) -> Inherited:
+    cache_fd: int, below: str, env: "Mapping[str, str]", most: int, budget: float,
+    batch: "tuple[str, int, int] | None" = None, offers: "Offers | None" = None,
+) -> Inherited:  # fmt: skip
     """Link all finished builds of the user's own cache into a new one, within `budget` seconds. Raise nothing.
 
     below: the directory in the new cache that becomes HF_DATASETS_CACHE, "" for the cache itself; nobody may use it yet.
     A build that is in it already stays. env: the variables of the job. most: the number of builds that are allowed.
     batch: (node, job id, uid) before the batch script runs, which can set these variables; None for any other task.
+    offers: the result sets of the user's store; None if the user has no store. With a store, the states of the builds are
+    recorded in the new cache, for the results that the job computes.
     """
     result = Inherited()
     until = time.monotonic() + budget
     try:
-        lines, _ = bounded.run(lambda report: _inherit(cache_fd, below, env, most, until, batch, report), until)
+        lines, _ = bounded.run(lambda report: _inherit(cache_fd, below, env, most, until, batch, offers, report), until)
     except OSError as error:
         result.refusal = reasons.Refused("inherit_failed", str(error))
         return result
@@ -70,7 +76,7 @@ def inherit(
         elif word == "candidates":
             result.candidates = int(rest)
         elif word == "linked":
-            result.builds, result.files, result.bytes = map(int, rest.split(" "))
+            result.builds, result.files, result.bytes, result.results = map(int, rest.split(" "))
         elif word == "left_out":
             reason, _, rest = rest.partition(" ")
             name, _, details = rest.partition("/")
@@ -87,14 +93,14 @@ def inherit(
 
 
 # ---- in a child, which reports lines to its parent: "source PATH", "candidates NUMBER", "left_out REASON DATASET/DETAILS",
-# "closed DATASET", "linked BUILDS FILES BYTES", and one of "refused REASON DETAILS" and "complete"
+# "closed DATASET", "linked BUILDS FILES BYTES RESULTS", and one of "refused REASON DETAILS" and "complete"
 
 _OF_HUB = "___"  # in the name of a dataset of the Hub. Offline, `datasets` takes the newest of its builds
 
 
 def _inherit(
     cache_fd: int, below: str, env: "Mapping[str, str]", most: int, until: float, batch: "tuple[str, int, int] | None",
-    report: "bounded.Report",
+    offers: "Offers | None", report: "bounded.Report",
 ) -> None:  # fmt: skip
     links = None
     try:
@@ -111,7 +117,7 @@ def _inherit(
             for name in sorted({build.path.partition("/")[0] for build in scan.builds}):
                 if _OF_HUB in name:
                     report(f"closed {name}")
-            links = Links(source, os.open(below or ".", dirfd.DIRECTORY, dir_fd=cache_fd), until)
+            links = Links(source, os.open(below or ".", dirfd.DIRECTORY, dir_fd=cache_fd), until, offers)
             links.create(scan.builds)
         report_end = "complete"
     except finished_builds.OutOfTime:
@@ -123,21 +129,25 @@ def _inherit(
     except OSError as error:
         report_end = f"refused inherit_failed {error}"
     if links:
-        report(f"linked {links.builds} {links.files} {links.bytes}")
+        report(f"linked {links.builds} {links.files} {links.bytes} {links.results}")
     report(report_end)
 
 
 class Links:
     """Links from `into_fd` to builds of the cache at `source`: real directories, one symlink for each file.
 
-    builds, files, bytes: the numbers so far. until: deadline, in seconds of time.monotonic.
+    builds, files, bytes, results: as of Inherited, so far. until: deadline, in seconds of time.monotonic. offers: as of
+    `inherit`.
     """
 
-    def __init__(self, source: str, into_fd: int, until: float) -> None:
+    def __init__(self, source: str, into_fd: int, until: float, offers: "Offers | None" = None) -> None:
         self.source = source
         self.into_fd = into_fd
         self.until = until
-        self.builds = self.files = self.bytes = 0
+        self.offers = offers
+        self.builds = self.files = self.bytes = self.results = 0
+        self._states: "dict[str, int]" = {}
+        self._results: "list[str]" = []
         self._made: "set[str]" = set()
 
     def create(self, builds: "list[finished_builds.Build]") -> None:
@@ -154,6 +164,11 @@ class Links:
             self.builds = len(linked)
             self.files = sum(len(build.files) for build in linked)
             self.bytes = sum(build.bytes for build in linked)
+            self.results = len(self._results)
+        if self.offers is not None:
+            from jobcache.cache import bases  # only jobs of a site with stores load it
+
+            bases.add(self.into_fd, self.source, self._states)
 
     def _link_version(self, path: str, builds: "list[finished_builds.Build]", linked: "list[finished_builds.Build]") -> None:
         """Link the builds in one directory `<dataset>/<config>/<version>`: that of the directory itself after those below."""
@@ -173,8 +188,21 @@ class Links:
             for file in build.files:
                 name = f"{build.path}/{file}"
                 os.symlink(f"{self.source}/{name}", name, dir_fd=self.into_fd)
+            if self.offers is not None:
+                self._link_results(build, self.offers)
             os.utime(build.path, ns=(build.mtime, build.mtime), dir_fd=self.into_fd)  # offline, the newest directory counts
             linked.append(build)
+
+    def _link_results(self, build: "finished_builds.Build", offers: "Offers") -> None:
+        """Link the results that a result set offers for this very state of a build. Raise OSError."""
+        from jobcache.cache import bases
+
+        state = self._states[build.path] = bases.state(build.info, build.parts)
+        own = set(build.files)
+        for file, (target, _) in offers.get((build.path, state), {}).items():
+            if file not in own:
+                os.symlink(target, f"{build.path}/{file}", dir_fd=self.into_fd)
+                self._results.append(file)
 
     def _make_directory(self, path: str) -> None:
         if path not in self._made:

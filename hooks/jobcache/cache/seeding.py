@@ -1,7 +1,9 @@
 """The builds that a new cache starts with, from the TaskProlog's words to links and events.
 
-In this order: builds of the user's store, of the user's own cache (inheritance), of the site's store. The first one of a
-name stays. A store that cannot be used costs a job its builds; a user's own cache that cannot be linked costs it the cache.
+In this order: builds of the user's store, with the job's label or without any; builds of the user's own cache (inheritance); if
+the job has no label, what other such jobs have published; builds of the site's store. The first one of a name stays. Results of
+`map` from the user's store are linked together with the builds of the user's own cache to which they belong. A store that cannot
+be used costs a job its builds; a user's own cache that cannot be linked costs it the cache.
 """
 
 import os
@@ -35,8 +37,7 @@ class Seeds:
         self.deadline = float(words["deadline"])
         self.hook_began = began
         self.most = int(words.get("inherit") or 0)  # hooks that an older version copied pass none
-        self.user: "list[linking.Source]" = []
-        self.site: "list[linking.Source]" = []
+        self.store, self.site = words["store"], words["site"]
         self.refused: "list[tuple[str, str]]" = []
         self.batch = (words["node"], claim.job_id, claim.uid) if words.get("first") == "yes" else None
         label = words["label"]
@@ -44,14 +45,10 @@ class Seeds:
             details = "JOBCACHE_STORE is not a label: 64 letters, digits, `.`, `_` or `-` at most, and not a dot first"
             self.refused.append(("bad_name", details))
             label = ""
-        labels = [label, ""] if label else [""]
-        if words["store"]:
-            self.user.append(linking.Source(words["store"], labels, claim.uid))
-            if label:
-                claim.record["label"] = event_line.quote(label)
-        if words["site"]:
-            self.site.append(linking.Source(words["site"], labels, None))
-        if self.user or self.site or self.most:
+        self.label = label
+        if self.store and label:
+            claim.record["label"] = event_line.quote(label)
+        if self.store or self.site or self.most:
             claim.seed = self.seed_new_cache
 
     def seed_new_cache(self, cache_fd: int) -> None:
@@ -90,21 +87,34 @@ class Seeds:
     def _link(self, cache_fd: int, below: str, place: str) -> None:
         until = time.monotonic() + min(linking.BUDGET, self.deadline / 4)
         self.began = time.monotonic()
-        if self.user:
-            self.result = linking.seed(cache_fd, below, place, self.user, until - time.monotonic())
+        labels = [self.label, ""] if self.label else [""]
+        sources: "list[linking.Source]" = []
+        left_out: "frozenset[str]" = frozenset()
+        closed: "frozenset[str]" = frozenset()
+        if self.store:
+            # What jobs without a label have published: a label keeps it away.
+            offering = [linking.Source(self.store, [self.label or store_names.UNLABELLED], self.claim.uid)] if self.most else []
+            user = [linking.Source(self.store, labels, self.claim.uid)]
+            self.result = linking.seed(cache_fd, below, place, user, until - time.monotonic(), offering)
         if self.most:
             self.inherit_began = time.monotonic()
             left = self.hook_began + _END * self.deadline - self.inherit_began
             budget = min(left, _INHERIT_SHARE * self.deadline)
-            self.inherited = inheriting.inherit(cache_fd, below, self.env, self.most, budget, self.batch)
+            offers = self.result.offers if self.result else None
+            self.inherited = inheriting.inherit(cache_fd, below, self.env, self.most, budget, self.batch, offers)
             self.inherited.milliseconds = round((time.monotonic() - self.inherit_began) * 1000)
             if self.inherited.refusal:
                 raise self.inherited.refusal
+            left_out = frozenset(name for name, _, _ in self.inherited.left_out)
+            closed = self.inherited.closed
             until += time.monotonic() - self.inherit_began
+        if self.store and not self.label:
+            sources.append(linking.Source(self.store, [store_names.UNLABELLED], self.claim.uid, left_out))
         if self.site:
-            closed = self.inherited.closed if self.inherited else frozenset()
+            sources.append(linking.Source(self.site, labels, None, closed))
+        if sources:
             until = min(until, self.hook_began + _END * self.deadline)
-            found = linking.seed(cache_fd, below, place, self.site, until - time.monotonic(), closed)
+            found = linking.seed(cache_fd, below, place, sources, until - time.monotonic())
             self.result = linking.added(self.result, found) if self.result else found
 
     def facts(self) -> "dict[str, str]":
@@ -113,6 +123,8 @@ class Seeds:
         if found is None:
             return {}
         numbers = {"builds": found.builds, "files": found.files, "bytes": found.bytes, "duration_ms": found.milliseconds}
+        if found.results:
+            numbers["results"] = found.results
         fields = {key: str(value) for key, value in numbers.items()}
         if found.source:
             fields.update(source=event_line.quote(found.source), found=str(found.candidates))
@@ -132,7 +144,7 @@ class Seeds:
         if result is None:
             return
         log = event_line.Log(address, facts, self.began)
-        for reason, details in self.refused + result.refused:
+        for reason, details in dict.fromkeys(self.refused + result.refused):
             log.emit("store.seeded", "warning", "refused", reason, error=event_line.quote(details))
         if result.builds or result.cut:
             log.emit("store.seeded", "info", "seeded", "budget" if result.cut else "", **_counts(result))

@@ -17,6 +17,8 @@ def store_path(text: str, *, user: str, uid: int, cluster: str) -> str:
 # ---- its sections, one for each label
 
 DEFAULT = "default"  # the section for builds without a label
+JOBS = "jobs"  # the section for what jobs without a label publish
+UNLABELLED = "*"  # stands for JOBS in place of a label; no label is like this
 _LABEL_LENGTH = 64
 _LABEL_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
@@ -27,14 +29,14 @@ def is_label(text: str) -> bool:
 
 
 def section(label: str) -> str:
-    """Return the name of the section for `label`, "" for builds without a label."""
-    return f"label-{label}" if label else DEFAULT
+    """Return the name of the section for `label`, "" for builds without a label, UNLABELLED for those of jobs without one."""
+    return JOBS if label == UNLABELLED else f"label-{label}" if label else DEFAULT
 
 
 def parse_section(name: str) -> "str | None":
     """Return the label of a name that `section` wrote, else None."""
-    if name == DEFAULT:
-        return ""
+    if name in (DEFAULT, JOBS):
+        return "" if name == DEFAULT else UNLABELLED
     head, dash, label = name.partition("-")
     return label if head == "label" and dash and is_label(label) else None
 
@@ -44,21 +46,28 @@ def parse_section(name: str) -> "str | None":
 BUILD_NEW = ".jobcache-new-build-"  # a build that is being published
 BUILD_TRASH = ".jobcache-trash-build-"  # a build that waits for its deletion
 STAGING = ".jobcache-staging-"  # the cache in which a command builds
-_DIGITS = 32  # hexadecimal, of the digest of a build's key
+RESULTS = "results-"  # before the digest of a result set
+DIGITS = 32  # hexadecimal, of the digest of a build's key, or of a result set
 
 
 def build_name(digest: str, generation: int) -> str:
     """Return a build's name: the digest of its key, and its generation, because builds of one key can differ in content."""
-    return f"{digest[:_DIGITS]}.{generation}"
+    return f"{digest}.{generation}"
 
 
 def parse_build(name: str) -> "tuple[str, int] | None":
     """Return (digest, generation) of a name that `build_name` wrote, else None."""
     digest, dot, tail = name.partition(".")
     generation = number(tail)
-    if len(digest) != _DIGITS or not frozenset("0123456789abcdef").issuperset(digest) or generation is None:
+    digits = digest[len(RESULTS) :] if is_result_set(name) else digest
+    if len(digits) != DIGITS or not frozenset("0123456789abcdef").issuperset(digits) or generation is None:
         return None
     return digest, generation
+
+
+def is_result_set(name: str) -> bool:
+    """Return whether the build of this name is a result set: results of `map` on top of a build that is not in the store."""
+    return name.startswith(RESULTS)
 
 
 def parse_store_debris(name: str) -> "str | None":
@@ -95,20 +104,29 @@ def is_build_file(name: str) -> bool:
 
 
 class Contents:
-    """A build's files. key: its path in a cache. files: (bytes, mtime in ns) by name. checksum: of dataset_info.json."""
+    """A build's files. key: its path in a cache. files: (bytes, mtime in ns) by name. checksum: of dataset_info.json.
 
-    __slots__ = ("key", "files", "checksum")
+    base: of a result set, the state of the build that it belongs to (bases.state); its checksum is the same number. None for
+    a build.
+    """
 
-    def __init__(self, key: str, files: "dict[str, tuple[int, int]]", checksum: int) -> None:
+    __slots__ = ("key", "files", "checksum", "base")
+
+    def __init__(self, key: str, files: "dict[str, tuple[int, int]]", checksum: int, base: "int | None" = None) -> None:
         self.key = key
         self.files = files
-        self.checksum = checksum
+        self.checksum = checksum if base is None else base
+        self.base = base
 
 
 def format_contents(contents: Contents) -> str:
     """Return the text of `contents`: the key, one line for each file, and a last line that shows that it is complete."""
     lines = [f"{size} {mtime} {name}" for name, (size, mtime) in sorted(contents.files.items())]
-    return "\n".join([contents.key, *lines, f"{len(lines)} files {contents.checksum}", ""])
+    return "\n".join([contents.key, *lines, f"{len(lines)} {_kind(contents.base)} {contents.checksum}", ""])
+
+
+def _kind(base: "int | None") -> str:
+    return "files" if base is None else "results"
 
 
 def parse_contents(text: str) -> "Contents | None":
@@ -126,5 +144,9 @@ def parse_contents(text: str) -> "Contents | None":
             return None
         files[words[2]] = (size, mtime)
     checksum = natural(lines[-2].rpartition(" ")[2])
-    complete = lines[-2] == f"{len(files)} files {checksum}" and len(files) == len(lines) - 3
-    return Contents(lines[0], files, checksum) if complete and checksum is not None else None
+    if checksum is None or len(files) != len(lines) - 3:
+        return None
+    for base in (None, checksum):
+        if lines[-2] == f"{len(files)} {_kind(base)} {checksum}":
+            return Contents(lines[0], files, checksum, base)
+    return None

@@ -113,8 +113,8 @@ def _prefixes(path: str) -> "Iterator[str]":
 # ---- builds
 
 
-def by_last_use(section_fd: int, until: float) -> "list[str]":
-    """Return the builds of a section, the most recently used first. Raise OSError.
+def by_last_use(section_fd: int, until: float, result_sets: bool = False) -> "list[str]":
+    """Return the builds of a section, or its result sets, the most recently used first. Raise OSError.
 
     Of several generations, return only the newest: each replaces the one before, whether that is retired yet or not.
     until: seconds of time.monotonic at which to stop reading the section.
@@ -122,7 +122,7 @@ def by_last_use(section_fd: int, until: float) -> "list[str]":
     newest: "dict[str, tuple[int, int, str]]" = {}
     with os.scandir(section_fd) as entries:
         for entry in entries:
-            parsed = store_names.parse_build(entry.name)
+            parsed = store_names.parse_build(entry.name) if store_names.is_result_set(entry.name) == result_sets else None
             if parsed:
                 digest, generation = parsed
                 try:
@@ -134,6 +134,30 @@ def by_last_use(section_fd: int, until: float) -> "list[str]":
                 if time.monotonic() >= until:
                     break
     return [name for _, _, name in sorted(newest.values(), reverse=True)]
+
+
+def read_whole(
+    section_fd: int, name: str, owner: int, is_wanted: "Callable[[store_names.Contents], bool]" = lambda contents: True
+) -> "tuple[store_names.Contents, int] | None":
+    """Return the contents of a build or a result set, and the mtime of its files' directory in ns.
+
+    Return None if it is retired or not wanted. Raise Refused for a damaged one, OSError.
+    """
+    build_fd = open_below(section_fd, name, owner)
+    try:
+        if dirfd.exists(build_fd, store_names.RETIRED):
+            return None
+        contents = read_contents(build_fd)
+        if (contents.base is not None) != store_names.is_result_set(name):
+            raise reasons.Refused("damaged", "its name does not match its contents")
+        if not is_wanted(contents):
+            return None
+        with dirfd.Opened(build_fd, store_names.FILES) as files_fd:
+            _check_owner(files_fd, owner)
+            check_files(files_fd, contents)
+            return contents, os.fstat(files_fd).st_mtime_ns
+    finally:
+        os.close(build_fd)
 
 
 def read_contents(build_fd: int) -> store_names.Contents:
@@ -150,7 +174,9 @@ def checksum(files_fd: int) -> int:
 
 
 def check_files(files_fd: int, contents: store_names.Contents, until: float = float("inf")) -> None:
-    """Raise Refused unless the files of a build are those that were published. Raise OSError, TimeoutError after `until`.
+    """Raise Refused unless the files of a build, or of a result set, are those that were published.
+
+    Raise OSError, TimeoutError after `until`.
 
     Compare the size and the mtime of each file, and the end of each Arrow stream; publishing has checked the content.
     """
@@ -166,9 +192,12 @@ def check_files(files_fd: int, contents: store_names.Contents, until: float = fl
             if entry.name.endswith(".arrow"):
                 _check_end(files_fd, entry.name, found)
             count += 1
-    if count != len(files) or build_info.INFO not in files:
+    if count != len(files) or (build_info.INFO in files) != (contents.base is None):
         raise reasons.Refused("damaged", "one of its files is missing")
-    if checksum(files_fd) != contents.checksum:
+    if contents.base is not None:
+        if not all(map(build_info.is_map, files)):
+            raise reasons.Refused("damaged", "one of its files is not a result of map")
+    elif checksum(files_fd) != contents.checksum:
         raise reasons.Refused("damaged", f"{build_info.INFO} is not as it was published")
 
 

@@ -174,7 +174,8 @@ def report(**options: Any) -> None:
 
     The report counts a cache when it is reaped. Numbers of what existed at once are upper bounds. FILEs are as for `explain`.
 
-    A user with five or more caches gets advice. Build a store: half of the caches hold the same 1 GiB or more, within 5 %.
+    A user with five or more caches gets advice. Build a store: half of the caches hold the same 1 GiB or more, within 5 %,
+    not counting links: jobs build or compute the same thing again.
     Convert to Parquet: the caches hold that much for jobs of less than half an hour. Pack files: each cache has 10,000 files.
     Look at how jobs end: a fifth of the caches were orphans.
 

@@ -84,6 +84,7 @@ def _destination(site: Settings, label: str, sites: bool) -> Destination:
     return Destination(
         place_of(site, sites).path,
         label,
+        maps=bool(label),
         replace=True,
         shared=sites,
         max_bytes=site.store_max_size,
@@ -181,6 +182,7 @@ def _row(place: places.Place, entry: inventory.Entry) -> dict[str, Any]:
     return {
         "label": entry.label or None,
         "key": entry.key,
+        "is_result_set": store_names.is_result_set(entry.name),
         "state": "damaged" if entry.problem else "live" if entry.retired is None else "retired",
         "rows": entry.manifest.get("rows"),
         "bytes": entry.bytes,
@@ -207,6 +209,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         counts = row["rows"].values() if isinstance(row["rows"], dict) else []
         total = sum(count for count in counts if isinstance(count, int))
         key = row["key"].rpartition("/")[0] or row["path"]
+        key += " (results of map)" if row["is_result_set"] else ""
         table.add_row(row["label"] or "-", row["state"], str(total), decimal(row["bytes"]), used, plain(key))
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
 

@@ -61,6 +61,7 @@ class Settings:
         self.epilog_budget: float = tree["epilog"]["budget"]
         self.store_user: "str | None" = tree["store"]["user"]
         self.store_site: "str | None" = tree["store"]["site"]
+        self.store_publish: str = tree["store"].get("publish", "label")  # compiled by version 0.1: the key is missing
         self.store_max_size: int = tree["store"]["max_size"]
         self.store_max_age: float = tree["store"]["max_age"]
         self.log_file: "str | None" = tree["log"]["file"]

@@ -18,16 +18,19 @@ _SHORT = 1800.0  # seconds, the lifetime of a short job's cache
 
 def advice(user: str, caches: Sequence[Cache]) -> Iterator[Advice]:
     """Yield the advice that fits, each with the numbers behind it."""
-    built = [cache for cache in caches if cache.bytes > 0 and not cache.seeded]
-    lives = [cache.ended - cache.made for cache in built if cache.made is not None]
-    middle = median([cache.bytes for cache in built]) if built else 0
-    alike = [cache for cache in built if abs(cache.bytes - middle) <= _ALIKE * middle]
-    if len(alike) >= _MANY and len(alike) * 2 >= len(built) and middle >= _LARGE:
+    # Neither links nor what was published count as bytes of a cache: these are what each job made, and what nobody used again.
+    wrote = [cache for cache in caches if cache.bytes > 0]
+    middle = median([cache.bytes for cache in wrote]) if wrote else 0
+    alike = [cache for cache in wrote if abs(cache.bytes - middle) <= _ALIKE * middle]
+    if len(alike) >= _MANY and len(alike) * 2 >= len(wrote) and middle >= _LARGE:
         again = sum(cache.bytes for cache in alike) - round(middle)
         yield Advice(
-            user, "store", "Build a store: each job seems to build the same data (jobcache store build).",
-            f"{len(alike)} of {len(built)} caches have {size(middle)} within {_ALIKE:.0%}; jobs wrote {size(again)} again",
+            user, "store", "Build a store: jobs seem to make the same data again (jobcache store build, or publish: all).",
+            f"{len(alike)} of {len(wrote)} caches have {size(middle)} within {_ALIKE:.0%}; jobs wrote {size(again)} again",
         )  # fmt: skip
+    built = [cache for cache in wrote if not cache.seeded]
+    lives = [cache.ended - cache.made for cache in built if cache.made is not None]
+    middle = median([cache.bytes for cache in built]) if built else 0
     if len(built) >= _MANY and middle >= _LARGE and lives and median(lives) < _SHORT:
         yield Advice(
             user, "parquet", "Convert the data to Parquet: short jobs build large caches (jobcache to-parquet).",

@@ -80,6 +80,8 @@ def inherited(facts: Mapping[str, object]) -> str:
         return ""
     text = "; {:,} of {:,} builds linked from {}: {:,} files, {:,} bytes, in {:,} ms"
     text = text.format(*numbers[:2], found["source"], *numbers[2:])
+    results = found.get("results")
+    text += f", with {results:,} results of map from the user's store" if isinstance(results, int) else ""
     listed = found.get("left_out")
     left_out = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     names = [f"{one.get('dataset')} ({one.get('reason')}: {one.get('error')})" for one in left_out]

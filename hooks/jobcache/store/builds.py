@@ -28,10 +28,11 @@ class Build:
     """A whole build.
 
     files: (bytes, mtime in nanoseconds) by name. rows: by split. maps: number of files that are results of `map`.
-    bytes: allocated to the files. mtime: of the directory, in nanoseconds.
+    bytes: allocated to the files. mtime: of the directory, in nanoseconds. base: of a result set, the state of the build to
+    which it belongs; a result set has no rows.
     """
 
-    __slots__ = ("files", "rows", "maps", "bytes", "mtime")
+    __slots__ = ("files", "rows", "maps", "bytes", "mtime", "base")
 
     def __init__(self) -> None:
         self.files: "dict[str, tuple[int, int]]" = {}
@@ -39,6 +40,7 @@ class Build:
         self.maps = 0
         self.bytes = 0
         self.mtime = 0
+        self.base: "int | None" = None
 
 
 # --------------------------------------------------------------------------------------------------- finding builds
@@ -127,6 +129,13 @@ def check(build_fd: int, until: float, with_maps: bool) -> Build:
     if with_maps:
         _add_maps(build, build_fd, until)
     build.mtime = os.fstat(build_fd).st_mtime_ns
+    return build
+
+
+def check_result_set(files_fd: int, until: float) -> Build:
+    """Check each result of `map` in a directory, and return the whole ones. Raise arrow.OutOfTime after `until`, OSError."""
+    build = Build()
+    _add_maps(build, files_fd, until)
     return build
 
 

@@ -1,4 +1,4 @@
-"""Results of `map` that a job computed on top of a stored build: published as a new generation of that build.
+"""Results of `map` that a job computed: published as a new generation of the stored build, or of their result set.
 
 The new generation has hard links to the files of the one before, and the job's new files.
 """
@@ -8,10 +8,13 @@ import os
 import time
 
 from jobcache.cache import dirfd, store_names
-from jobcache.store import arrow, builds, map_results, sections, staging
+from jobcache.store import arrow, builds, map_results, result_growth, sections, staging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobcache.cache.bases import Base
     from jobcache.store.publication import Publication
 
 _ATTEMPTS = 16  # to become the next generation while others extend the same build
@@ -28,27 +31,50 @@ def add_map_results(run: "Publication", build_fd: int, key: str) -> None:
     origin = map_results.origin(build_fd, run.section.path, digest)
     if origin is None:
         return
+    linked = map_results.LinkedBuild(build_fd, key, run.section.fd(), run.section.path, origin)
+
+    def grow(newest: str) -> "map_results.Growth | None":
+        return map_results.grown(linked, newest, run.to.max_bytes, run.until) if newest else None
+
+    _extend(run, build_fd, key, digest, grow)
+
+
+def add_to_result_set(run: "Publication", build_fd: int, key: str, base: "Base") -> None:
+    """Publish a job's results of `map` in a build that is linked from the user's own cache, as a new generation of their set.
+
+    Raise as add_map_results.
+    """
+
+    def grow(newest: str) -> "map_results.Growth | None":
+        return result_growth.grown(build_fd, key, base, run.section.fd(), newest, run.to.max_bytes, run.until)
+
+    _extend(run, build_fd, key, sections.digest(key, base.state), grow)
+
+
+def _extend(run: "Publication", build_fd: int, key: str, digest: str, grow: "Callable[[str], map_results.Growth | None]") -> None:
+    """Publish the next generation of a build or a result set. Raise as add_map_results.
+
+    grow: return it, given the name of the live generation, "" without one; None if there is nothing to publish.
+    """
     section_fd = run.section.fd()
-    linked = map_results.LinkedBuild(build_fd, key, section_fd, run.section.path, origin)
     for _ in range(_ATTEMPTS):
         before = sections.generations(section_fd, digest)
         newest = sections.newest_name(digest, before)
-        if newest not in before:
-            return  # a pruning has deleted all of them meanwhile
-        if sections.is_retired(section_fd, newest):
-            if sections.newest_number(sections.generations(section_fd, digest)) == sections.newest_number(before):
-                return
-            continue  # another job has just extended the build
+        live = newest if newest in before else ""  # else a pruning has deleted all of them meanwhile
+        if live and sections.is_retired(section_fd, live):
+            if sections.newest_number(sections.generations(section_fd, digest)) != sections.newest_number(before):
+                continue  # another job has just extended the build
+            live = ""
         if len(before) >= _MAX_GENERATIONS:
             run.result.late = True
             return
         try:
-            growth = map_results.grown(linked, newest, run.to.max_bytes, run.until)
+            growth = grow(live)
             if growth is None:
                 return
-            staged = _stage_grown(run, build_fd, key, growth, newest)
+            staged = _stage_grown(run, build_fd, key, growth, live)
         except FileNotFoundError:
-            continue  # a pruning has deleted `newest` meanwhile; a newer generation may exist
+            continue  # a pruning has deleted `live` meanwhile; a newer generation may exist
         if sections.take_name(section_fd, staged, store_names.build_name(digest, sections.newest_number(before) + 1)):
             break
         _give_back(section_fd, staged, build_fd, growth.new)
@@ -62,14 +88,15 @@ def add_map_results(run: "Publication", build_fd: int, key: str) -> None:
     run.result.extended.append(key)
 
 
-def _stage_grown(run: "Publication", build_fd: int, key: str, growth: map_results.Growth, newest: str) -> str:
-    """Stage the next generation of the build `newest`; return the name of the staged directory. Raise as `staging.stage`."""
+def _stage_grown(run: "Publication", build_fd: int, key: str, growth: map_results.Growth, live: str) -> str:
+    """Stage the next generation of `live`, "" for none; return the name of the staged directory. Raise as `staging.stage`."""
     section_fd = run.section.fd()
-    old_fd = os.open(f"{newest}/{store_names.FILES}", dirfd.DIRECTORY, dir_fd=section_fd)
+    old_fd = os.open(f"{live}/{store_names.FILES}", dirfd.DIRECTORY, dir_fd=section_fd) if live else -1
     try:
         return staging.stage(section_fd, lambda staged_fd: _fill_grown(run, staged_fd, build_fd, old_fd, key, growth))
     finally:
-        os.close(old_fd)
+        if live:
+            os.close(old_fd)
 
 
 def _fill_grown(run: "Publication", staged_fd: int, build_fd: int, old_fd: int, key: str, growth: map_results.Growth) -> None:

@@ -108,7 +108,7 @@ def grown(linked: LinkedBuild, newest: str, max_bytes: float, until: float) -> "
         raise arrow.OutOfTime from None
     if stored is None:
         return None
-    made = _whole_results(linked.build_fd, set(stored.files), until)
+    made = whole_results(linked.build_fd, set(stored.files), until)
     base = {name: stored.files[name] for name in stored.parts}
     results = {name: file for name, file in stored.files.items() if name not in base}
     room = max_bytes - sum(file.allocated for file in base.values())
@@ -181,7 +181,7 @@ def _stat(name: str, dir_fd: int, until: float) -> os.stat_result:
     return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
 
-def _whole_results(build_fd: int, stored: "set[str]", until: float) -> "dict[str, File]":
+def whole_results(build_fd: int, stored: "set[str]", until: float) -> "dict[str, File]":
     """Return the whole results of `map` in a linked build that are the user's own, without the names in `stored`.
 
     Raise arrow.OutOfTime.

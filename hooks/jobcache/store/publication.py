@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 class Destination:
     """The section of a store into which builds are published.
 
-    path: of the store. label: of the section, "" for the default one. replace: a build replaces the stored build of the same
-    key. shared: other users may read the store, as they read the site's. max_bytes: size of a build up to which results of
-    `map` are added to it. facts: further fields of each manifest.
+    path: of the store. label: of the section, "" for the default one. maps: results of `map` are published, too. replace: a
+    build replaces the stored build of the same key. shared: other users may read the store, as they read the site's.
+    max_bytes: size of a build up to which results of `map` are added to it. facts: further fields of each manifest.
     """
 
     def __init__(
@@ -20,6 +20,7 @@ class Destination:
         path: str,
         label: str,
         *,
+        maps: bool,
         replace: bool = False,
         shared: bool = False,
         max_bytes: float = float("inf"),
@@ -27,6 +28,7 @@ class Destination:
     ) -> None:
         self.path = path
         self.label = label
+        self.maps = maps
         self.replace = replace
         self.shared = shared
         self.max_bytes = max_bytes

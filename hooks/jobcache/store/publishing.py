@@ -4,7 +4,8 @@
         contents, manifest.json, files/…                      and `retired` once the build is retired
 
 A build enters a store whole, by one rename. The first writer wins, and nobody changes the build afterwards. Results of
-`map` that a job computes on top of a stored build become a new generation of it (`growing`). A build leaves in two steps:
+`map` that a job computes on top of a stored build become a new generation of it (`growing`); those on top of a build of the
+user's own cache, which is not in the store, become a result set. A build leaves in two steps:
 once retired, it is linked into no new cache; when all jobs that lived then have ended, no cache links to it, and a pruning
 deletes it. All of this runs as the store's owner.
 """
@@ -12,7 +13,7 @@ deletes it. All of this runs as the store's owner.
 import os
 import time
 
-from jobcache.cache import dirfd, store_names
+from jobcache.cache import bases, dirfd, store_names
 from jobcache.store import arrow, builds, growing, map_results, sections, staging
 from jobcache.store.publication import Publication
 
@@ -32,16 +33,23 @@ def publish(cache_fd: int, to: "Destination", until: float, sync: bool = False) 
     """
     run = Publication(cache_fd, to, until, sync)
     with_map_results: "list[tuple[str, str]]" = []
+    known: "dict[str, dict[str, bases.Base]]" = {}
 
     def publish_build(build_fd: int, below: str, key: str) -> None:
         link = builds.link_of(build_fd)
         if link is None:
             _publish_build(run, build_fd, key)
-        elif to.label and not to.shared and link.startswith(run.section.path + "/") and map_results.made_here(build_fd, until):
+        elif to.maps and not to.shared and map_results.made_here(build_fd, until):
             with_map_results.append((below, key))
 
     def add_map_results(build_fd: int, below: str, key: str) -> None:
-        growing.add_map_results(run, build_fd, key)
+        if (builds.link_of(build_fd) or "").startswith(run.section.path + "/"):
+            growing.add_map_results(run, build_fd, key)
+            return
+        if below not in known:
+            known[below] = bases.read(run.cache_fd, below)
+        if key in known[below]:
+            growing.add_to_result_set(run, build_fd, key, known[below][key])
 
     try:
         _for_each(run, builds.find(cache_fd, until), publish_build)
@@ -84,7 +92,7 @@ def _publish_build(run: Publication, build_fd: int, key: str) -> None:
     if current and not run.to.replace:
         run.result.already_stored += 1
         return
-    build = builds.check(build_fd, run.until, with_maps=bool(run.to.label))
+    build = builds.check(build_fd, run.until, with_maps=run.to.maps)
     staged = staging.stage(section_fd, lambda staged_fd: staging.fill(run, staged_fd, build_fd, key, build))
     for _ in range(_ATTEMPTS):
         if sections.take_name(section_fd, staged, store_names.build_name(digest, sections.newest_number(before) + 1)):

@@ -69,9 +69,13 @@ def _mkdir(path: str, mode: int, dir_fd: "int | None" = None) -> None:
         os.chmod(path, mode, dir_fd=dir_fd)  # the umask must not hide the site's store from its readers
 
 
-def digest(key: str) -> str:
-    """Return the digest of a build's key, as it stands in the names of its generations."""
-    return hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
+def digest(key: str, base: "int | None" = None) -> str:
+    """Return the digest of a build's key, as it stands in the names of its generations.
+
+    base: for a result set, the state of the build to which it belongs.
+    """
+    head, text = ("", key) if base is None else (store_names.RESULTS, f"{key}\n{base}")
+    return head + hashlib.sha256(os.fsencode(text)).hexdigest()[: store_names.DIGITS]
 
 
 def generations(section_fd: int, key_digest: str) -> "list[str]":
@@ -92,7 +96,12 @@ def newest_name(key_digest: str, names: "Iterable[str]") -> str:
 
 
 def are_one_build(section_fd: int, one: str, other: str) -> bool:
-    """Return whether two generations are one build to which results of `map` were added: they share one dataset_info.json."""
+    """Return whether two generations are one build to which results of `map` were added: they share one dataset_info.json.
+
+    Result sets of one digest are always one.
+    """
+    if store_names.is_result_set(one):
+        return one.partition(".")[0] == other.partition(".")[0]
     try:
         info = [
             os.stat(f"{name}/{store_names.FILES}/{build_info.INFO}", dir_fd=section_fd, follow_symlinks=False)

@@ -96,7 +96,8 @@ def seal(run: "Publication", staged_fd: int, files_fd: int, key: str, build: bui
     os.fchmod(files_fd, 0o555 if run.to.shared else 0o500)
     manifest = json.dumps(_manifest(key, build, run.to), indent=1) + "\n"
     sections.write_read_only(staged_fd, store_names.MANIFEST, manifest, run.sync)
-    contents = store_names.format_contents(store_names.Contents(key, build.files, store_reading.checksum(files_fd)))
+    checksum = store_reading.checksum(files_fd) if build.base is None else 0
+    contents = store_names.format_contents(store_names.Contents(key, build.files, checksum, build.base))
     if store_names.parse_contents(contents) is None:
         raise builds.DamagedBuild("the build has too many files, or a file dated before 1970")
     sections.write_read_only(staged_fd, store_names.CONTENTS, contents, run.sync)

@@ -3,7 +3,7 @@
 import os
 import time
 
-from jobcache.cache import reasons, store_names, store_reading
+from jobcache.cache import build_info, reasons, store_names, store_reading
 from jobcache.store import builds, sections
 
 _LINK_LEVELS = 5  # <version>/<section>/<build>/files/<file>, below the store
@@ -21,17 +21,37 @@ def mark_used(cache_fd: int, path: str, until: float) -> int:
         if build_fd is None:
             continue
         try:
-            link = builds.link_of(build_fd)
+            found = _links(build_fd, f"{path}/{store_names.VERSION}/", until)
         finally:
             os.close(build_fd)
-        if link is None or time.monotonic() >= until:
+        if not found or time.monotonic() >= until:
             continue
         if below not in locks:
             locks[below] = [name for name in os.listdir(f"/proc/self/fd/{cache_fd}/{below}") if name.endswith(".lock")]
         lock = f"_{key}.lock".replace("/", "_")
         if any(name.endswith(lock) for name in locks[below]):
-            marked += _touch(path, link)
+            marked += sum(_touch(path, link) for link in found)
     return marked
+
+
+def _links(build_fd: int, below: str, until: float) -> "list[str]":
+    """Return a link of a build into a store, and one into each result set that its results are linked to, up to the deadline.
+
+    below: the beginning of the targets of such links.
+    """
+    found: "dict[str, str]" = {}
+    link = builds.link_of(build_fd)
+    if link is not None and link.startswith(below):
+        return [link]
+    with os.scandir(build_fd) as entries:
+        for entry in entries:
+            if time.monotonic() >= until:
+                break
+            if link is not None and build_info.is_map(entry.name) and entry.is_symlink():
+                target = os.readlink(entry.name, dir_fd=build_fd)
+                if target.startswith(below):
+                    found[os.path.dirname(target)] = target
+    return list(found.values())
 
 
 def _touch(path: str, link: str) -> bool:

@@ -15,7 +15,7 @@ def check_stored(build_fd: int, name: str, contents: store_names.Contents, owner
 
     Raise reasons.Refused for a damaged build, OSError.
     """
-    if name.partition(".")[0] != sections.digest(contents.key):
+    if name.partition(".")[0] != sections.digest(contents.key, contents.base):
         raise reasons.Refused("damaged", "the build's name does not match its key")
     files_fd = store_reading.open_below(build_fd, store_names.FILES, owner)
     try:
@@ -31,7 +31,9 @@ def check_deep(build_fd: int, contents: store_names.Contents, manifest: dict[str
     """
     files_fd = store_reading.open_below(build_fd, store_names.FILES, owner)
     try:
-        build = builds.check(files_fd, time.monotonic() + _BUDGET, with_maps=True)
+        until = time.monotonic() + _BUDGET
+        is_build = contents.base is None
+        build = builds.check(files_fd, until, with_maps=True) if is_build else builds.check_result_set(files_fd, until)
     finally:
         os.close(files_fd)
     if set(build.files) != set(contents.files):
