@@ -39,9 +39,11 @@ def program_of(wired: Wired, name: str, *lines: str) -> str:
     data.write_text("".join(json.dumps({"id": id}) + "\n" for id in range(1000)))
     program = home / "program.py"
     load = f"ds = datasets.load_dataset('json', data_files={{'train': {str(data)!r}}})['train']"
-    program.write_text("\n".join(["import glob, os, sys, datasets", load, *lines, ""]))
+    # Not in the batch script: the TaskProlog reads it, and HF_HOME there chooses the cache that the job begins with.
+    variables = f"os.environ.update(HOME={str(home)!r}, HF_HOME='{home}/hf')"
+    program.write_text("\n".join(["import glob, os, sys", variables, "import datasets", load, *lines, ""]))
     program.chmod(0o644)
-    return f"HOME={home} HF_HOME={home}/hf exec {sys.executable} {program}"
+    return f"exec {sys.executable} {program}"
 
 
 def test_ranks_on_two_nodes_load_build_of_another_job(wired: Wired) -> None:
@@ -54,7 +56,7 @@ def test_ranks_on_two_nodes_load_build_of_another_job(wired: Wired) -> None:
     )
     load = f"{program} 2>/dev/null"
     first = wired.batch(load, "-N1", JOBCACHE_STORE=LABEL)
-    assert wired.wait(first) == "COMPLETED"
+    assert wired.wait(first) == "COMPLETED", wired.output(first)
     total = sum(range(1000))
     assert wired.output(first)[-1] == f"loaded {total} False"
     (published,) = wired.events(first, "store.published")
