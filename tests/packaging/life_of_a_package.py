@@ -453,6 +453,7 @@ def mounts() -> None:
     directory.mkdir(parents=True)
     admin("cp /usr/share/slurm-jobcache/enroot/50-jobcache.fstab /etc/enroot/mounts.d/")
     admin("cp /usr/share/slurm-jobcache/profile.d/jobcache.sh /etc/profile.d/")
+    Path("/etc/profile.d/jobcache.sh").unlink()
     (table,) = directory.iterdir()
     lines = [line.split() for line in table.read_text().splitlines() if not line.startswith("#")]
     check("every directory for containers exists", lines and all(Path(line[0]).is_dir() for line in lines), lines)
@@ -460,7 +461,7 @@ def mounts() -> None:
 
 
 # Dependencies and the cluster leave these.
-EXPECTED = {"/etc/slurm", "/etc/enroot", "/etc/enroot/mounts.d", "/etc/profile.d/jobcache.sh"}
+EXPECTED = {"/etc/slurm", "/etc/enroot", "/etc/enroot/mounts.d"}
 
 
 def removals(by: Deb, cluster: Cluster) -> None:
