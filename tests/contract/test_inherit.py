@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,7 @@ def test_without_python_the_directory_of_a_node_is_not_empty(user: User, shell: 
 # ---------------------------------------------------------------------------------- scripts that set HF_HOME themselves
 
 
-NODE = f"n{os.getpid()}"  # sockets of tests in other processes have other names
+NODE = f"n{uuid.uuid4().hex[:8]}"  # test processes share the names of sockets, and have the same process ids
 
 
 def in_batch(user: User, script: str, shell: str = "/bin/sh", **env: str) -> Prologue:

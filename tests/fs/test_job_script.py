@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from support.spool import Spool
 pytestmark = pytest.mark.root
 
 
-NODE = f"n{os.getpid()}"  # sockets of tests in other processes have other names
+NODE = f"n{uuid.uuid4().hex[:8]}"  # test processes share the names of sockets, and have the same process ids
 
 
 def read(spool: Spool, budget: float = 5.0, **other: object) -> str | None:

@@ -29,6 +29,16 @@ from support.site_dir import ALICE
 FOREVER = 50.0  # seconds: less than the clock advances when nothing else can happen
 
 
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Close what the actors have left open: a real command's process ends."""
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    for fd in set(os.listdir("/proc/self/fd")) - before:
+        with suppress(OSError):
+            os.close(int(fd))
+
+
 class Scenario:
     """A sequence of events. patience: seconds for which a command waits for its processes. job: the job of all commands."""
 
