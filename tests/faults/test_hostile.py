@@ -124,8 +124,9 @@ def test_a_home_swapped_for_anothers(site: Site, canaries: Canaries) -> None:
     canaries.before = canaries.fingerprints()
     homes[1].symlink_to(site.dir / "canary-root")
     os.lchown(homes[1], UID, GID)
-    reaped = 0
-    for _ in range(ROUNDS // 20):
+    reaped = rounds = 0
+    while rounds < ROUNDS // 20 or (not reaped and rounds < ROUNDS):  # on a busy machine, few sweeps meet her own directory
+        rounds += 1
         prolog(site)
         with racing((homes[0], homes[1])):
             reaped += len(swept(site).reaped)
