@@ -23,18 +23,23 @@ def run(work: "Callable[[Report], None]", until: float) -> "tuple[list[str], boo
 
     until: seconds of time.monotonic at which `work` ends by itself, if it can. report: sends one line to this process.
     """
-    read, write = os.pipe()
-    try:
-        pid = os.fork()
-    except OSError:
-        os.close(read)
-        os.close(write)
-        raise
+    pid, read, write = fork()
     if pid == 0:
         _child(work, write)
     os.close(write)
     text = _read_until(read, until + _GRACE)
     return [os.fsdecode(line) for line in text.split(b"\n")[:-1]], _end(pid)
+
+
+def fork() -> "tuple[int, int, int]":
+    """Return (pid, read, write): the process id as of os.fork, and a pipe from the child to this process. Raise OSError."""
+    read, write = os.pipe()
+    try:
+        return os.fork(), read, write
+    except OSError:
+        os.close(read)
+        os.close(write)
+        raise
 
 
 def _child(work: "Callable[[Report], None]", pipe: int) -> None:

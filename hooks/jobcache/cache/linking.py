@@ -84,10 +84,6 @@ def seed(
     return seeded
 
 
-# ---- in a child, which reports lines to its parent: "seeded FILES BYTES", "refused REASON DETAILS", "cut", and those of
-# result_sets
-
-
 def added(one: Seeded, other: Seeded) -> Seeded:
     """Return the sum of two results."""
     total = Seeded()
@@ -95,6 +91,10 @@ def added(one: Seeded, other: Seeded) -> Seeded:
     total.cut = one.cut or other.cut
     total.refused = one.refused + other.refused
     return total
+
+
+# ---- in a child, which reports lines to its parent: "seeded FILES BYTES", "refused REASON DETAILS", "cut", and those of
+# result_sets
 
 
 def _link_all(

@@ -7,6 +7,7 @@ user cannot ptrace it. It holds no descriptor but its report pipe, so that a chi
 import json
 import os
 
+from jobcache.cache import bounded
 from jobcache.system import children
 
 TYPE_CHECKING = False
@@ -38,13 +39,7 @@ def start(
     most: bytes that the child may report.
     Raise OSError if no process can be created.
     """
-    read, write = os.pipe()
-    try:
-        pid = os.fork()
-    except OSError:
-        os.close(read)
-        os.close(write)
-        raise
+    pid, read, write = bounded.fork()
     if pid == 0:
         _run_child(work, uid, gid, user, write)
     os.close(write)
