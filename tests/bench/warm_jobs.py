@@ -31,7 +31,7 @@ CHAIN = (
     "few = mapped.filter(lambda row: row['id'] % 3 == 0).sort('id', reverse=True).shuffle(seed=1).map(lambda row: {'new': 1})\n"
 )
 GENERATOR = "def rows():\n    for id in range(COUNT):\n        yield {'id': id}\n\nds = Dataset.from_generator(rows)\n"
-# What a job does, its variables, and its program.
+# The task of a job, its variables, and its program.
 JOBS = {
     "a dataset of the Hub, no offline variable": ({}, HUB),
     "the same, `HF_HUB_OFFLINE=1`": (OFFLINE, HUB),

@@ -1,4 +1,4 @@
-"""What one user can make in any number, or of any size, costs the other users a bounded time of a sweep.
+"""One user can make files and processes in any number and of any size; they cost other users a bounded time of a sweep.
 
 In each test Alice makes it, and the sweep reaps an orphan of Bob in time. What is given up is Alice's.
 """

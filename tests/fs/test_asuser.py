@@ -397,7 +397,7 @@ def test_stuck_processes_are_limited_per_user_and_filesystem(point: Path, run_di
 
 
 def test_memory_of_a_stuck_process_is_freed(point: Path, run_dir: str) -> None:
-    """What a process of some megabytes leaves behind is small."""
+    """A stuck process of some megabytes keeps little memory."""
     ballast = b"x" * (64 << 20)
 
     def work(_: Report) -> None:

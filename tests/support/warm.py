@@ -23,7 +23,7 @@ HUB = "ds = load_dataset('acme/rows')['train']\nmapped = ds.map(lambda row: {'ha
 HUB += "result = [len(ds), len(mapped), len(load_dataset('acme/lines')['test']), len(load_dataset('acme/tables')['train'])]\n"
 HUB_RESULT = [200, 200, 10, 120]  # the newest revision has 200 rows, the one before it 100
 
-# What jobs do with local data. Each result has the rows, and a sum of a column.
+# Work of jobs with local data. Each result has the rows, and a sum of a column.
 LOCAL = """
 def numbers():
     for number in range(60):

@@ -1,4 +1,4 @@
-"""What a batch script does to HF_HOME and XDG_CACHE_HOME, read from its text."""
+"""The effect of a batch script on HF_HOME and XDG_CACHE_HOME, read from its text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _home() -> Iterator[None]:
         yield
 
 
-def told(script: str, **env: str) -> str:
+def cache_after(script: str, **env: str) -> str:
     """Return the user's own cache once the script has set its variables, or UNKNOWN."""
     text = script if script.startswith("#!") else f"#!/bin/bash\n{script}"
     try:
@@ -57,7 +57,7 @@ def told(script: str, **env: str) -> str:
     ],
 )  # fmt: skip
 def test_script_can_change_nothing(script: str) -> None:
-    assert told(script) == UNCHANGED
+    assert cache_after(script) == UNCHANGED
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_script_can_change_nothing(script: str) -> None:
     ],
 )  # fmt: skip
 def test_script_can_set_a_known_path(script: str) -> None:
-    assert told(script) == "/data/hf/datasets"
+    assert cache_after(script) == "/data/hf/datasets"
 
 
 @pytest.mark.parametrize(
@@ -103,15 +103,15 @@ def test_script_can_set_a_known_path(script: str) -> None:
     ],
 )
 def test_path_can_name_the_user(script: str, path: str) -> None:
-    assert told(script) == f"{path}/datasets"
+    assert cache_after(script) == f"{path}/datasets"
 
 
 def test_variables_of_the_job_count() -> None:
-    assert told("HF_HOME=/data/hf", HF_HOME="/old") == "/data/hf/datasets"
-    assert told("export XDG_CACHE_HOME=$(x)", HF_HOME="/old") == "/old/datasets"
-    assert told("export HF_HOME=${HF_HOME:-/data/hf}", HF_HOME="/old") == "/old/datasets"
-    assert told("python x\nexport HF_HOME=/old", HF_HOME="/old") == "/old/datasets"
-    assert told("export HF_HOME=$USER", USER="a b") == UNKNOWN
+    assert cache_after("HF_HOME=/data/hf", HF_HOME="/old") == "/data/hf/datasets"
+    assert cache_after("export XDG_CACHE_HOME=$(x)", HF_HOME="/old") == "/old/datasets"
+    assert cache_after("export HF_HOME=${HF_HOME:-/data/hf}", HF_HOME="/old") == "/old/datasets"
+    assert cache_after("python x\nexport HF_HOME=/old", HF_HOME="/old") == "/old/datasets"
+    assert cache_after("export HF_HOME=$USER", USER="a b") == UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_variables_of_the_job_count() -> None:
     ],
 )  # fmt: skip
 def test_script_in_doubt_is_unknown(script: str) -> None:
-    assert told(script) == UNKNOWN
+    assert cache_after(script) == UNKNOWN
 
 
 def test_message_shows_no_more_of_a_command_than_necessary() -> None:

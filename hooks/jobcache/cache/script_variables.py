@@ -1,4 +1,4 @@
-"""What a batch script does to the variables that name its user's own cache, as far as its text shows this without doubt.
+"""The effect of a batch script on the variables that name the cache of its user, where its text leaves no doubt.
 
 The TaskProlog of the batch task runs before the script. If the script names another cache, its job lives from the builds
 there, and a private cache has to begin with these.

@@ -92,7 +92,7 @@ class Seeds:
         left_out: "frozenset[str]" = frozenset()
         closed: "frozenset[str]" = frozenset()
         if self.store:
-            # What jobs without a label have published: a label keeps it away.
+            # Jobs with a label do not begin with builds that jobs without a label have published.
             offering = [linking.Source(self.store, [self.label or store_names.UNLABELLED], self.claim.uid)] if self.most else []
             user = [linking.Source(self.store, labels, self.claim.uid)]
             self.result = linking.seed(cache_fd, below, place, user, until - time.monotonic(), offering)
