@@ -202,10 +202,11 @@ class Bench:
         return [str(word) for word in program]
 
     def submit(self, cell: Cell, data: Data, place: Path, i: int, delay: float, chosen: dict[str, str]) -> int:
-        env = {"HF_HOME": f"{place}/home-{i}", **chosen, **self.environment(cell.flock)}
-        words = [f"{name}={value}" for name, value in env.items()]
+        words = [f"{name}={value}" for name, value in self.environment(cell.flock).items()]
         command = shlex.join(["env", *words, *self.words(data, place / f"result-{i}", place / f"ready-{i}", place / "go", delay)])
-        return self.cluster.sbatch(f"#!/bin/sh\nexec {command}\n", user=ALICE, env=chosen)
+        # Not in the script: a job whose script sets HF_HOME for one program gets no private cache.
+        env = {"HF_HOME": f"{place}/home-{i}", **chosen}
+        return self.cluster.sbatch(f"#!/bin/sh\nexec {command}\n", user=ALICE, env=env)
 
     def alone(self, data: Data, place: Path, chosen: dict[str, str]) -> None:
         """Load once, with locks that work, before the jobs."""
@@ -226,6 +227,8 @@ class Bench:
             cell.hung += 1
             return 0
         found: dict[str, Any] = json.loads(result.read_text())
+        if (cell.cache not in ("shared", "warm")) != found["cache"].startswith(f"{self.site.scratch}/"):
+            raise SystemExit(f"a job that measures a cache of the kind {cell.cache} used {found['cache']}")
         if found["outcome"] == "ok":
             for name in ("load", "first_batch", "map"):
                 getattr(cell, name).append(found[name])
