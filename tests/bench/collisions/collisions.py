@@ -310,6 +310,7 @@ def draw(measured: list[Cell], file: str) -> None:
         share = [100 * count / cell.jobs for count, cell in zip(counts, shown)]
         axes.barh(labels, share, left=left, color=colour, label={"wrong": "wrong data, no error"}.get(name, name))
         left = [before + more for before, more in zip(left, share)]
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("% of jobs")
     axes.set_xlim(0, 100)
