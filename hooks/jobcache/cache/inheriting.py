@@ -107,8 +107,10 @@ def _inherit(
         script = job_script.read(*batch, until) if batch else None
         if script:
             env = script_variables.after_script(script, env)
-        source = default_cache.resolve(default_cache.path(env))
-        if source and not default_cache.is_private(source):
+        # Links lead through the path that the job would use: a container sees the home, and not what a symlink in it stands for.
+        source = default_cache.path(env)
+        resolved = default_cache.resolve(source)
+        if resolved and not default_cache.is_private(resolved):
             report(f"source {source}")
             scan = finished_builds.Scan(source, until, most)
             scan.run(found=lambda: report(f"candidates {scan.candidates}"))

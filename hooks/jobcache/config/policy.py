@@ -6,6 +6,7 @@ lists each variable and function with its meaning.
 
 from jobcache.cache import cache_names
 from jobcache.cache.path_template import Template, cut
+from jobcache.config import apptainer
 from jobcache.config.settings import Settings
 
 TYPE_CHECKING = False
@@ -27,6 +28,7 @@ def render(settings: Settings) -> str:
     lines += _apply_rules(settings)
     for number, rule in enumerate(settings.rules, 1):
         lines += _rule_matches(number, rule["match"])
+    lines += apptainer.FUNCTIONS
     lines += _for_each_export(settings)
     lines += _is_in_cache(settings)
     lines.append(f"jc_policy_end={quote(settings.hash)}")
@@ -125,15 +127,19 @@ _CHOOSE_BEGINNING = """\
         [ "${JOBCACHE_DIR-}" != "$jc_job_dir" ] || jc_offline=skip
     fi
     jc_begins_with=$jc_user_store$jc_site_store
-    [ "$jc_inherit" = off ] || jc_begins_with=inherited""".splitlines()
+    [ "$jc_inherit" = off ] || jc_begins_with=inherited
+    jc_choose_binds""".splitlines()
 
 
 def _assignments(keys: "dict[str, Any]", rule: int) -> "list[str]":
     """Return the assignments for those keys of a rule, or of the base settings as rule 0, that a rule may set."""
     lines = [f"    jc_{key}={quote(str(keys[key]))}" for key in ("mode", "scope", "inherit", "offline") if key in keys]
+    if apptainer.setting(keys):
+        lines.append(f"    jc_apptainer={quote(apptainer.setting(keys))}")
     if "path" in keys:
         template = Template(str(keys["path"]))
         lines.append(f"    jc_job_dir={_word(template.parts)} jc_above_user={_word(template.above)}")
+        lines.append(f"    jc_bind_dir={_word(apptainer.bind_dir(template))}")
     if "exports" in keys:
         lines.append(f"    jc_exports_rule={rule}")
     return lines
@@ -148,7 +154,7 @@ def _rule_matches(number: int, match: "dict[str, list[str]]") -> "list[str]":
 
 
 def _for_each_export(settings: Settings) -> "list[str]":
-    """Return jc_for_each_export FUNCTION: call FUNCTION NAME VALUE WANTED for each variable to export."""
+    """Return jc_for_each_export FUNCTION: call FUNCTION NAME VALUE WANTED for each variable to export, and add mounts."""
     lines = ["jc_for_each_export() {", "    case $jc_exports_rule in"]
     for number, keys in enumerate([settings.base, *settings.rules]):
         if "exports" in keys:
@@ -157,7 +163,14 @@ def _for_each_export(settings: Settings) -> "list[str]":
                 below = value[len("{cache}") :]
                 lines.append(f'        "$1" {name} "${{{name}-}}" "$jc_export_dir"{quote(below)}')
             lines.append("        ;;")
-    return [*lines, "    esac", "}"]
+    return [*lines, "    esac", *_ADD_BINDS, "}"]
+
+
+# Mounts accompany variables: a job without any has none.
+_ADD_BINDS = """\
+    jc_unsets=$jc_unsets$jc_unbinds
+    [ -z "$jc_exports" ] || jc_exports=$jc_exports$jc_binds
+    [ -z "$jc_held_exports" ] || jc_held_exports=$jc_held_exports$jc_binds""".splitlines()
 
 
 # ----------------------------------------------------------------------------------------------------- inherited values

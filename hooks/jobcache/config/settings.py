@@ -46,6 +46,7 @@ class Settings:
         self.former: list[str] = list(compiled["former"])
         self.base: dict[str, Any] = {key: tree[key] for key in ("mode", "path", "scope", "offline")}
         self.base["inherit"] = tree.get("inherit", "off")  # compiled by version 0.1: the key is missing
+        self.base["containers"] = tree.get("containers", {"apptainer": "off"})  # the same
         self.base["exports"] = export_sets.merged(tree, tree)
         self.rules: list[dict[str, Any]] = [
             {**rule, "exports": export_sets.merged(rule, tree)} if rule.keys() & {"exports", "exports_for"} else rule

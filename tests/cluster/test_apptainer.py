@@ -1,0 +1,249 @@
+"""Jobs whose programs run in containers of Apptainer, Charliecloud and podman, with the real `datasets`, on a real cluster.
+
+The tests run where Apptainer is installed: Debian has it in sid alone. The image is an empty directory: each container mounts
+/usr and the Python of the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import Wired
+from support.minicluster import Cluster
+from support.site_dir import Site
+
+pytestmark = pytest.mark.skipif(shutil.which("apptainer") is None, reason="needs Apptainer: packaging/test-debian sid cluster")
+USER = "irc"  # an account of every Debian, with a home below /run
+GUIDE = Path(__file__).parents[2] / "docs/user-guide.md"
+# The rows of a build of local data, and of the map on top of it.
+PROGRAM = """
+import sys
+from datasets import load_dataset
+rows = load_dataset("json", data_files=sys.argv[1], split="train")
+print("rows", len(rows), sum(rows.map(lambda row: {"twice": 2 * row["id"]})["twice"]))
+"""
+RESULT = "rows 100 9900"
+
+
+class Lab(Wired):
+    """A cluster whose scratch Apptainer does not mount by itself: it lies below /run. home: of USER."""
+
+    def __init__(self, site: Site, cluster: Cluster) -> None:
+        super().__init__(site, cluster)
+        self.home = Path(pwd.getpwnam(USER).pw_dir)
+        self.scratch = str(site.scratch)
+        self.image = site.dir / "image"
+        for name in ("dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr", "var/tmp"):
+            (self.image / name).mkdir(parents=True)
+        for name in ("group", "hosts", "localtime", "passwd", "resolv.conf"):
+            (self.image / "etc" / name).touch()
+        for name in ("bin", "lib", "lib64", "sbin"):
+            (self.image / name).symlink_to(f"usr/{name}")
+
+    def own(self, path: Path) -> Path:
+        """Give `path` and all below it to the user."""
+        for each in (path, *path.rglob("*")):
+            shutil.chown(each, USER, pwd.getpwnam(USER).pw_gid)
+        return path
+
+    def container(self, command: str, *options: str, binds: str = "") -> str:
+        """Return a command line that runs a shell command in a container."""
+        mounts = ["-B", f"/usr,{sys.prefix}{binds}"]
+        return shlex.join(["apptainer", "exec", *mounts, *options, str(self.image), "sh", "-c", command])
+
+    def load(self, *options: str, binds: str = "") -> str:
+        """Return a command line that loads the user's data in a container."""
+        return self.container(f"{self.python} {self.home}/rows.jsonl", *options, binds=binds)
+
+    @property
+    def python(self) -> str:
+        return f"{sys.executable} {self.home}/program.py"
+
+    def lines(self, script: str, *options: str, **env: str) -> list[str]:
+        """Run a job, and return the lines of its output."""
+        job = self.batch(script, *options, user=USER, HOME=str(self.home), **env)
+        self.wait(job)
+        self.site_job = job
+        return self.output(job)
+
+
+@pytest.fixture(scope="module")
+def _lab() -> Iterator[Lab]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", "/run")
+        site = Site()
+        cluster = Cluster(conf=[f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog"])
+    site.configure(cluster=cluster.name)
+    lab = Lab(site, cluster)
+    assert not os.path.lexists(lab.home), f"{lab.home} exists: this is no tree for tests"
+    try:
+        with cluster:
+            yield lab
+    finally:
+        site.close()
+
+
+@pytest.fixture
+def lab(_lab: Lab) -> Iterator[Lab]:
+    """The cluster with the default configuration. The user has a home with data, and no cache."""
+    before = dict(_lab.site.keys)
+    _lab.home.mkdir()
+    (_lab.home / "program.py").write_text(PROGRAM)
+    (_lab.home / "rows.jsonl").write_text("".join(f'{{"id": {number}}}\n' for number in range(100)))
+    _lab.own(_lab.home)
+    try:
+        yield _lab
+    finally:
+        _lab.site.keys = before
+        _lab.site.configure()
+        shutil.rmtree(_lab.home.resolve())
+        _lab.home.unlink(missing_ok=True) if _lab.home.is_symlink() else None
+        for node in _lab.cluster.nodes:
+            _lab.cluster.wait_node(node, "IDLE")
+
+
+def noise(lines: list[str]) -> list[str]:
+    """Return the messages of Apptainer in an output."""
+    return [line for line in lines if re.match(r"INFO|WARNING|ERROR|FATAL", line)]
+
+
+# ------------------------------------------------------------------------------------------------------ the mount
+
+
+def test_datasets_works_in_a_container(lab: Lab) -> None:
+    """The private cache is used: the home stays without one. Apptainer prints nothing."""
+    lines = lab.lines(f"{lab.load()}; find $HF_DATASETS_CACHE -name '*.arrow' | wc -l; ls -A {lab.home}/.cache")
+    assert lines[-2] == "2" and RESULT in lines and noise(lines) == []
+    lab.assert_reaped(lab.site_job, user=USER)
+
+
+def test_datasets_fails_in_a_container_without_the_mount(lab: Lab) -> None:
+    """So the default is `bind`."""
+    lab.site.configure(containers={"apptainer": "off"})
+    output = "\n".join(lab.lines(lab.load()))
+    assert RESULT not in output and re.search(r"Read-only file system|No such file|Permission denied", output)
+
+
+def test_steps_and_nested_steps(lab: Lab) -> None:
+    """Batch script, srun on two nodes, and a shell in a step: each starts a container."""
+    inside = lab.container('touch "$HF_DATASETS_CACHE/x" && echo written')
+    lines = lab.lines(f"{inside}; srun -N2 -n2 {inside}; srun -N1 -n1 sh -c {shlex.quote(inside)}", "-N2")
+    assert lines == ["written"] * 4
+
+
+def test_script_that_sets_its_own_binds(lab: Lab) -> None:
+    """As scripts do after the TaskProlog, with each variable and option."""
+    data = lab.own(_made(lab.site.dir / "data"))
+    seen = lab.container(f'touch "$HF_DATASETS_CACHE/x" && ls -d {data}')
+    for setting in (f"SINGULARITY_BIND={data}", f"APPTAINER_BIND={data}", f"SINGULARITY_BINDPATH={data}"):
+        assert lab.lines(f"export {setting}\n{seen}\nsrun -n1 {seen}")[-1] == str(data), setting
+    assert lab.lines(lab.container(f'touch "$HF_DATASETS_CACHE/x" && ls -d {data}', "-B", str(data))) == [str(data)]
+
+
+def test_own_bind_of_the_same_directory_wins(lab: Lab) -> None:
+    """The user mounts something else on scratch, in the environment of the job, in the script, and by an option."""
+    other = lab.own(_made(lab.site.dir / "other", "mine"))
+    bind = f"{other}:{lab.scratch}"
+    look = f"ls {lab.scratch}"
+    in_environment = lab.lines(lab.container(look), APPTAINER_BIND=bind)
+    assert in_environment == ["mine"]
+    assert "mine" in lab.lines(f"export SINGULARITY_BIND={bind}\n{lab.container(look)}")
+    assert "mine" in lab.lines(lab.container(look, "-B", bind))
+    assert "mine" in lab.lines(lab.container(look, "--mount", f"type=bind,src={other},dst={lab.scratch}"))
+
+
+def test_own_binds_above_and_below_scratch(lab: Lab) -> None:
+    """A bind of the directory above, even read-only, and of another directory below keep their effect."""
+    other = lab.own(_made(lab.site.dir / "other", "mine"))
+    above = lab.scratch.rpartition("/")[0]
+    write = 'touch "$HF_DATASETS_CACHE/x" && echo written'
+    for options in (["-B", above], ["-B", f"{above}:{above}:ro"], ["-B", f"{lab.scratch}/{USER}"]):
+        assert lab.lines(lab.container(write, *options)) == ["written"], options
+    below = f"{lab.scratch}/{USER}/.cache"
+    assert lab.lines(lab.container(f"ls {below}", "-B", f"{other}:{below}")) == ["mine"]
+
+
+def test_own_bind_above_scratch_in_the_environment_of_the_job(lab: Lab) -> None:
+    """Apptainer would have to create the directory in the one of the user, and would fail: the job gets no mount."""
+    other = _made(lab.site.dir / "readonly", "mine")
+    above = lab.scratch.rpartition("/")[0]
+    assert lab.lines(lab.container(f"ls {above}"), SINGULARITY_BIND=f"{other}:{above}") in (
+        ["mine"],
+        ["INFO:    Environment variable SINGULARITY_BIND is set, but APPTAINER_BIND is preferred", "mine"],
+    )
+
+
+def test_job_without_a_cache_that_a_job_with_one_submits(lab: Lab) -> None:
+    """Its containers start although the scratch of the inherited mount is gone."""
+    inside = lab.container("echo started")
+    gone = _made(lab.site.dir / "gone")
+    inherited = {
+        "JOBCACHE_DIR": f"{gone}/{USER}/hf-datasets-7",
+        "APPTAINER_MOUNT": f"type=bind,dst={gone},src={gone}",
+        "SINGULARITY_MOUNT": f"type=bind,dst={gone},src={gone}",
+    }
+    gone.rmdir()
+    assert lab.lines(inside, JOBCACHE="off", **inherited) == ["started"]
+    assert lab.lines(inside, **inherited) == ["started"]
+
+
+# --------------------------------------------------------------------------------------------- the cache begins with links
+
+
+def warm(lab: Lab) -> None:
+    """Fill the user's own cache in a job without a private one."""
+    assert RESULT in lab.lines(f"{lab.python} {lab.home}/rows.jsonl", JOBCACHE="off")
+    assert list((lab.home / ".cache/huggingface/datasets").rglob("*.arrow"))
+
+
+COUNT = "find $HF_DATASETS_CACHE -name '*.arrow' -type {kind} | wc -l"
+
+
+@pytest.mark.parametrize("home", ["a directory", "a symlink"])
+def test_links_lead_into_the_home_that_apptainer_mounts(lab: Lab, home: str) -> None:
+    """Nothing is computed again, also where the home in the user database is a symlink: its target is not mounted."""
+    if home == "a symlink":
+        real = lab.home.rename(lab.site.dir / "real-home")
+        lab.home.symlink_to(real)
+    warm(lab)
+    lines = lab.lines(f"{lab.load()}; {COUNT.format(kind='f')}; {COUNT.format(kind='l')}")
+    assert RESULT in lines and lines[-2:] == ["0", "2"]
+
+
+@pytest.mark.parametrize("option", ["--no-home", "--contain"])
+def test_data_is_built_again_where_the_container_has_no_home(lab: Lab, option: str) -> None:
+    """Links lead nowhere. The result is the same, and the user's own cache stays as it was."""
+    warm(lab)
+    before = {path: path.stat().st_mtime_ns for path in (lab.home / ".cache/huggingface/datasets").rglob("*")}
+    data = lab.own(_made(lab.site.dir / "data"))
+    for name in ("program.py", "rows.jsonl"):
+        shutil.copy2(lab.home / name, data / name)
+    lab.own(data)
+    (lab.home / "rows.jsonl").unlink()
+    command = f"{sys.executable} {data}/program.py {lab.home}/rows.jsonl"
+    # The same path of the data in the container, so that the build is the one that is linked.
+    (lab.home / "data").mkdir()
+    shutil.copy2(data / "rows.jsonl", lab.home / "rows.jsonl")
+    lab.own(lab.home)
+    options = [option, "-B", f"{data},{lab.home}/rows.jsonl"]
+    lines = lab.lines(f"{lab.container(command, *options)}; {COUNT.format(kind='f')}")
+    assert RESULT in lines and lines[-1] == "2", lines
+    assert {path: path.stat().st_mtime_ns for path in (lab.home / ".cache/huggingface/datasets").rglob("*")} == before
+
+
+def _made(directory: Path, *names: str) -> Path:
+    directory.mkdir(exist_ok=True)
+    for name in names:
+        (directory / name).touch()
+    return directory

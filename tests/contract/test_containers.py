@@ -1,0 +1,195 @@
+"""The lines by which the TaskProlog lets Apptainer and SingularityCE mount scratch, in each shell that /bin/sh can be."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from jobcache.config import settings
+from support.site_dir import SHELLS, Site
+from support.task_prolog import Prologue
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
+NAMES = [f"{program}_{kind}" for kind in ("MOUNT", "BINDPATH", "BIND") for program in ("APPTAINER", "SINGULARITY")]
+
+
+class Place:
+    """A site whose scratch Apptainer has to mount. The scratch of other tests is below /tmp, which Apptainer mounts."""
+
+    def __init__(self, site: Site, shell: str) -> None:
+        self.site = site
+        self.shell = shell
+        self.dir = str(site.scratch)
+        self.configure()
+
+    def configure(self, **keys: object) -> None:
+        self.site.configure(**keys)
+        file = self.site.hooks / settings.POLICY
+        text = file.read_text()
+        assert "jc_bind_dir=''" in text
+        file.write_text(text.replace("jc_bind_dir=''", f"jc_bind_dir='{self.dir}'"))
+
+    def mount(self, directory: str = "") -> str:
+        return "type=bind,dst={0},src={0}".format(directory or self.dir)
+
+    def task(self, *, job: int = 4242, step: str = "", **env: str) -> Prologue:
+        return self.site.task_prolog(job, step=step, shell=self.shell, **env)
+
+    def binds(self, done: Prologue) -> dict[str, str]:
+        return {name: done.exports[name] for name in NAMES if name in done.exports}
+
+    def both(self, kind: str, value: str) -> dict[str, str]:
+        return {f"APPTAINER_{kind}": value, f"SINGULARITY_{kind}": value}
+
+
+@pytest.fixture(params=SHELLS, ids=lambda shell: shell.split()[0].rpartition("/")[2])
+def place(site: Site, request: pytest.FixtureRequest) -> Place:
+    return Place(site, request.param)
+
+
+def test_task_with_a_cache_gets_a_mount(place: Place) -> None:
+    """Both variables, with one value: Apptainer reports a difference."""
+    done = place.task()
+    assert place.binds(done) == place.both("MOUNT", place.mount()) and done.cache and done.unsets == []
+
+
+def test_steps_inherit_the_mount_unchanged(place: Place) -> None:
+    """Each step inherits the variables of the batch script. The step of a step has the same lines."""
+    env = place.task().exports
+    for step in ("0", "1"):
+        done = place.task(step=step, **env)
+        assert place.binds(done) == place.both("MOUNT", place.mount()) and done.unsets == []
+        env = {**env, **done.exports}
+
+
+@pytest.mark.parametrize("kind", ["BIND", "BINDPATH"])
+@pytest.mark.parametrize("program", ["APPTAINER", "SINGULARITY"])
+def test_binds_of_the_user_stay(place: Place, program: str, kind: str) -> None:
+    done = place.task(**{f"{program}_{kind}": "/data,/home/x:/y:ro"})
+    assert place.binds(done) == place.both("MOUNT", place.mount()) and done.unsets == []
+
+
+def test_mounts_of_the_user_stay(place: Place) -> None:
+    """A variable of the user is never extended or replaced: the mount goes into the first free pair."""
+    own = {"SINGULARITY_MOUNT": "type=bind,src=/data,dst=/data"}
+    bind = f"{place.dir}:{place.dir}:rw"
+    first = place.task(**own)
+    assert place.binds(first) == place.both("BINDPATH", bind) and first.unsets == []
+    again = place.task(step="0", **own, **first.exports)
+    assert place.binds(again) == place.both("BINDPATH", bind) and again.unsets == []
+    own["APPTAINER_BINDPATH"] = "/data"
+    assert place.binds(place.task(job=2, **own)) == place.both("BIND", bind)
+    own["APPTAINER_BIND"] = "/data"
+    assert place.binds(place.task(job=3, **own)) == {}
+
+
+CONFLICTS = (
+    "{dir}", "/x,{dir}/", "/x:{dir}", "/x:{dir}:ro,/y", "{dir}:{dir}:ro", "/x:{above}", "/y,/x:{above}/:ro", "/x:/tmp", "/x:{dir}/new",
+)  # fmt: skip
+HARMLESS = (
+    "{above}", "{above}:{above}", "/x:{dir}/games", "/x:{dir}/games/y", "{dir}/new", "{dir}/new:{dir}/new/:ro", "{dir}-2", "/x:{dir}-2",
+    "/x:/data{dir}", "{dir}x:/y", "/x:/tm", "*:[a-z]", ",", ":", "/x:",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("bind", CONFLICTS)
+def test_no_mount_where_a_bind_of_the_user_conflicts(place: Place, bind: str) -> None:
+    """The user mounts scratch, or another directory there or above, or one on a name that Apptainer would have to create in
+    scratch, which fails."""
+    value = bind.format(dir=place.dir, above=place.dir.rpartition("/")[0])
+    for name in ("APPTAINER_BIND", "SINGULARITY_BINDPATH"):
+        done = place.task(**{name: value})
+        assert place.binds(done) == {} and done.cache and done.unsets == []
+
+
+def test_mount_of_the_user_conflicts_as_a_bind_does(place: Place) -> None:
+    done = place.task(APPTAINER_MOUNT=f"type=bind,source=/x,destination={place.dir.rpartition('/')[0]}")
+    assert place.binds(done) == {} and done.cache and done.unsets == []
+
+
+@pytest.mark.parametrize("bind", HARMLESS)
+def test_mount_beside_other_binds_of_the_user(place: Place, bind: str) -> None:
+    value = bind.format(dir=place.dir, above=place.dir.rpartition("/")[0])
+    assert place.binds(place.task(SINGULARITY_BIND=value)) == place.both("MOUNT", place.mount())
+
+
+def test_apptainer_prefers_its_own_variable(place: Place) -> None:
+    """The other one of a pair counts only for SingularityCE if Apptainer's is not empty."""
+    done = place.task(APPTAINER_BIND="/data", SINGULARITY_BIND=place.dir)
+    assert place.binds(done) == place.both("MOUNT", place.mount())
+
+
+def test_step_whose_script_mounts_something_above_loses_the_mount(place: Place) -> None:
+    env = place.task().exports
+    done = place.task(step="0", **env, APPTAINER_BIND="/x:/tmp")
+    assert place.binds(done) == {} and done.unsets == ["APPTAINER_MOUNT", "SINGULARITY_MOUNT"] and done.cache
+
+
+@pytest.mark.parametrize("variables", [{"JOBCACHE": "off"}, {"SLURM_CLUSTER_NAME": "other"}, {"SLURM_JOB_PARTITION": "off"}])
+def test_inherited_mount_goes_where_the_job_gets_no_cache(place: Place, variables: dict[str, str]) -> None:
+    """A job that another job submits inherits its variables, perhaps on a node without that scratch: Apptainer would fail."""
+    inherited = place.task(job=1).exports
+    place.configure(rules=[{"match": {"partition": "off"}, "cache": "off"}])
+    for env in ({}, {"APPTAINER_BIND": "/data"}):
+        done = place.task(job=2, **inherited, **variables, **env)
+        assert not done.exports and {"APPTAINER_MOUNT", "SINGULARITY_MOUNT"} < set(done.unsets)
+        assert "APPTAINER_BIND" not in done.unsets
+
+
+def test_refused_job_has_no_mount(place: Place) -> None:
+    """The cache cannot be created."""
+    inherited = place.task(job=1).exports
+    place.site.scratch.chmod(0o755)
+    parent = place.site.cache().parent.parent
+    parent.rename(parent.with_name("aside"))
+    done = place.task(job=2, **inherited)
+    assert not done.exports and {"APPTAINER_MOUNT", "SINGULARITY_MOUNT"} < set(done.unsets)
+
+
+def test_same_mount_of_the_user_is_not_removed(place: Place) -> None:
+    """Outside of jobs nothing has set JOBCACHE_DIR, so the value is the user's."""
+    own = place.both("MOUNT", place.mount())
+    done = place.task(JOBCACHE="off", **own)
+    assert not done.exports and not done.unsets
+    done = place.task(job=2, **own)
+    assert place.binds(done) == {} and done.cache and not done.unsets
+
+
+def test_mount_of_another_policy_is_replaced(place: Place) -> None:
+    """The submitting job had its cache elsewhere."""
+    inherited = {"JOBCACHE_DIR": "/old/games/hf-datasets-7", **place.both("MOUNT", place.mount("/old"))}
+    done = place.task(**inherited)
+    assert place.binds(done) == place.both("MOUNT", place.mount())
+    inherited = {"JOBCACHE_DIR": "/old/games/hf-datasets-7", **place.both("BIND", "/old:/old:rw")}
+    done = place.task(job=2, **inherited)
+    assert place.binds(done) == place.both("MOUNT", place.mount())
+    assert {"APPTAINER_BIND", "SINGULARITY_BIND"} <= set(done.unsets)
+
+
+def test_task_with_a_cache_of_its_own_has_no_mount(place: Place) -> None:
+    """The variables of the user lead elsewhere: there is nothing to mount for them."""
+    assert not place.task(HF_DATASETS_CACHE="/my/own").exports
+
+
+def test_home_on_scratch_needs_no_mount(place: Place) -> None:
+    """Apptainer mounts the home. A user who excludes it excludes all of it."""
+    done = place.task(HOME=f"{place.dir}/games")
+    assert place.binds(done) == {} and done.cache
+
+
+def test_containers_off_for_all_or_by_a_rule(place: Place) -> None:
+    place.configure(containers={"apptainer": "off"})
+    assert place.binds(place.task()) == {}
+    rules = [{"match": {"partition": "gpu"}, "containers": {"apptainer": "off"}}]
+    place.configure(containers={"apptainer": "bind"}, rules=rules)
+    assert place.binds(place.task(job=2)) == place.both("MOUNT", place.mount())
+    assert place.binds(place.task(job=3, SLURM_JOB_PARTITION="gpu")) == {}
+    inherited = place.task(job=4).exports
+    done = place.task(job=4, step="0", **inherited, SLURM_JOB_PARTITION="gpu")
+    assert place.binds(done) == {} and done.cache and done.unsets == ["APPTAINER_MOUNT", "SINGULARITY_MOUNT"]
+
+
+def test_observe_mode_prints_no_mount(place: Place) -> None:
+    place.configure(mode="observe")
+    assert not place.task().exports
