@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from jobcache.cli.main import main
-from jobcache.diagnostics import hook_scripts, probe_flock, probe_schedule, probe_scratch, probe_wiring
-from jobcache.diagnostics.check_facts import EXCLUDED, OBTAINED
+from jobcache.diagnostics import hook_scripts, probe_containers, probe_flock, probe_schedule, probe_scratch, probe_wiring
+from jobcache.diagnostics.check_facts import EXCLUDED, OBTAINED, Apptainer
 from jobcache.diagnostics.slurm_conf import read_conf
 from jobcache.system import as_user, gathering
 from support.hungfs import hung
@@ -365,6 +365,21 @@ def test_configless_node_reads_files_of_the_controller(site: Site, tmp_path: Pat
     scontrol.chmod(0o755)
     wiring = probe_wiring.wiring(site.configure(slurm={"scontrol": str(scontrol)}), str(site.hooks))
     assert "spank_pyxis" in wiring.pyxis and wiring.tmpfs_dirs == ("/scratch",)
+
+
+def test_configuration_of_apptainer_is_read(tmp_path: Path) -> None:
+    """As Apptainer reads it: the first line of a switch counts, and each bind. A bind to another path is none of scratch."""
+    apptainer, singularity = tmp_path / "apptainer.conf", tmp_path / "singularity.conf"
+    apptainer.write_text(
+        "# bind path = /comment\nbind path = /etc/hosts\n bind path=/scratch/gpfs/\nbind path = /a:/b\nbind path = /c:/c\nbind path = /d:/d:ro\n"
+        "user bind control = no\nuser bind control = yes\nmount home = no\nbind path = \n"
+    )
+    singularity.write_text("mount home = yes\nuser bind control = yes\n")
+    found = list(probe_containers.apptainers([str(apptainer), str(tmp_path / "missing.conf"), str(singularity)]))
+    assert found == [
+        Apptainer(str(apptainer), ("/etc/hosts", "/scratch/gpfs", "/c"), user_binds=False, home=False),
+        Apptainer(str(singularity), (), user_binds=True, home=True),
+    ]
 
 
 @needs_root

@@ -11,6 +11,7 @@ from jobcache.diagnostics import check
 from jobcache.diagnostics.check_facts import (
     EXCLUDED,
     OBTAINED,
+    Apptainer,
     Compiled,
     Facts,
     Interpreter,
@@ -98,6 +99,14 @@ def relative(version: str, **keys: str) -> Wiring:
 
 def scratch(**changes: Any) -> Facts:
     return replace(GOOD, scratch=(replace(SCRATCH, **changes),))
+
+
+def apptainer(*binds: str, user_binds: bool = True, home: bool = True, **changes: str) -> Facts:
+    """Return the facts of a site with Apptainer. changes: of the configuration."""
+    return replace(
+        wiring(apptainer=(Apptainer("/etc/apptainer/apptainer.conf", binds, user_binds, home),)),
+        compiled=replace(GOOD.compiled, **changes),
+    )
 
 
 def log(**changes: Any) -> Facts:
@@ -209,6 +218,11 @@ FAULTS: dict[str, tuple[Facts, str, str, str]] = {
         wiring(pyxis="required spank_pyxis.so", container_mounts=("/usr/libexec", "/var/lib")),
         "slurm pyxis", "warning", "/scratch/gpfs",
     ),
+    "Apptainer ignores the mount": (apptainer(user_binds=False), "slurm apptainer", "warning", "user bind control"),
+    "Apptainer does not mount scratch": (apptainer("/scratch/x", apptainer="off"), "slurm apptainer", "warning", "/scratch/gpfs"),
+    "Apptainer does not mount the store": (
+        apptainer(site_store="/data/hf-store"), "slurm apptainer", "warning", "/data/hf-store",
+    ),
     "scratch hangs": (scratch(hung="writing in /scratch"), "scratch answers", "problem", "writing"),
     "scratch is closed": (scratch(error="[Errno 13] Permission denied"), "scratch writable", "problem", "denied"),
     "user has no directory": (
@@ -262,6 +276,13 @@ def test_each_fault_has_one_finding_with_a_remedy(fault: str) -> None:
         wiring(chain=SITE_PROLOG),
         wiring(tmpfs_dirs=("/tmp",)),
         wiring(pyxis="x", container_mounts=("/usr/libexec/jobcache", LIB, "/scratch")),
+        apptainer(),
+        apptainer(home=False),
+        apptainer("/scratch", user_binds=False),
+        apptainer("/scratch/gpfs", apptainer="off"),
+        apptainer(site_store="/scratch/gpfs/hf-store"),
+        apptainer("/data", site_store="/data/{cluster}/hf-store"),
+        replace(apptainer(apptainer="off", user_binds=False), scratch=(replace(SCRATCH, template="/tmp/{user}/c-{job_id}"),)),
         running(PrologEpilogTimeout="65534"),
         running(PrologEpilogTimeout="10", PrologFlags="Alloc,RunInJob"),
         running(PrivateData="jobs"),

@@ -26,6 +26,7 @@ DEFAULTS = {
     "inherit": "on",
     "inherit_max_builds": 2000,
     "offline": "inherit",
+    "containers": {"apptainer": "bind"},
     "rules": [],
     "node_local": ["/local"],
     "min_uid": 1000,
@@ -105,6 +106,7 @@ exports_for: [triton, vllm]
 inherit: off
 inherit_max_builds: 7
 offline: isolate
+containers: {apptainer: off}
 rules:
   - match: {partition: debug, account: [a, "b*"], qos: "[ab]?", user: ["*-svc"]}
     cache: off
@@ -116,6 +118,7 @@ rules:
     exports: {A: "{cache}"}
     inherit: on
     offline: skip
+    containers: {apptainer: bind}
 node_local: []
 min_uid: 500
 run_dir: /var/run/jobcache
@@ -140,6 +143,7 @@ slurm: {conf: /etc/slurm.conf, squeue: /opt/slurm/bin/squeue, scontrol: scontrol
         "inherit": "off",
         "inherit_max_builds": 7,
         "offline": "isolate",
+        "containers": {"apptainer": "off"},
         "rules": [
             {"match": {"partition": ["debug"], "account": ["a", "b*"], "qos": ["[ab]?"], "user": ["*-svc"]}, "cache": "off"},
             {
@@ -151,6 +155,7 @@ slurm: {conf: /etc/slurm.conf, squeue: /opt/slurm/bin/squeue, scontrol: scontrol
                 "exports": {"A": "{cache}"},
                 "inherit": "on",
                 "offline": "skip",
+                "containers": {"apptainer": "bind"},
             },
         ],
         "node_local": [],
@@ -605,6 +610,11 @@ WRONG = [
     ("store: {site: '/x/{user'}", [(1, "store.site", "an unknown placeholder in the path of a store")]),
     ("store: {site: /x/../y}", [(1, "store.site", "not an absolute path; write an absolute path without")]),
     ("store: {site: 5}", [(1, "store.site", "expected a path template or null, got a number")]),
+    # containers
+    ("containers: off", [(1, "containers", "write it as {apptainer: off}")]),
+    ("containers: {}", [(1, "containers", "write it as {apptainer: off}")]),
+    ("containers: {apptainer: on}", [(1, "containers.apptainer", 'expected bind or off, got "on"')]),
+    ("containers: {podman: bind}", [(1, "containers.podman", "the keys allowed here are apptainer")]),
     # exports_for
     ("exports_for: [tritn]", [(1, "exports_for[0]", "did you mean triton?")]),
     ("exports_for: triton", [(1, "exports_for", "write a list")]),

@@ -54,3 +54,25 @@ def test_path_is_that_of_datasets(monkeypatch: pytest.MonkeyPatch, env: dict[str
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, stdout=subprocess.PIPE, text=True, check=True)
     theirs = done.stdout.strip()
     assert os.path.normpath(ours(env)) == (theirs if theirs.startswith("/") else ".")
+
+
+@pytest.mark.parametrize(
+    ("env", "refused"),
+    [
+        ({"APPTAINERENV_HF_HOME": "/hf"}, True),
+        ({"SINGULARITYENV_XDG_CACHE_HOME": "/xdg"}, True),
+        ({"APPTAINERENV_HF_HOME": "/hf", "HF_HOME": "/other"}, True),
+        ({"APPTAINERENV_HF_HOME": "/hf", "HF_HOME": "/hf"}, False),
+        ({"SINGULARITYENV_XDG_CACHE_HOME": "/xdg", "HF_HOME": "/hf"}, False),
+        ({"APPTAINERENV_HF_TOKEN": "x"}, False),
+        ({}, False),
+    ],
+)
+def test_containers_with_another_cache_are_refused(env: dict[str, str], refused: bool) -> None:
+    """Apptainer sets HF_HOME in a container to the value of APPTAINERENV_HF_HOME."""
+    if refused:
+        with pytest.raises(reasons.Refused, match="containers") as error:
+            default_cache.require_one_for_containers({"HOME": "/home/alice", **env})
+        assert error.value.reason == "inherit_container"
+    else:
+        default_cache.require_one_for_containers({"HOME": "/home/alice", **env})

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from jobcache.cache.path_template import Template
-from jobcache.config import configuration, errors, policy
+from jobcache.config import apptainer, configuration, errors, policy
 from jobcache.config.settings import Settings
 from support.site_dir import ALICE, SHELLS, Site
 
@@ -110,6 +110,29 @@ def test_ambiguous_brackets_are_refused(text: str) -> None:
     """Refuse brackets that shells interpret differently, or that hold code."""
     with pytest.raises(ValueError, match="brackets"):
         policy.pattern(text)
+
+
+# ---------------------------------------------------------------------------------------------------------- containers
+
+
+@pytest.mark.parametrize(
+    ("path", "mounted"),
+    [
+        ("/scratch/gpfs/{user}/.cache/x-{job_id}", "/scratch/gpfs"),
+        ("/scratch/{user}/x-{job_id}", "/scratch"),
+        ("/home/scratch/{uid}/x-{job_id}", "/home/scratch"),
+        ("/gpfs/{cluster}/{node}/{user}/x-{job_id}", "/gpfs/c1/n1"),
+        ("/gpfs/a{user}/x-{job_id}", "/gpfs"),
+        ("/my scratch/{user}/x-{job_id}", "/my scratch"),
+        *((f"{above}/{{user}}/x-{{job_id}}", "") for above in ("", "/home", "/tmp", "/tmp/x", "/var/tmp", "/dev/shm", "/opt")),
+        *((f"/a{ch}b/{{user}}/x-{{job_id}}", "") for ch in ',:"\\'),
+        ("/scratch /{user}/x-{job_id}", ""),
+    ],
+)
+def test_mount_names_no_path_that_apptainer_reads_differently(path: str, mounted: str) -> None:
+    """The parts above the user. Not where the variables would need quotes, or where an image or Apptainer has its own files."""
+    parts = apptainer.bind_dir(Template(path))
+    assert "".join({"cluster": "c1", "node": "n1"}[text] if is_name else text for is_name, text in parts) == mounted
 
 
 # ------------------------------------------------------------------------------------------------------- whole files

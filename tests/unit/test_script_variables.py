@@ -251,3 +251,22 @@ def seen(programs: Path, shell: str, script: str, before: dict[str, str]) -> Ite
         own, *values = line.split("|")
         names = ("HF_HOME", "XDG_CACHE_HOME", "HOME")
         yield shell, own == "private", {name: value for name, value in zip(names, values) if value != "unset"}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "export APPTAINERENV_HF_HOME=/hf",
+        "SINGULARITYENV_HF_HOME=/hf singularity exec image.sif python train.py",
+        "python train.py\nexport SINGULARITYENV_XDG_CACHE_HOME=$SCRATCH",
+    ],
+)
+def test_script_that_moves_the_cache_of_containers_is_refused(script: str) -> None:
+    """HF_DATASETS_CACHE of the job enters the container as well, and hides what HF_HOME names there."""
+    with pytest.raises(reasons.Refused, match="mentions") as refused:
+        script_variables.after_script(f"#!/bin/sh\n{script}\n", ENV)
+    assert refused.value.reason == "inherit_container"
+
+
+def test_other_variables_of_containers_change_nothing() -> None:
+    assert cache_after("export APPTAINERENV_MY_HF_HOME=/hf APPTAINERENV_HF_TOKEN=x\napptainer exec image.sif true") == UNCHANGED

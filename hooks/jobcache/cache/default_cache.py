@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_NAMES = ("HF_HOME", "XDG_CACHE_HOME")
+# Apptainer and SingularityCE set NAME in a container to the value that this variable has outside.
+OF_CONTAINERS = tuple(f"{program}ENV_{name}" for program in ("APPTAINER", "SINGULARITY") for name in _NAMES)
+
+
 def path(env: "Mapping[str, str]") -> str:
     """Return the absolute path. Raise Refused for a relative one, which depends on the directory of the user's program.
 
@@ -19,6 +24,15 @@ def path(env: "Mapping[str, str]") -> str:
     if not found.startswith("/"):
         raise reasons.Refused("inherit_relative", f"the datasets cache of this job would be {found}, which is a relative path")
     return found
+
+
+def require_one_for_containers(env: "Mapping[str, str]") -> None:
+    """Raise Refused if variables for containers give these another path: HF_DATASETS_CACHE of the job would hide it."""
+    for program in ("APPTAINER", "SINGULARITY"):
+        inside = {name: env[f"{program}ENV_{name}"] for name in _NAMES if f"{program}ENV_{name}" in env}
+        if inside and path({**env, **inside}) != path(env):
+            words = " ".join(f"{program}ENV_{name}={value}" for name, value in inside.items())
+            raise reasons.Refused("inherit_container", f"containers of this job would have another datasets cache: {words}")
 
 
 def resolve(found: str) -> "str | None":

@@ -109,6 +109,7 @@ def _inherit(
             env = script_variables.after_script(script, env)
         # Links lead through the path that the job would use: a container sees the home, and not what a symlink in it stands for.
         source = default_cache.path(env)
+        default_cache.require_one_for_containers(env)
         resolved = default_cache.resolve(source)
         if resolved and not default_cache.is_private(resolved):
             report(f"source {source}")

@@ -4,7 +4,7 @@ The TaskProlog of the batch task runs before the script. If the script names ano
 there, and a private cache has to begin with these.
 """
 
-from jobcache.cache import reasons, shell_commands
+from jobcache.cache import default_cache, reasons, shell_commands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ def after_script(text: str, env: "Mapping[str, str]") -> "Mapping[str, str]":
 
     env: the variables at its begin. Raise Refused if it sets one, and it is not certain that all programs see one known value.
     """
+    for name in default_cache.OF_CONTAINERS:
+        if _places(text, name):
+            what = f"the batch script mentions {name}, which gives containers another datasets cache"
+            raise reasons.Refused("inherit_container", what)
     places = [place + len(name) for name in _NAMES for place in _places(text, name)]
     if not places:
         return env

@@ -22,12 +22,19 @@ _SPECIAL = frozenset(',:"\\')  # characters with a meaning in the variables
 
 
 def bind_dir(template: "Template") -> "Parts":
-    """Return the parts of the directory to mount: the part of a cache's path above its user. [] if it cannot be mounted."""
-    text = "".join(f"{{{text}}}" if is_placeholder else text for is_placeholder, text in template.above) or "/"
-    is_mounted = any(f"{text}/".startswith(f"{above}/") for above in _MOUNTED)
-    if text in _OF_IMAGES or is_mounted or not _SPECIAL.isdisjoint(text) or text != text.strip():
-        return []
-    return template.above
+    """Return the parts of the directory to mount: the part of a cache's path above its user. [] for no mount."""
+    text = "".join(f"{{{text}}}" if is_placeholder else text for is_placeholder, text in template.above)
+    return [] if is_mounted(text) or not can_mount(text) else template.above
+
+
+def is_mounted(path: str) -> bool:
+    """Return whether Apptainer mounts the path by default."""
+    return any(f"{path}/".startswith(f"{above}/") for above in _MOUNTED)
+
+
+def can_mount(path: str) -> bool:
+    """Return whether the variables can name the path, and its mount hides no file of an image."""
+    return bool(path) and path not in _OF_IMAGES and _SPECIAL.isdisjoint(path) and path == path.strip()
 
 
 def setting(keys: "dict[str, Any]") -> str:

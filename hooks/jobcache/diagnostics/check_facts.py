@@ -15,7 +15,8 @@ class Compiled:
     settings_error: why the compiled settings cannot be loaded, or "". stale: paths of compiled files that do not match.
     harmful_exports: (dotted key, harm) of variables whose export breaks jobs.
     insecure: texts, one for each file that another user can change. off: the file that stops all hooks exists.
-    version, cluster: as compiled. command: the command line that compiles again.
+    version, cluster: as compiled. command: the command line that compiles again. apptainer: `bind` or `off`. site_store: its
+    template, or "".
     """
 
     config: str
@@ -31,6 +32,22 @@ class Compiled:
     installed_version: str = ""
     command: str = "jobcache apply"
     harmful_exports: tuple[tuple[str, str], ...] = ()
+    apptainer: str = "bind"
+    site_store: str = ""
+
+
+@dataclass(frozen=True)
+class Apptainer:
+    """The configuration of Apptainer or SingularityCE.
+
+    conf: path of its file. binds: paths that it mounts into every container at the same path. user_binds: users can mount
+    further ones. home: it mounts the user's home.
+    """
+
+    conf: str
+    binds: tuple[str, ...] = ()
+    user_binds: bool = True
+    home: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,7 @@ class Wiring:
     task_prologs, epilogs: the scripts that Slurm runs. epilog_pattern: a glob in Epilog that matches no file, or "".
     chain: the site's TaskProlog, which runs after jobcache's. tmpfs_dirs: directories that are private to each job.
     pyxis: the line of plugstack.conf that loads pyxis, or "". container_mounts: paths that enroot mounts into containers.
+    apptainer: the configurations of Apptainer and SingularityCE on this host.
     """
 
     error: str = ""
@@ -87,6 +105,7 @@ class Wiring:
     pyxis: str = ""
     container_mounts: tuple[str, ...] = ()
     enroot: str = "/etc/enroot"
+    apptainer: tuple[Apptainer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Optional
 
 import jobcache
-from jobcache.config import apply, compilation, errors, export_sets, path_access
+from jobcache.config import apply, apptainer, compilation, errors, export_sets, path_access
 from jobcache.config.settings import FILE, LIB, OFF, POLICY, Settings, SettingsError
 from jobcache.config.settings import load as load_settings
 from jobcache.diagnostics.check_facts import Compiled, Interpreter
@@ -43,6 +43,7 @@ def compiled(config_file: str, lib: str) -> tuple[Compiled, Optional[Settings]]:
         version = str(site.compiled.get("version", ""))
         harmful = tuple(export_sets.warnings(site.tree))
         facts = replace(facts, version=version, mode=site.tree["mode"], cluster=site.cluster, harmful_exports=harmful)
+        facts = replace(facts, apptainer=apptainer.setting(site.base), site_store=site.store_site or "")
     try:
         wanted = compilation.compile_settings(config_file, lib, again=True, forget=False)
         stale = apply.stale(apply.wanted(wanted, lib, with_hooks=os.path.exists(f"{lib}/task-prolog")), lib)

@@ -1,16 +1,24 @@
-"""Read the configuration of containers and private directories: job_container/tmpfs, pyxis, enroot."""
+"""Read the configuration of containers and private directories: job_container/tmpfs, pyxis, enroot, Apptainer."""
 
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from jobcache.diagnostics.check_facts import Apptainer
 from jobcache.system import files
 
 _MOST_BYTES = 1 << 24  # of one file
 _MOST_DEEP = 5  # files that include each other
 _DIRS = re.compile(r"^[^#]*?\bdirs\s*[=:]\s*[\"']?([^\s\"'#]+)", re.IGNORECASE | re.MULTILINE)
 _DEFAULT_DIRS = ("/tmp", "/dev/shm")
+_APPTAINER_CONFS = (
+    "/etc/apptainer/apptainer.conf",
+    "/usr/local/etc/apptainer/apptainer.conf",
+    "/etc/singularity/singularity.conf",
+    "/usr/local/etc/singularity/singularity.conf",
+)
+_DIRECTIVE = re.compile(r"^\s*([a-zA-Z _-]+?)[ \t]*=[ \t]*(.*?)\s*$")
 
 
 def tmpfs_dirs(running: Mapping[str, str], conf_dir: str) -> tuple[str, ...]:
@@ -45,6 +53,27 @@ def enroot_mounts(enroot: str) -> Iterator[str]:
             words = line.partition("#")[0].split()
             if len(words) >= 2 and words[0].rstrip("/") == "/" + words[1].strip("/"):
                 yield words[0].rstrip("/") or "/"
+
+
+def apptainers(confs: Sequence[str] = _APPTAINER_CONFS) -> Iterator[Apptainer]:
+    """Yield the configurations of Apptainer and SingularityCE that exist. confs: paths of their files."""
+    for conf in confs:
+        if os.path.exists(conf):
+            yield _apptainer(conf)
+
+
+def _apptainer(conf: str) -> Apptainer:
+    """Return the configuration in a file. The first of several lines with one switch counts."""
+    binds: list[str] = []
+    switches: dict[str, str] = {}
+    for name, value in (found.groups() for line in _lines(conf) if (found := _DIRECTIVE.match(line))):
+        outside, inside, options = [*value.split(":"), "", ""][:3]
+        if name != "bind path":
+            switches.setdefault(name, value)
+        elif outside and inside in ("", outside) and options != "ro":
+            binds.append(outside.rstrip("/") or "/")
+    user_binds, home = (switches.get(name) != "no" for name in ("user bind control", "mount home"))
+    return Apptainer(conf, tuple(binds), user_binds, home)
 
 
 def _lines(path: str) -> list[str]:

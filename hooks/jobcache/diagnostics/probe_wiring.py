@@ -44,6 +44,7 @@ def wiring(site: Settings, hooks: str) -> Wiring:
         pyxis=probe_containers.pyxis_line(plugstack) or probe_containers.pyxis_line(f"{conf_dir}/plugstack.conf"),
         container_mounts=tuple(probe_containers.enroot_mounts(enroot)),
         enroot=enroot,
+        apptainer=tuple(probe_containers.apptainers()),
     )
 
 

@@ -32,6 +32,10 @@ REASONS = {
         "the batch script sets HF_HOME or XDG_CACHE_HOME, to a value that the TaskProlog, which runs before it, cannot know",
         "the user sets it to a plain path before any program, or with `sbatch --export`, or sets JOBCACHE_INHERIT=off",
     ),
+    "inherit_container": (
+        "APPTAINERENV_HF_HOME or a similar variable gives containers another datasets cache, and a private cache would hide it",
+        "the user sets HF_HOME to the same path, or APPTAINERENV_HF_DATASETS_CACHE",
+    ),
     "inherit_failed": ("the builds of the user's own cache could not be linked because of an error", _REPAIR),
     "observe": ("mode is observe: the path is the one that a cache would have", "`mode: on` in jobcache.yaml"),
     "min_uid": ("the user's uid is below min_uid", "`min_uid` in jobcache.yaml"),
