@@ -15,11 +15,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import Wired
+from jobcache.diagnostics import check_containers, probe_containers
+from jobcache.diagnostics.check_facts import Compiled, Facts, Scratch, Wiring
+from jobcache.diagnostics.finding import OK, WARNING, Finding
 from support.minicluster import Cluster
 from support.site_dir import Site
 
@@ -54,7 +58,8 @@ class Lab(Wired):
     def own(self, path: Path) -> Path:
         """Give `path` and all below it to the user."""
         for each in (path, *path.rglob("*")):
-            shutil.chown(each, USER, pwd.getpwnam(USER).pw_gid)
+            account = pwd.getpwnam(USER)
+            os.lchown(each, account.pw_uid, account.pw_gid)
         return path
 
     def container(self, command: str, *options: str, binds: str = "") -> str:
@@ -108,7 +113,8 @@ def lab(_lab: Lab) -> Iterator[Lab]:
         _lab.site.keys = before
         _lab.site.configure()
         shutil.rmtree(_lab.home.resolve())
-        _lab.home.unlink(missing_ok=True) if _lab.home.is_symlink() else None
+        if _lab.home.is_symlink():
+            _lab.home.unlink()
         for node in _lab.cluster.nodes:
             _lab.cluster.wait_node(node, "IDLE")
 
@@ -240,6 +246,101 @@ def test_data_is_built_again_where_the_container_has_no_home(lab: Lab, option: s
     lines = lab.lines(f"{lab.container(command, *options)}; {COUNT.format(kind='f')}")
     assert RESULT in lines and lines[-1] == "2", lines
     assert {path: path.stat().st_mtime_ns for path in (lab.home / ".cache/huggingface/datasets").rglob("*")} == before
+
+
+def test_container_with_another_hf_home_uses_the_cache_there(lab: Lab) -> None:
+    """The job gets no private cache, because its HF_DATASETS_CACHE would hide HF_HOME of the container."""
+    warm(lab)
+    for script, env in (
+        (lab.load(), {"APPTAINERENV_HF_HOME": f"{lab.home}/hf"}),
+        (f"export SINGULARITYENV_HF_HOME={lab.home}/hf\n{lab.load()}", {}),
+        (lab.load("--env", f"HF_HOME={lab.home}/hf"), {}),
+    ):
+        lines = lab.lines(f"{script}\necho none=$HF_DATASETS_CACHE; find {lab.home}/hf -name '*.arrow' | wc -l", **env)
+        assert RESULT in lines and lines[-2:] == ["none=", "2"], script
+        shutil.rmtree(lab.home / "hf")
+
+
+# ------------------------------------------------------------------------------------------------- jobcache check, run
+
+
+def test_remedy_of_check_lets_containers_see_scratch(lab: Lab) -> None:
+    """The line for apptainer.conf has the effect of the variables where users may not mount."""
+    conf = lab.site.dir / "apptainer.conf"
+    text = Path("/etc/apptainer/apptainer.conf").read_text().replace("user bind control = yes", "user bind control = no")
+    conf.write_text(
+        text.replace("user bind control = yes", "user bind control = no") + f"bind path = /usr\nbind path = {sys.prefix}\n"
+    )
+    inside = shlex.join(["apptainer", "--config", str(conf), "exec", str(lab.image), "sh", "-c"])
+    inside += " 'touch \"$HF_DATASETS_CACHE/x\" && echo written'"
+    assert "written" not in (lines := lab.lines(inside)) and "Ignoring" in "".join(noise(lines))
+    compiled = Compiled(f"{lab.site.dir}/jobcache.yaml", "")
+    place = Scratch(lab.site.keys["path"], USER)
+
+    def finding(**keys: str) -> Finding:
+        wiring = Wiring(apptainer=tuple(probe_containers.apptainers([str(conf)])))
+        (found,) = check_containers.containers(Facts(replace(compiled, **keys), scratch=(place,)), wiring)
+        return found
+
+    warning = finding()
+    assert warning.level == WARNING
+    subprocess.run(["sh", "-c", warning.remedy], check=True)
+    lab.site.configure(containers={"apptainer": "off"})
+    lines = lab.lines(inside)
+    assert lines[-1] == "written" and "Ignoring" not in "".join(lines) and finding(apptainer="off").level == OK
+
+
+def test_command_of_jobcache_run_in_a_container(lab: Lab) -> None:
+    """Also without the hooks. Its cache is on the same scratch."""
+    config = lab.site.dir / "jobcache.yaml"
+    run = f"{sys.executable} -m jobcache.cli run --config {config} -- "
+    inside = lab.container('touch "$HF_DATASETS_CACHE/x" && echo written')
+    account = pwd.getpwnam(USER)
+    done = subprocess.run(
+        ["sh", "-c", run + inside],
+        env={"PATH": os.environ["PATH"], "HOME": str(lab.home), "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+        user=account.pw_uid, group=account.pw_gid, extra_groups=[], cwd="/", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "written\n", done.stderr
+
+
+# -------------------------------------------------------------------------------------- other programs, by the user guide
+
+
+def recipe(lab: Lab, program: str, image: str) -> str:
+    """Return the command line of the user guide that starts with `program`; it writes a file in place of its program."""
+    (found,) = re.findall(rf"^{program} .*$", GUIDE.read_text(), re.MULTILINE)
+    writes = f'touch "$HF_DATASETS_CACHE/x" && ls -d {lab.home} && echo written'
+    meant = {"/scratch/gpfs": lab.scratch, "IMAGE": image, "python train.py": f"sh -c {shlex.quote(writes)}"}
+    for word, instead in meant.items():
+        assert word in found
+        found = found.replace(word, instead)
+    return str(found)
+
+
+def test_recipe_for_charliecloud(lab: Lab) -> None:
+    line = recipe(lab, "ch-run", str(lab.image)).replace("-W", f"-W -b /usr -b {sys.prefix}")  # the image of the tests is empty
+    assert lab.lines(line) == [str(lab.home), "written"]
+
+
+def test_recipe_for_podman(lab: Lab) -> None:
+    """As root in namespaces of its own, because podman needs one hierarchy of cgroups, and this machine can have two."""
+    env = lab.site.task_prolog(7, user=USER, HOME=str(lab.home)).exports
+    line = recipe(lab, "podman", f"--rootfs {lab.image}")
+    # This tree has no network for containers, and no service that creates cgroups.
+    line = line.replace("podman run", "podman run --network=host --cgroups=disabled -v /usr:/usr:ro")
+    script = "[ ! -d /sys/fs/cgroup/unified ] || mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup; " + (
+        f'exec setpriv --reuid {USER} --regid {USER} --clear-groups sh -c "$1"'
+    )
+    runtime = lab.own(_made(lab.site.dir / "runtime"))
+    # podman writes into the directory of an image.
+    lab.own(lab.image)
+    done = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script, "sh", line],
+        env={"PATH": os.environ["PATH"], "HOME": str(lab.home), "XDG_RUNTIME_DIR": str(runtime), **env},
+        capture_output=True, text=True, check=False, cwd="/",
+    )  # fmt: skip
+    assert done.stdout.split() == [str(lab.home), "written"], done.stderr
 
 
 def _made(directory: Path, *names: str) -> Path:

@@ -31,7 +31,8 @@ class Place:
         file.write_text(text.replace("jc_bind_dir=''", f"jc_bind_dir='{self.dir}'"))
 
     def mount(self, directory: str = "") -> str:
-        return "type=bind,dst={0},src={0}".format(directory or self.dir)
+        directory = directory or self.dir
+        return f"type=bind,dst={directory},src={directory}"
 
     def task(self, *, job: int = 4242, step: str = "", **env: str) -> Prologue:
         return self.site.task_prolog(job, step=step, shell=self.shell, **env)
@@ -85,11 +86,12 @@ def test_mounts_of_the_user_stay(place: Place) -> None:
 
 
 CONFLICTS = (
-    "{dir}", "/x,{dir}/", "/x:{dir}", "/x:{dir}:ro,/y", "{dir}:{dir}:ro", "/x:{above}", "/y,/x:{above}/:ro", "/x:/tmp", "/x:{dir}/new",
+    "{dir}", "/x,{dir}/", "/x:{dir}", "/x:{dir}:ro,/y", "{dir}:{dir}:ro", "/x:{above}", "/y,/x:{above}/:ro", "/x:/tmp",
+    "/x:{dir}/new",
 )  # fmt: skip
 HARMLESS = (
-    "{above}", "{above}:{above}", "/x:{dir}/games", "/x:{dir}/games/y", "{dir}/new", "{dir}/new:{dir}/new/:ro", "{dir}-2", "/x:{dir}-2",
-    "/x:/data{dir}", "{dir}x:/y", "/x:/tm", "*:[a-z]", ",", ":", "/x:",
+    "{above}", "{above}:{above}", "/x:{dir}/games", "/x:{dir}/games/y", "{dir}/new", "{dir}/new:{dir}/new/:ro", "{dir}-2",
+    "/x:{dir}-2", "/x:/data{dir}", "{dir}x:/y", "/x:/tm", "*:[a-z]", ",", ":", "/x:",
 )  # fmt: skip
 
 

@@ -371,7 +371,8 @@ def test_configuration_of_apptainer_is_read(tmp_path: Path) -> None:
     """As Apptainer reads it: the first line of a switch counts, and each bind. A bind to another path is none of scratch."""
     apptainer, singularity = tmp_path / "apptainer.conf", tmp_path / "singularity.conf"
     apptainer.write_text(
-        "# bind path = /comment\nbind path = /etc/hosts\n bind path=/scratch/gpfs/\nbind path = /a:/b\nbind path = /c:/c\nbind path = /d:/d:ro\n"
+        "# bind path = /comment\nbind path = /etc/hosts\n bind path=/scratch/gpfs/\nbind path = /a:/b\n"
+        "bind path = /c:/c\nbind path = /d:/d:ro\n"
         "user bind control = no\nuser bind control = yes\nmount home = no\nbind path = \n"
     )
     singularity.write_text("mount home = yes\nuser bind control = yes\n")

@@ -135,6 +135,17 @@ def test_mount_names_no_path_that_apptainer_reads_differently(path: str, mounted
     assert "".join({"cluster": "c1", "node": "n1"}[text] if is_name else text for is_name, text in parts) == mounted
 
 
+def test_command_of_jobcache_run_gets_the_mount() -> None:
+    """Unless the user has such a variable, or a home there, or the path cannot be mounted."""
+    template = Template("/scratch/{user}/x-{job_id}")
+    mount = "type=bind,dst=/scratch,src=/scratch"
+    both = {"APPTAINER_MOUNT": mount, "SINGULARITY_MOUNT": mount}
+    assert apptainer.variables(template, "/scratch", {"HOME": "/home/alice", "SINGULARITY_MOUNT": ""}) == both
+    assert apptainer.variables(template, "/scratch", {"HOME": "/scratch/alice"}) == {}
+    assert apptainer.variables(template, "/scratch", {"SINGULARITY_MOUNT": "type=bind,src=/x,dst=/y"}) == {}
+    assert apptainer.variables(Template("/tmp/{user}/x-{job_id}"), "/tmp", {}) == {}
+
+
 # ------------------------------------------------------------------------------------------------------- whole files
 
 RULES = [

@@ -6,6 +6,7 @@ directory wins, and a script that sets APPTAINER_BIND or SINGULARITY_BIND change
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from jobcache.cache.path_template import Template
@@ -42,13 +43,19 @@ def setting(keys: "dict[str, Any]") -> str:
     return str(keys.get("containers", {}).get("apptainer", ""))
 
 
-def variables(directory: str) -> "dict[str, str]":
-    """Return the variables that mount a directory, by name."""
-    return {f"{program}_MOUNT": f"type=bind,dst={directory},src={directory}" for program in ("APPTAINER", "SINGULARITY")}
+def variables(template: "Template", directory: str, env: "Mapping[str, str]") -> "dict[str, str]":
+    """Return the variables by which containers of one command mount `directory`, the part of a cache's path above its user.
+
+    {} for no mount, and where the user has one of these variables or a home there.
+    """
+    names = ("APPTAINER_MOUNT", "SINGULARITY_MOUNT")
+    if not bind_dir(template) or any(map(env.get, names)) or f"{env.get('HOME', '')}/".startswith(f"{directory}/"):
+        return {}
+    return dict.fromkeys(names, f"type=bind,dst={directory},src={directory}")
 
 
-# Apptainer reads SINGULARITY_MOUNT only if APPTAINER_MOUNT is empty; SingularityCE reads no other one. The same holds for _BIND and
-# _BINDPATH. A variable holds one mount, or a list: a value of the user is never extended.
+# Apptainer reads SINGULARITY_MOUNT only if APPTAINER_MOUNT is empty; SingularityCE reads no other one. _BIND and _BINDPATH are
+# such pairs as well, and are read before _MOUNT. A value of the user is never extended.
 FUNCTIONS = """\
 # Set jc_binds and jc_unbinds: the lines that let containers mount jc_bind_dir, and those that undo an inherited mount.
 jc_choose_binds() {
@@ -89,8 +96,8 @@ jc_is_own_bind() {
     case ${JOBCACHE_DIR-} in "$jc_mounted"/*) ;; *) return 1 ;; esac
 }
 
-# Succeed if a bind of the user mounts jc_bind_dir, or hides it, or would have Apptainer create a directory in it: that fails where
-# the user may not write.
+# Succeed if a bind of the user mounts jc_bind_dir, or hides it, or would have Apptainer create a directory in it: that fails
+# where the user may not write.
 jc_user_binds_conflict() {
     jc_users_part=${jc_job_dir#"$jc_bind_dir"/}
     jc_users_part=$jc_bind_dir/${jc_users_part%%/*}

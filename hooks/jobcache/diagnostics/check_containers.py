@@ -51,8 +51,8 @@ def _apptainer(facts: Facts, site: Apptainer) -> Finding:
         by_variable = [path for path in unmounted if path in _scratch(facts) and apptainer.can_mount(path)]
     missing = [path for path in unmounted if not any(is_below(path, mounted) for mounted in by_variable)]
     if by_variable and not site.user_binds:
-        text = f"{site.conf}: `user bind control = no`: containers ignore the mount of {', '.join(by_variable)}, and each prints a warning"
-        remedy = f"{_bind_paths(unmounted, site)}; set `containers: {{apptainer: off}}` in {facts.compiled.config}"
+        text = f"{site.conf}: by `user bind control = no`, containers ignore the mount of {', '.join(by_variable)} with a warning"
+        remedy = f"{_bind_paths(unmounted, site)}    # and containers: {{apptainer: off}} in {facts.compiled.config}"
         return Finding("slurm", "apptainer", WARNING, text, remedy)
     if missing:
         text = f"{site.conf}: containers do not mount {', '.join(missing)}, where caches lie or lead to: there, `datasets` fails"

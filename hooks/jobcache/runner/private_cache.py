@@ -24,6 +24,7 @@ from jobcache.cache import (
     store_names,
     timestamps,
 )
+from jobcache.config import apptainer
 from jobcache.runner import leftovers, relay
 from jobcache.runner.inherited_cache import InheritedCache
 from jobcache.runner.request import Job, Request, scope_directory
@@ -74,6 +75,7 @@ class PrivateCache:
             self._claim = _claim(env, request, job)
             below = request.exports.get("HF_DATASETS_CACHE", "")[len("{cache}") :]
             self._claim.below = f"{self._scope}{below}".strip("/")
+        self._binds = apptainer.variables(request.template, self._claim.above or "", env) if request.binds else {}
         self._seeds = seeding.Seeds(stores, self._claim, env, self._began)
         if self._claim.seed:
             self._claim.seed = _seed_after(before_seeding, self._claim.seed)
@@ -81,13 +83,13 @@ class PrivateCache:
 
     @property
     def exports(self) -> "dict[str, str]":
-        """The variables of the command that name the cache; none for an inherited cache, which they name already."""
+        """The variables of the command that name or mount the cache; none for an inherited cache, which they name already."""
         if self._inherited:
             return {}
         path = self._claim.path
         directory = f"{path}/{self._scope}" if self._scope else path
         exports = {name: value.replace("{cache}", directory) for name, value in self._request.exports.items()}
-        return {**exports, "JOBCACHE_DIR": path}
+        return {**exports, "JOBCACHE_DIR": path, **self._binds}
 
     @property
     def is_inherited(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from jobcache.cache import path_template
 from jobcache.cache.fields import component, natural, number
-from jobcache.config import export_sets
+from jobcache.config import apptainer, export_sets
 
 _TRUE = ("1", "true", "yes", "on")
 _MAX_STEP = 2**32 - 10  # Slurm uses higher ids for the batch script and for interactive, external and pending steps
@@ -31,7 +31,7 @@ class Request:
     refusal: why it gets none, in words; "" if it gets one. exports: value by name, with `{cache}` in it. keep_max,
     keep_failed: seconds. syslog: path of a socket. cluster: as configured. user_store, site_store: templates of the stores
     whose builds the cache begins with. An empty string means that the site has none. inherit: the most builds of the
-    command's usual cache with which the new one begins; 0: none.
+    command's usual cache with which the new one begins; 0: none. binds: containers of Apptainer mount the cache.
     """
 
     template: path_template.Template
@@ -44,6 +44,7 @@ class Request:
     user_store: str = ""
     site_store: str = ""
     inherit: int = 0
+    binds: bool = False
     refusal: str = ""
 
 
@@ -97,6 +98,7 @@ def request_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Request:
         user_store=tree["store"]["user"] or "",
         site_store=tree["store"]["site"] or "",
         inherit=tree["inherit_max_builds"] if inherits and "HF_DATASETS_CACHE" in chosen["exports"] else 0,
+        binds=(apptainer.setting(rule) or apptainer.setting(tree)) == "bind",
         refusal=_refusal(env, rule, "skip" if chosen["offline"] == "inherit" and not inherits else chosen["offline"]),
     )
 
