@@ -116,6 +116,14 @@ def test_mount_beside_other_binds_of_the_user(place: Place, bind: str) -> None:
     assert place.binds(place.task(SINGULARITY_BIND=value)) == place.both("MOUNT", place.mount())
 
 
+@pytest.mark.parametrize("item", [",", "type=bind,src=", "/x:/y,"])
+def test_long_values_cost_no_time(place: Place, item: str) -> None:
+    """As long as Linux allows. They conflict, unread."""
+    value = item * (120000 // len(item))
+    done = place.task(APPTAINER_BIND=value, SINGULARITY_MOUNT=value)
+    assert place.binds(done) == {} and done.cache and done.unsets == []
+
+
 def test_apptainer_prefers_its_own_variable(place: Place) -> None:
     """The other one of a pair counts only for SingularityCE if Apptainer's is not empty."""
     done = place.task(APPTAINER_BIND="/data", SINGULARITY_BIND=place.dir)

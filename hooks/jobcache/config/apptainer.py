@@ -88,6 +88,7 @@ jc_sort_binds() {
 
 # VALUE: succeed if a job with the inherited JOBCACHE_DIR got this value from jobcache.
 jc_is_own_bind() {
+    [ "${#1}" -le 4096 ] || return 1 # the time to take it apart grows with its square
     jc_mounted=${1##*,src=}
     if [ "$1" != "type=bind,dst=$jc_mounted,src=$jc_mounted" ]; then
         jc_mounted=${1%%:*}
@@ -99,6 +100,7 @@ jc_is_own_bind() {
 # Succeed if a bind of the user mounts jc_bind_dir, or hides it, or would have Apptainer create a directory in it: that fails
 # where the user may not write.
 jc_user_binds_conflict() {
+    [ "${#jc_user_binds}" -le 4096 ] || return 0
     jc_users_part=${jc_job_dir#"$jc_bind_dir"/}
     jc_users_part=$jc_bind_dir/${jc_users_part%%/*}
     while [ -n "$jc_user_binds" ]; do
