@@ -338,6 +338,66 @@ def test_node_local_scratch_needs_option(site: Site, slurm: FakeSlurm) -> None:
     assert decisions(site, "--node-local", "--node", "n1") != {}
 
 
+@pytest.fixture
+def local(site: Site, slurm: FakeSlurm) -> str:
+    """The node-local scratch of the site. scontrol has the nodes of this host in the file `aliases`."""
+    path = f"{site.dir}/local"
+    os.mkdir(path)
+    os.chmod(path, 0o1777)
+    site.configure(path=f"{path}/{{user}}/hf-{{job_id}}", node_local=[path])
+    program = slurm.dir / "scontrol"
+    program.write_text(program.read_text().replace("squeue*)", f'"scontrol show aliases"*) cat {slurm.dir}/aliases ;;\nsqueue*)'))
+    return path
+
+
+def test_node_local_sweep_knows_the_nodes_of_this_host(site: Site, slurm: FakeSlurm, local: str) -> None:
+    """Their names differ from the host name. `list` and the sweep agree, and no message or failure follows."""
+    (slurm.dir / "aliases").write_text("N1 n2.site-a\n")
+    for job, node in ((7, "n1"), (8, "n2.site-a")):
+        site.task_prolog(job, node=node)
+    result = jobcache(site, "list", "--node-local", "--json")
+    assert [row["reason"] for row in json.loads(result.output)] == ["orphan", "orphan"]
+    result = sweep(site, "--node-local")
+    assert (result.exit_code, result.output) == (0, "")
+    assert [one["job_id"] for one in site.events("cache.orphan_reaped")] == [7, 8]
+    assert len([call for call in slurm.questions() if "aliases" in call]) == 2  # once for each command
+
+
+def test_orphan_with_the_lease_of_another_node_is_reported_with_the_remedy(site: Site, slurm: FakeSlurm, local: str) -> None:
+    """Nothing is reaped, the sweep exits 1, and the event has the message. The remedy works."""
+    (slurm.dir / "aliases").write_text("n1.site-a\n")
+    for node in ("n1.site-a", "n1.site-b"):
+        site.task_prolog(7, node=node, step="" if node == "n1.site-a" else "0")
+    result = sweep(site, "--node-local")
+    assert result.exit_code == 1
+    assert "a lease of n1.site-b; this host is n1.site-a" in result.output and "--node NAME" in result.output
+    assert os.path.exists(f"{local}/{ALICE}/hf-7")
+    (finished,) = site.events("sweep.finished")
+    assert (finished["level"], finished["troubles"], finished["reasons"]) == ("warning", 1, {"other_node": 1})
+    assert "n1.site-b" in finished["error"]
+    site.task_prolog(8, node="n9")
+    assert sweep(site, "--node-local", "--node", "N9").exit_code == 1
+    assert [one["job_id"] for one in site.events("cache.orphan_reaped")] == [8]
+
+
+def test_node_local_scratch_without_other_nodes_is_swept_without_a_question(site: Site, slurm: FakeSlurm, local: str) -> None:
+    """Slurm is asked for the nodes of this host only if the decision depends on them."""
+    site.task_prolog(7)
+    slurm.answer("7|7|RUNNING|5")
+    assert sweep(site, "--node-local").exit_code == 0
+    assert [call for call in slurm.questions() if "aliases" in call] == []
+
+
+def test_unknown_name_of_this_node_keeps_every_cache(site: Site, slurm: FakeSlurm, local: str) -> None:
+    """The sweep exits 1 and names the option."""
+    site.task_prolog(7)
+    program = slurm.dir / "scontrol"
+    program.write_text(program.read_text().replace(f"cat {slurm.dir}/aliases", "echo fatal >&2; exit 1"))
+    result = sweep(site, "--node-local")
+    assert result.exit_code == 1 and "set it with the option --node" in result.output
+    assert os.path.exists(f"{local}/{ALICE}/hf-7")
+
+
 def test_list_shows_state_size_and_leases(site: Site, slurm: FakeSlurm) -> None:
     """As JSON and as a table, which can be filtered."""
     site.task_prolog(7)

@@ -26,7 +26,8 @@ class Options:
 
     user: uid, None for all users.
     shard: (I, N), the users with uid % N == I - 1.
-    local: the scratch of `node` alone, in place of the shared scratch.
+    local: the scratch of this node alone, in place of the shared scratch.
+    node: the name of this node in Slurm, "" to find it out.
     dry: decide, and change nothing.
     """
 
