@@ -19,9 +19,10 @@ from click.testing import CliRunner, Result
 
 import jobcache as package
 from jobcache.cli.main import main
-from jobcache.sweep import directories, lock, processes, reaping, scanning, user_directories
+from jobcache.sweep import accounts, directories, lock, processes, reaping, scanning, user_directories
 from jobcache.sweep.host import Host
 from jobcache.system import gathering, stuck_processes
+from support.autofs import OnDemand, on_demand
 from support.claims import age
 from support.host import HOST, foreign_step
 from support.hungfs import hung
@@ -336,6 +337,110 @@ def test_node_local_scratch_needs_option(site: Site, slurm: FakeSlurm) -> None:
     assert made and Path(made).exists()
     assert decisions(site) == {}
     assert decisions(site, "--node-local", "--node", "n1") != {}
+
+
+@pytest.fixture
+def autofs(site: Site, slurm: FakeSlurm) -> Iterator[OnDemand]:
+    """A scratch of autofs, which mounts the users' directories when they are accessed. Each test ends with it."""
+    source, point = site.dir / "source", site.dir / "auto"
+    for user in (ALICE, BOB):
+        home = source / user
+        home.mkdir(parents=True)
+        os.chown(home, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+    point.mkdir()
+    site.configure(path=f"{source}/{{user}}/hf-{{job_id}}")
+    for user in (ALICE, BOB):
+        site.task_prolog(7, user=user)
+    site.configure(path=f"{point}/{{user}}/hf-{{job_id}}")
+    for name in ("policy.sh", "settings.json"):  # without the former template, by which the sweep would find them
+        text = (site.hooks / name).read_text()
+        (site.hooks / name).write_text(text.replace(f"{source}/{{user}}/hf-{{job_id}}", f"{point}/{{user}}/hf-{{job_id}}"))
+    with on_demand(point, source, site.dir / "requests") as autofs:
+        yield autofs
+
+
+def test_sweep_finds_users_whose_directories_are_mounted_on_demand(site: Site, slurm: FakeSlurm, autofs: OnDemand) -> None:
+    """autofs lists nothing. The sweep accesses the directory of each account, at most one time."""
+    assert os.listdir(site.dir / "auto") == []
+    result = sweep(site)
+    assert (result.exit_code, result.output) == (0, "")
+    assert {one["uid"] for one in site.events("cache.orphan_reaped")} == {pwd.getpwnam(user).pw_uid for user in (ALICE, BOB)}
+    assert {ALICE, BOB} < set(autofs.requests) <= {account.pw_name for account in pwd.getpwall() if account.pw_uid}
+    assert len(autofs.requests) == len(set(autofs.requests))
+
+
+def test_sweep_of_one_user_mounts_one_directory(site: Site, slurm: FakeSlurm, autofs: OnDemand) -> None:
+    """The directories of other users are not accessed."""
+    assert sweep(site, "--user", ALICE).exit_code == 0
+    assert [one["uid"] for one in site.events("cache.orphan_reaped")] == [UID] and autofs.requests == [ALICE]
+
+
+def test_likely_users_come_first_and_others_are_reported(
+    site: Site, slurm: FakeSlurm, autofs: OnDemand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of directories that a sweep mounts is limited: of a user with a job, of a user in the log, of no third one."""
+    monkeypatch.setattr(accounts, "MOST", 2)
+    slurm.answer(f"8|8|RUNNING|{pwd.getpwnam(BOB).pw_uid}")
+    event = {"ts": "2026-11-22T13:22:13Z", "event": "cache.released", "level": "debug", "outcome": "released", "uid": UID}
+    site.log.write_text(json.dumps(event) + "\n")
+    result = sweep(site)
+    assert result.exit_code == 1 and "one sweep looks up 2 of them; split the sweep with --shard" in result.output
+    assert sorted(autofs.requests) == sorted([ALICE, BOB])
+    assert len(site.events("cache.orphan_reaped")) == 2
+
+
+def test_directory_on_a_dead_server_of_autofs_is_reported(
+    site: Site, slurm: FakeSlurm, autofs: OnDemand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caches of other users are reaped."""
+    monkeypatch.setattr(gathering, "PATIENCE", 0.5)
+    (site.dir / "source" / ALICE / ".dead").touch()
+    result = sweep(site)
+    assert result.exit_code == 1 and f"{site.dir}/auto/{ALICE}: late: it does not answer" in result.output
+    assert [one["uid"] for one in site.events("cache.orphan_reaped")] == [pwd.getpwnam(BOB).pw_uid]
+
+
+def test_names_that_autofs_lists_need_no_account(
+    site: Site, slurm: FakeSlurm, autofs: OnDemand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `browse`, the directories are swept whose names are listed, and more accounts than are looked up are no trouble."""
+    monkeypatch.setattr(accounts, "MOST", 1)
+    point = site.dir / "browse"
+    point.mkdir()
+    text = (site.hooks / "settings.json").read_text()
+    (site.hooks / "settings.json").write_text(text.replace(f"{site.dir}/auto/", f"{point}/"))
+    with on_demand(point, site.dir / "source", site.dir / "browsed", browse=True) as browsed:
+        assert sweep(site).exit_code == 0
+        assert {ALICE, BOB} <= set(browsed.requests) and len(browsed.requests) <= 3
+    assert len(site.events("cache.orphan_reaped")) == 2
+
+
+@pytest.mark.parametrize("browse, warned", [(False, True), (True, False)])
+def test_check_warns_of_autofs_that_hides_users(site: Site, slurm: FakeSlurm, browse: bool, warned: bool) -> None:
+    """With `browse`, the names are listed."""
+    source, point = site.dir / "source", site.dir / "auto"
+    (source / ALICE).mkdir(parents=True)
+    os.chown(source / ALICE, UID, UID)
+    (source / BOB).mkdir()
+    point.mkdir()
+    with on_demand(point, source, site.dir / "requests", browse=browse):
+        site.configure(path=f"{point}/{{user}}/hf-{{job_id}}")
+        config = str(site.dir / "jobcache.yaml")
+        rows = json.loads(jobcache(site, "check", "--config", config, "--user", ALICE, "--json").stdout)
+    found = [row["fact"] for row in rows if row["name"] == "autofs"]
+    assert len(found) == warned and all(f"{point} is autofs" in fact for fact in found)
+
+
+def test_autofs_without_names_to_access_is_reported(site: Site, slurm: FakeSlurm, autofs: OnDemand) -> None:
+    """Where autofs mounts a directory for each node, and where it cannot mount the directory of all users."""
+    point = f"{site.dir}/auto"
+    text = (site.hooks / "settings.json").read_text()
+    (site.hooks / "settings.json").write_text(text.replace("auto/{user}/", "auto/x{node}/{user}/"))
+    result = sweep(site)
+    assert result.exit_code == 1 and f"{point}: autofs mounts the directories in it when they are accessed" in result.output
+    (site.hooks / "settings.json").write_text(text.replace("auto/{user}/", "auto/missing/{user}/"))
+    result = sweep(site)
+    assert result.exit_code == 1 and f"{point}/missing/{{user}}" in result.output and "autofs has not mounted it" in result.output
 
 
 @pytest.fixture

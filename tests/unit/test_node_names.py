@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_slurmd_that_runs_outweighs_slurm_conf(running: set[str], configured: se
 class Conf(Slurm):
     """A Slurm with these nodes: the NodeHostname by NodeName. dynamic: nodes that slurm.conf does not have."""
 
-    def __init__(self, nodes: dict[str, str], dynamic: Optional[dict[str, str]] = None) -> None:
+    def __init__(self, nodes: dict[str, str], dynamic: dict[str, str] | None = None) -> None:
         super().__init__(None, "squeue", "scontrol", 1.0)
         self.nodes = nodes
         self.dynamic = dynamic or {}
@@ -99,7 +99,7 @@ def test_name_with_a_domain_is_not_matched_by_its_beginning(host: pytest.MonkeyP
 
 
 def test_host_name_counts_unless_it_is_the_node_of_another_host(host: pytest.MonkeyPatch) -> None:
-    """Shells with the script for /etc/profile.d, and dynamic nodes, have the host name. Slurm is asked only about a lease of it."""
+    """Shells with the script for /etc/profile.d, and dynamic nodes, have it. Slurm is asked about it only if a lease has it."""
     assert own(Conf({"n1": "c7"}), "n1", "C7") == {"n1", "c7"}
     assert own(Conf({"n1": "c7.site-a", "c7": "other"}), "n1", "c7") == {"n1"}
     assert own(Conf({}, dynamic={"c7": "c7"}), "c7") == {"c7"}
