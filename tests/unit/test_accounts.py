@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobcache.sweep.accounts import Scope, why_hidden
+from jobcache.sweep.accounts import Account, Scope, why_hidden
+from jobcache.sweep.user_directories import OnDemand, _by_name
 
 LOCAL = {"root", "alice"}
 
@@ -42,3 +43,24 @@ def test_each_user_is_in_one_shard() -> None:
     scopes = [Scope(None, (part, 3)) for part in (1, 2, 3)]
     assert [sum(scope.includes(uid) for scope in scopes) for uid in range(9)] == [1] * 9
     assert [uid for uid in range(9) if Scope(7).includes(uid)] == [7]
+
+
+@pytest.mark.parametrize(
+    "template, paths",
+    [
+        ("/auto/{user}/hf-{job_id}", ["/auto/alice"]),
+        ("/auto/{uid}/hf-{job_id}", ["/auto/7", "/auto/8"]),
+        ("/auto/{cluster}-{user}.x/hf-{job_id}", ["/auto/tiger-alice.x"]),
+        ("/auto/{node}/{user}/hf-{job_id}", []),
+        ("/auto/{user}-{node}/hf-{job_id}", []),
+    ],
+)
+def test_names_that_users_have_in_a_directory(template: str, paths: list[str]) -> None:
+    """A user without an account has a uid. Names of nodes are unknown, which is a trouble unless autofs lists names."""
+    users = [Account("alice", 7), Account("", 8), Account("../x", 9)]
+    users = users[:2] if "{uid}" in template else users
+    for browse in (False, True):
+        trouble: list[str] = []
+        found = list(_by_name([OnDemand(template, "/auto", 1, browse)], users, "tiger", trouble))
+        assert [one.path for one in found] == paths
+        assert len(trouble) == (not paths and not browse)
