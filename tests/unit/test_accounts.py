@@ -30,11 +30,16 @@ def test_accounts_that_the_name_service_does_not_list(
     """An account that exists and is not listed shows it; so does a directory service that adds nothing to /etc/passwd."""
     (tmp_path / "nsswitch.conf").write_text(services)
     (tmp_path / "passwd").write_text("root:x:0:0::/:/bin/sh\nalice:x:1:1::/:/bin/sh\nlocal:x:2:2::/:/bin/sh\n")
+    (tmp_path / "sssd").mkdir()
+    (tmp_path / "sssd/sssd.conf").touch()
     assert why_hidden(listed, recent, str(tmp_path)) == reason
 
 
 def test_system_without_the_files_lists_all(tmp_path: Path) -> None:
-    """musl has no name service switch."""
+    """musl has no name service switch. Red Hat names sss also where sssd has no configuration."""
+    assert why_hidden(LOCAL, [], str(tmp_path)) == ""
+    (tmp_path / "nsswitch.conf").write_text("passwd: sss files systemd\n")
+    (tmp_path / "passwd").write_text("root:x:0:0::/:/bin/sh\nalice:x:1:1::/:/bin/sh\n")
     assert why_hidden(LOCAL, [], str(tmp_path)) == ""
 
 

@@ -45,6 +45,10 @@ def test_name_of_slurmd_is_read_as_getopt_does(command: str, node: str) -> None:
         (set(), {"n1", "n2"}, {"n1", "n2"}),
         ({"n2"}, {"n1", "n2"}, {"n1", "n2"}),  # the slurmd of n1 is down
         ({"b1"}, set(), {"b1"}),
+        ({""}, {"n1"}, {"n1"}),
+        ({""}, set(), set()),
+        ({"", "x7"}, {"n1"}, {"n1"}),  # another cluster has a slurmd here
+        ({"n1", "x7"}, {"n1"}, {"n1"}),
         ({"b1"}, {"n1"}, {"b1"}),  # slurm.conf has another host of this name
         (set(), set(), set()),
     ],
@@ -113,6 +117,8 @@ def test_resolver_that_does_not_answer_costs_a_limited_time(host: pytest.MonkeyP
     host.setattr(node_names, "_PATIENCE", 0.2)
     host.setattr(socket, "gethostbyname_ex", lambda _: time.sleep(60))
     assert own(Conf({"n1": "node7.site-a"}), "n1") == set()
+    host.setattr(node_names, "_resolved", lambda _: pytest.fail("asked"))
+    assert own(Conf({"n1": "c7"}), "n1") == {"n1"}
 
 
 def slurmd(program: object, **options: Any) -> subprocess.Popen[bytes]:

@@ -1,5 +1,6 @@
 """The accounts whose directories can exist on scratch that does not list them: a bounded number, likely ones first."""
 
+import os
 import pwd
 import random
 import time
@@ -133,7 +134,10 @@ def why_hidden(listed: Set[str], recent: Iterable[str], directory: str = "/etc")
     example = next((name for name in recent if name and name not in listed), "")
     if example:
         return f"such as {example}"
-    remote = sorted(_services(_lines(f"{directory}/nsswitch.conf")) - _LOCAL)
+    services = _services(_lines(f"{directory}/nsswitch.conf")) - _LOCAL
+    if not os.path.exists(f"{directory}/sssd/sssd.conf"):
+        services -= {"sss"}  # Red Hat names it everywhere
+    remote = sorted(services)
     local = {line.partition(":")[0] for line in _lines(f"{directory}/passwd")}
     return f"{remote[0]} lists none" if remote and listed <= local else ""
 

@@ -1,5 +1,6 @@
 """The names that Slurm has for this host. A NodeName can differ from the host name, and a host can be several nodes."""
 
+import itertools
 import os
 import socket
 import time
@@ -41,24 +42,24 @@ def confirmed(running: Set[str], configured: Set[str]) -> set[str]:
     """Return the names of this host out of those of the slurmds that run here, and of those that slurm.conf has for its name.
 
     If slurmd runs under a name that slurm.conf does not have for this host, then slurm.conf means another host of this name.
+    Otherwise the names in slurm.conf count alone: slurmd of another cluster can run here as well.
+    running: has "" for a slurmd that takes its name from slurm.conf.
     """
-    return {*running, *(configured if not running or running & configured else ())}
+    by_conf = not running or "" in running or running & configured
+    return set(configured if configured and by_conf else running) - {""}
 
 
 def _configured(hosts: Iterable[str], slurm: Slurm) -> set[str]:
     """Return the nodes that slurm.conf has for this host, in lower case, by the first of its names that has one."""
-    tried: set[str] = set()
-    for host in (*hosts, *_resolved(next(iter(hosts)))):
-        if host not in tried and host.partition(".")[0] != "localhost":
-            names = slurm.nodes_of_host(host)
-            if names:
-                return {name.lower() for name in names}
-        tried.add(host)
+    for host in itertools.chain(hosts, _resolved(socket.gethostname())):
+        names = slurm.nodes_of_host(host) if host.partition(".")[0] != "localhost" else []
+        if names:
+            return {name.lower() for name in names}
     return set()
 
 
-def _resolved(host: str) -> list[str]:
-    """Return the names that the resolver has for this host, the canonical one first; [] if it does not answer in time."""
+def _resolved(host: str) -> Iterator[str]:
+    """Yield the names that the resolver has for this host, the canonical one first; none if it does not answer in time."""
 
     def work(report: Callable[[dict[str, Any]], None]) -> None:
         try:
@@ -68,14 +69,15 @@ def _resolved(host: str) -> list[str]:
             pass  # the resolver does not know this host
 
     child = as_user.start(work, uid=None, gid=None, user=None, place=None)
-    return [name for fact in child.facts(time.monotonic() + _PATIENCE) for name in fact["names"]]
+    for fact in list(child.facts(time.monotonic() + _PATIENCE)):
+        yield from fact["names"]
 
 
 # ------------------------------------------------------------------------------------------------------------- slurmd
 
 
 def running_nodes(pids: Iterable[int]) -> set[str]:
-    """Return the names that the slurmds among `pids` have by their option -N.
+    """Return the names that the slurmds among `pids` have by their option -N, "" for one without it.
 
     A user can give a process any arguments, but neither the program nor the ids of root to one with these arguments.
     """
@@ -93,9 +95,8 @@ def _node_of(pid: int) -> Iterator[str]:
             argv = [os.fsdecode(word) for word in file.read(_MOST_BYTES).split(b"\0")]
     except OSError:
         return  # the process has ended, or is another user's
-    name = node_option(argv[1:])
-    if name and (uids == {0} or uids == {os.geteuid()}):
-        yield name
+    if uids in ({0}, {os.geteuid()}):
+        yield node_option(argv[1:])
 
 
 def node_option(arguments: Iterable[str]) -> str:
