@@ -61,9 +61,9 @@ def fragile(_fragile: Wired) -> Iterator[Wired]:
     assert names(_fragile, ALICE) == names(_fragile, BOB) == []
 
 
-def sweep(wired: Wired) -> subprocess.CompletedProcess[str]:
+def sweep(wired: Wired, *options: str) -> subprocess.CompletedProcess[str]:
     """Run `jobcache sweep` in an environment that hides jobs."""
-    command = (sys.executable, "-m", "jobcache.cli", "sweep", "--hooks", wired.site.hooks)
+    command = (sys.executable, "-m", "jobcache.cli", "sweep", "--hooks", wired.site.hooks, *options)
     root = str(Path(jobcache.__file__).parents[1])
     return wired.cluster.run(*command, env={**HOSTILE, "PYTHONPATH": root}, check=False)
 
@@ -216,6 +216,31 @@ def test_job_that_outlives_its_node_leaves_its_cache_to_the_sweep(fragile: Wired
     assert fragile.cache(job).exists()
     assert sweep(fragile).returncode == 0
     assert names(fragile) == [] and reaped(fragile, begun) == [(job, "orphan")]
+
+
+def test_sweep_of_node_local_scratch_knows_all_nodes_of_its_host(fragile: Wired) -> None:
+    """The host has another name than its nodes n1 and n2, and no slurmd of n2 runs. The lease of a third node keeps the cache."""
+    cluster = fragile.cluster
+    begun = len(fragile.site.events("cache.orphan_reaped"))
+    job = start(fragile, "-N2", "--no-kill", script=f"srun -N2 -n2 sh -c '{FILL}'\n{SLEEP}", on=cluster.nodes)
+    cluster.crash_node("n2")
+    cluster.mark_down("n2")
+    cluster.run("scancel", str(job))
+    fragile.wait(job)
+    lease = fragile.cache(job) / ".jobcache/nodes/n2"
+    other = lease.rename(lease.with_name("n3"))
+    fragile.site.configure(node_local=[str(fragile.site.scratch)])
+    try:
+        done = sweep(fragile, "--node-local")
+        assert done.returncode == 1 and "a lease of n3; this host is n1, n2" in done.stderr
+        assert fragile.cache(job).exists()
+        other.rename(lease)
+        done = sweep(fragile, "--node-local")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert reaped(fragile, begun) == [(job, "orphan")]
+    finally:
+        fragile.site.configure(node_local=[])
+        cluster.start_slurmd("n2")
 
 
 # -------------------------------------------------------------------------------------------------------- controllers

@@ -74,7 +74,7 @@ def test_no_cache_is_made_in_another_users_directory(site: Site) -> None:
 
 
 FOUND = Directory(kind=CACHE, path="/l/a/hf-7", job_id=7, run=0, uid=1000, identity=("t", 7, 0, 1000), sign=1.0, now=9e9)
-RULES = Rules(cluster="t", grace=1, confirm=0, keep_max=1, node="n1")
+RULES = Rules(cluster="t", grace=1, confirm=0, keep_max=1, own_nodes=frozenset({"n1"}))
 NOBODY = [Listing(0, {}), Listing(1, {})]
 
 

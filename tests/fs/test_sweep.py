@@ -19,9 +19,10 @@ from click.testing import CliRunner, Result
 
 import jobcache as package
 from jobcache.cli.main import main
-from jobcache.sweep import directories, lock, processes, reaping, scanning, user_directories
+from jobcache.sweep import accounts, directories, lock, processes, reaping, scanning, user_directories
 from jobcache.sweep.host import Host
 from jobcache.system import gathering, stuck_processes
+from support.autofs import OnDemand, on_demand
 from support.claims import age
 from support.host import HOST, foreign_step
 from support.hungfs import hung
@@ -336,6 +337,170 @@ def test_node_local_scratch_needs_option(site: Site, slurm: FakeSlurm) -> None:
     assert made and Path(made).exists()
     assert decisions(site) == {}
     assert decisions(site, "--node-local", "--node", "n1") != {}
+
+
+@pytest.fixture
+def autofs(site: Site, slurm: FakeSlurm) -> Iterator[OnDemand]:
+    """A scratch of autofs, which mounts the users' directories when they are accessed. Each test ends with it."""
+    source, point = site.dir / "source", site.dir / "auto"
+    for user in (ALICE, BOB):
+        home = source / user
+        home.mkdir(parents=True)
+        os.chown(home, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+    point.mkdir()
+    site.configure(path=f"{source}/{{user}}/hf-{{job_id}}")
+    for user in (ALICE, BOB):
+        site.task_prolog(7, user=user)
+    site.configure(path=f"{point}/{{user}}/hf-{{job_id}}")
+    for name in ("policy.sh", "settings.json"):  # without the former template, by which the sweep would find them
+        text = (site.hooks / name).read_text()
+        (site.hooks / name).write_text(text.replace(f"{source}/{{user}}/hf-{{job_id}}", f"{point}/{{user}}/hf-{{job_id}}"))
+    with on_demand(point, source, site.dir / "requests") as autofs:
+        yield autofs
+
+
+def test_sweep_finds_users_whose_directories_are_mounted_on_demand(site: Site, slurm: FakeSlurm, autofs: OnDemand) -> None:
+    """autofs lists nothing. The sweep accesses the directory of each account, at most one time."""
+    assert os.listdir(site.dir / "auto") == []
+    result = sweep(site)
+    assert (result.exit_code, result.output) == (0, "")
+    assert {one["uid"] for one in site.events("cache.orphan_reaped")} == {pwd.getpwnam(user).pw_uid for user in (ALICE, BOB)}
+    assert {ALICE, BOB} < set(autofs.requests) <= {account.pw_name for account in pwd.getpwall() if account.pw_uid}
+    assert len(autofs.requests) == len(set(autofs.requests))
+
+
+def test_sweep_of_one_user_mounts_one_directory(site: Site, slurm: FakeSlurm, autofs: OnDemand) -> None:
+    """The directories of other users are not accessed."""
+    assert sweep(site, "--user", ALICE).exit_code == 0
+    assert [one["uid"] for one in site.events("cache.orphan_reaped")] == [UID] and autofs.requests == [ALICE]
+
+
+def test_likely_users_come_first_and_others_are_reported(
+    site: Site, slurm: FakeSlurm, autofs: OnDemand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of directories that a sweep mounts is limited: of a user with a job, of a user in the log, of no third one."""
+    monkeypatch.setattr(accounts, "MOST", 2)
+    slurm.answer(f"8|8|RUNNING|{pwd.getpwnam(BOB).pw_uid}")
+    event = {"ts": "2026-11-22T13:22:13Z", "event": "cache.released", "level": "debug", "outcome": "released", "uid": UID}
+    site.log.write_text(json.dumps(event) + "\n")
+    result = sweep(site)
+    assert result.exit_code == 1 and "one sweep looks up 2 of them; split the sweep with --shard" in result.output
+    assert sorted(autofs.requests) == sorted([ALICE, BOB])
+    assert len(site.events("cache.orphan_reaped")) == 2
+
+
+def test_directory_on_a_dead_server_of_autofs_is_reported(
+    site: Site, slurm: FakeSlurm, autofs: OnDemand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caches of other users are reaped."""
+    monkeypatch.setattr(gathering, "PATIENCE", 0.5)
+    (site.dir / "source" / ALICE / ".dead").touch()
+    result = sweep(site)
+    assert result.exit_code == 1 and f"{site.dir}/auto/{ALICE}: late: it does not answer" in result.output
+    assert [one["uid"] for one in site.events("cache.orphan_reaped")] == [pwd.getpwnam(BOB).pw_uid]
+
+
+def test_names_that_autofs_lists_need_no_account(
+    site: Site, slurm: FakeSlurm, autofs: OnDemand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `browse`, the directories are swept whose names are listed, and more accounts than are looked up are no trouble."""
+    monkeypatch.setattr(accounts, "MOST", 1)
+    point = site.dir / "browse"
+    point.mkdir()
+    text = (site.hooks / "settings.json").read_text()
+    (site.hooks / "settings.json").write_text(text.replace(f"{site.dir}/auto/", f"{point}/"))
+    with on_demand(point, site.dir / "source", site.dir / "browsed", browse=True) as browsed:
+        assert sweep(site).exit_code == 0
+        assert {ALICE, BOB} <= set(browsed.requests) and len(browsed.requests) <= 3
+    assert len(site.events("cache.orphan_reaped")) == 2
+
+
+@pytest.mark.parametrize("browse, warned", [(False, True), (True, False)])
+def test_check_warns_of_autofs_that_hides_users(site: Site, slurm: FakeSlurm, browse: bool, warned: bool) -> None:
+    """With `browse`, the names are listed."""
+    source, point = site.dir / "source", site.dir / "auto"
+    (source / ALICE).mkdir(parents=True)
+    os.chown(source / ALICE, UID, UID)
+    (source / BOB).mkdir()
+    point.mkdir()
+    with on_demand(point, source, site.dir / "requests", browse=browse):
+        site.configure(path=f"{point}/{{user}}/hf-{{job_id}}")
+        config = str(site.dir / "jobcache.yaml")
+        rows = json.loads(jobcache(site, "check", "--config", config, "--user", ALICE, "--json").stdout)
+    found = [row["fact"] for row in rows if row["name"] == "autofs"]
+    assert len(found) == warned and all(f"{point} is autofs" in fact for fact in found)
+
+
+def test_autofs_without_names_to_access_is_reported(site: Site, slurm: FakeSlurm, autofs: OnDemand) -> None:
+    """Where autofs mounts a directory for each node, and where it cannot mount the directory of all users."""
+    point = f"{site.dir}/auto"
+    text = (site.hooks / "settings.json").read_text()
+    (site.hooks / "settings.json").write_text(text.replace("auto/{user}/", "auto/x{node}/{user}/"))
+    result = sweep(site)
+    assert result.exit_code == 1 and f"{point}: autofs mounts the directories in it when they are accessed" in result.output
+    (site.hooks / "settings.json").write_text(text.replace("auto/{user}/", "auto/missing/{user}/"))
+    result = sweep(site)
+    assert result.exit_code == 1 and f"{point}/missing/{{user}}" in result.output and "autofs has not mounted it" in result.output
+
+
+@pytest.fixture
+def local(site: Site, slurm: FakeSlurm) -> str:
+    """The node-local scratch of the site. scontrol has the nodes of this host in the file `aliases`."""
+    path = f"{site.dir}/local"
+    os.mkdir(path)
+    os.chmod(path, 0o1777)
+    site.configure(path=f"{path}/{{user}}/hf-{{job_id}}", node_local=[path])
+    program = slurm.dir / "scontrol"
+    program.write_text(program.read_text().replace("squeue*)", f'"scontrol show aliases"*) cat {slurm.dir}/aliases ;;\nsqueue*)'))
+    return path
+
+
+def test_node_local_sweep_knows_the_nodes_of_this_host(site: Site, slurm: FakeSlurm, local: str) -> None:
+    """Their names differ from the host name. `list` and the sweep agree, and no message or failure follows."""
+    (slurm.dir / "aliases").write_text("N1 n2.site-a\n")
+    for job, node in ((7, "n1"), (8, "n2.site-a")):
+        site.task_prolog(job, node=node)
+    result = jobcache(site, "list", "--node-local", "--json")
+    assert [row["reason"] for row in json.loads(result.output)] == ["orphan", "orphan"]
+    result = sweep(site, "--node-local")
+    assert (result.exit_code, result.output) == (0, "")
+    assert [one["job_id"] for one in site.events("cache.orphan_reaped")] == [7, 8]
+    assert len([call for call in slurm.questions() if "aliases" in call]) == 2  # once for each command
+
+
+def test_orphan_with_the_lease_of_another_node_is_reported_with_the_remedy(site: Site, slurm: FakeSlurm, local: str) -> None:
+    """Nothing is reaped, the sweep exits 1, and the event has the message. The remedy works."""
+    (slurm.dir / "aliases").write_text("n1.site-a\n")
+    for node in ("n1.site-a", "n1.site-b"):
+        site.task_prolog(7, node=node, step="" if node == "n1.site-a" else "0")
+    result = sweep(site, "--node-local")
+    assert result.exit_code == 1
+    assert "a lease of n1.site-b; this host is n1.site-a" in result.output and "--node NAME" in result.output
+    assert os.path.exists(f"{local}/{ALICE}/hf-7")
+    (finished,) = site.events("sweep.finished")
+    assert (finished["level"], finished["troubles"], finished["reasons"]) == ("warning", 1, {"other_node": 1})
+    assert "n1.site-b" in finished["error"]
+    site.task_prolog(8, node="n9")
+    assert sweep(site, "--node-local", "--node", "N9").exit_code == 1
+    assert [one["job_id"] for one in site.events("cache.orphan_reaped")] == [8]
+
+
+def test_node_local_scratch_without_other_nodes_is_swept_without_a_question(site: Site, slurm: FakeSlurm, local: str) -> None:
+    """Slurm is asked for the nodes of this host only if the decision depends on them."""
+    site.task_prolog(7)
+    slurm.answer("7|7|RUNNING|5")
+    assert sweep(site, "--node-local").exit_code == 0
+    assert [call for call in slurm.questions() if "aliases" in call] == []
+
+
+def test_unknown_name_of_this_node_keeps_every_cache(site: Site, slurm: FakeSlurm, local: str) -> None:
+    """The sweep exits 1 and names the option."""
+    site.task_prolog(7)
+    program = slurm.dir / "scontrol"
+    program.write_text(program.read_text().replace(f"cat {slurm.dir}/aliases", "echo fatal >&2; exit 1"))
+    result = sweep(site, "--node-local")
+    assert result.exit_code == 1 and "set it with the option --node" in result.output
+    assert os.path.exists(f"{local}/{ALICE}/hf-7")
 
 
 def test_list_shows_state_size_and_leases(site: Site, slurm: FakeSlurm) -> None:

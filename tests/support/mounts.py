@@ -13,6 +13,12 @@ _MS_BIND = 4096
 _MNT_DETACH = 2
 
 
+def umount(target: Path) -> None:
+    """Unmount `target`, with all mounts below it."""
+    assert os.fspath(target).startswith(f"{tempfile.gettempdir()}/")
+    ctypes.CDLL(None).umount2(os.fsencode(target), _MNT_DETACH)
+
+
 @contextmanager
 def mount(source: object, target: Path, kind: str = "tmpfs", options: str = "") -> Iterator[Path]:
     """Mount `source` on the existing directory or file `target` for the length of the block. Raise OSError."""

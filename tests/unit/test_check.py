@@ -236,6 +236,8 @@ FAULTS: dict[str, tuple[Facts, str, str, str]] = {
     "local disk is not in node_local": (scratch(fstype="xfs"), "scratch filesystem", "warning", "xfs"),
     "shared filesystem is in node_local": (scratch(local=True), "scratch filesystem", "warning", "node_local"),
     "mount has localflock": (scratch(fstype="lustre", options=("rw", "localflock")), "scratch flock", "warning", "localflock"),
+    "autofs hides users": (scratch(on_demand="/scratch"), "scratch autofs", "warning", "at most 256 accounts"),
+    "autofs unmounts early": (scratch(expires_early=True), "scratch autofs", "warning", "`sweep.confirm`"),
     "flock excludes nobody": (scratch(flock=OBTAINED), "scratch flock", "warning", "at once"),
     "flock fails": (scratch(flock="Function not implemented"), "scratch flock", "warning", "not implemented"),
     "flock excludes on one node only": (

@@ -68,7 +68,7 @@ rules = st.builds(
     keep_max=st.sampled_from([0.0, 3600.0, 86400.0]),
     min_uid=st.sampled_from([1, 1000]),
     reap_unrecorded=st.booleans(),
-    node=st.just("n1"),
+    own_nodes=st.just(frozenset({"n1"})),
 )
 
 
@@ -162,3 +162,12 @@ def test_directory_that_no_sweep_reaps_is_reported() -> None:
     assert decide(torn) == Decision(torn, REPORT, "unreadable")
     assert decide(elsewhere) == Decision(elsewhere, REPORT, "other_node")
     assert decide(orphan(identity=("della", 7, 0, 1000))).action == KEEP
+
+
+def test_node_local_directory_is_reaped_if_all_leases_are_of_this_host() -> None:
+    """The host can be several nodes. Upper and lower case are the same, and names with different domains are not."""
+    own = replace(RULES, own_nodes=frozenset({"n1", "n2.site-a"}))
+    expected = {"N1": REAP, "n2.Site-A": REAP, "n2": REPORT, "n2.site-b": REPORT, "n1.site-a": REPORT, "n11": REPORT}
+    assert {node: decide(orphan(local=True, nodes=(node,)), rules=own).action for node in expected} == expected
+    assert decide(orphan(local=True, nodes=("n1", "n2.site-a")), rules=own).action == REAP
+    assert decide(orphan(local=True, nodes=("n1", "n3")), rules=own).action == REPORT

@@ -288,3 +288,27 @@ def test_comment_of_several_lines_is_one_comment(tmp_path: Path) -> None:
     sacct.write_text("#!/bin/sh\nprintf '42|2026-11-22T07:00:00|\\n43|2026-11-22T07:00:00|first\\nsecond\\n'\n")
     sacct.chmod(0o755)
     assert Slurm(None, "squeue", f"{tmp_path}/scontrol", 10).uncommented([42, 43]) == [42]
+
+
+# --------------------------------------------------------------------------------------------------------------- nodes
+
+
+def scontrol(tmp_path: Path, body: str) -> Slurm:
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{body}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    return Slurm(None, "squeue", f"{tmp_path}/scontrol", 10)
+
+
+def test_nodes_of_a_host(tmp_path: Path) -> None:
+    """Slurm prints an empty line for a host without a node."""
+    assert scontrol(tmp_path, 'test "$*" = "show aliases vm" && echo n1 n2').nodes_of_host("vm") == ["n1", "n2"]
+    assert scontrol(tmp_path, "echo").nodes_of_host("vm") == []
+
+
+def test_host_of_a_node(tmp_path: Path) -> None:
+    """A node that does not exist has no host. Any other failure is Unknown."""
+    found = "NodeName=n1 Arch=x86_64 NodeAddr=10.0.0.1 NodeHostName=vm Port=6818"
+    assert scontrol(tmp_path, f"echo '{found}'").host_of_node("n1") == "vm"
+    assert scontrol(tmp_path, "echo 'Node n1 not found'; exit 1").host_of_node("n1") == ""
+    with pytest.raises(Unknown):
+        scontrol(tmp_path, f"echo '{DOWN}' >&2; exit 1").host_of_node("n1")

@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import socket
 import sys
 from collections.abc import Iterable
 from typing import Optional
@@ -13,6 +12,7 @@ import click
 from jobcache.cli.common import plain
 from jobcache.diagnostics import check, probe
 from jobcache.diagnostics.finding import OK, PROBLEM, WARNING, Finding
+from jobcache.system import node_names
 
 _MARKS = {OK: "ok", WARNING: "warning", PROBLEM: "PROBLEM"}
 _STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
@@ -23,7 +23,7 @@ def check_command(config_file: str, lib: str, user: Optional[str], node: Optiona
     try:
         if user is not None:
             _require_permission(pwd.getpwnam(user).pw_uid)
-        facts = probe.gather(config_file, lib, user, node or socket.gethostname().partition(".")[0])
+        facts = probe.gather(config_file, lib, user, node or node_names.host_name())
     except KeyError:
         raise click.BadParameter(f"user {user} does not exist", param_hint="--user") from None
     found = list(check.findings(facts))

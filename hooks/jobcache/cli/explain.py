@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import socket
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from jobcache.cli.event_sources import open_sources, print_damage, unreadable_lo
 from jobcache.config.settings import OFF
 from jobcache.diagnostics import explain, job_lookup
 from jobcache.diagnostics.explain_facts import Explanation, SiteFacts, SlurmJob
-from jobcache.system import event_log
+from jobcache.system import event_log, node_names
 
 _MOST_SYSLOG_LINES = 10_000  # about one job: a node writes a few, and a job can have thousands of nodes
 _MOST_CLUSTERS = 10_000
@@ -27,7 +26,7 @@ def explain_command(
 ) -> int:
     """Print the explanation of a job; return the exit status: 1 if the job is unknown."""
     site, lib = load(config_file, hooks)
-    node = node or socket.gethostname().partition(".")[0]
+    node = node or node_names.host_name()
     tally = event_log.Tally()
     with open_sources(site, files) as sources:
         events = list(_limit_syslog(_of_cluster(event_log.read(sources, tally, job_id), site.cluster)))

@@ -1,7 +1,6 @@
 """The command `list`: its options, its table and its JSON."""
 
 import json
-import socket
 from typing import Any, Optional
 
 import click
@@ -30,9 +29,7 @@ def list_command(
 ) -> int:
     """Print the caches on scratch and return the exit status. host: None for this host."""
     site, _ = common.load(config_file, hooks, path)
-    options = scanning.Options(
-        user=common.wanted_user(user), local=node_local, node=node or socket.gethostname().partition(".")[0], dry=True
-    )
+    options = scanning.Options(user=common.wanted_user(user), local=node_local, node=node or "", dry=True)
     with common.progress(as_json) as progress:
         caches = listing.list_caches(site, options, progress, host or THIS_HOST)
     rows = [_row(decision, size) for decision, size in caches.rows]

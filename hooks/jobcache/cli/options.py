@@ -8,7 +8,7 @@ config = click.option(
     "--config", "config_file", metavar="FILE", default=CONFIG, show_default=True, help="Read the site's configuration from FILE."
 )
 hooks = click.option("--hooks", metavar="DIR", help="Use the compiled settings in DIR.")
-node = click.option("--node", metavar="NAME", help="Name of this node in Slurm. Default: the host name.")
+node = click.option("--node", metavar="NAME", help="Name of this node in Slurm. Default: found by Slurm or by the host name.")
 node_local = click.option("--node-local", is_flag=True, help="Use this node's own scratch, not the shared one.")
 path = click.option("--path", metavar="TEMPLATE", help="Use the caches of `jobcache run --path TEMPLATE`.")
 user = click.option("--user", metavar="NAME", help="Select this user only. Without root: always yourself.")

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import sys
 import time
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from jobcache.diagnostics import admin_comments, metrics
 from jobcache.sweep import lock, one_sweep, reaping, scanning
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import KEEP, REPORT, Decision, Directory, has_no_job
-from jobcache.system import command_log
+from jobcache.system import command_log, node_names
 
 _LOGGED = ("in_use", "budget", "too_many_leases")  # reasons for which a directory is kept with an event
 _MOST_LOGGED = 100  # directories of one user that one sweep keeps, with an event each; sweep.finished counts all
@@ -45,10 +44,11 @@ def sweep_command(
         user=common.wanted_user(user),
         shard=parse_shard(shard),
         local=node_local,
-        node=node or socket.gethostname().partition(".")[0],
+        node=node or "",
         dry=dry_run,
     )
-    log = command_log.bound(site.log_file, site.log_socket, site.log_level, cluster=site.cluster, node=options.node)
+    logged_as = {"cluster": site.cluster, "node": node or node_names.host_name()}
+    log = command_log.bound(site.log_file, site.log_socket, site.log_level, **logged_as)
     began = time.monotonic()
     try:
         held = contextlib.nullcontext() if dry_run else lock.Lock(_lock_path(site, options))  # a dry run writes nothing

@@ -117,6 +117,8 @@ class Scratch:
     refused: jobcache creates no cache there, for the reason in `error`.
     fstype, options: from the mount table. total, free: bytes. flock: EXCLUDED, OBTAINED or an error.
     flock_across: the result of each other node; None: not tried. squashed: root cannot list the directory; None: unknown.
+    on_demand: the directory of autofs that does not list the users' directories, or "". expires_early: it can unmount them
+    while a sweep waits.
     """
 
     template: str
@@ -138,6 +140,8 @@ class Scratch:
     flock: str = ""
     flock_across: Optional[dict[str, str]] = None
     squashed: Optional[bool] = None
+    on_demand: str = ""
+    expires_early: bool = False
 
 
 @dataclass(frozen=True)

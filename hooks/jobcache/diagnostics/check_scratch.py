@@ -5,6 +5,7 @@ from typing import Optional
 
 from jobcache.diagnostics.check_facts import EXCLUDED, OBTAINED, Scratch
 from jobcache.diagnostics.finding import OK, PROBLEM, WARNING, Finding
+from jobcache.sweep import accounts
 
 # Filesystem types of the mount table. Of types in neither set, it is unknown whether nodes share them.
 _LOCAL = frozenset("ext2 ext3 ext4 xfs btrfs zfs f2fs tmpfs ramfs overlay".split())
@@ -23,6 +24,7 @@ def scratch(place: Scratch) -> Iterator[Finding]:
     yield _writable(place)
     yield from _room(place)
     yield from _filesystem(place)
+    yield from _autofs(place)
     if place.flock:
         yield _flock(place)
     yield from _flock_across(place)
@@ -106,6 +108,22 @@ def _filesystem(place: Scratch) -> Iterator[Finding]:
     if blind:
         text = f"{place.existing} is mounted with {blind[0]}: file locks do not reach other nodes"
         yield Finding("scratch", "flock", WARNING, text, _SCOPE_NODE)
+
+
+def _autofs(place: Scratch) -> Iterator[Finding]:
+    if place.on_demand:
+        text = (
+            f"{place.on_demand} is autofs and does not list users' directories. A sweep accesses those of at most "
+            f"{accounts.MOST} accounts: of users with jobs, of users in this host's log, and of others that this host lists"
+        )
+        remedy = "browse    # option of the map in auto.master; or split the sweep with --shard"
+        yield Finding("scratch", "autofs", WARNING, text, remedy)
+    if place.expires_early:
+        text = (
+            f"{place.template}: autofs can unmount users' directories while a sweep waits for `sweep.confirm`. If the "
+            "filesystem then has another device number, the sweep keeps the caches as young"
+        )
+        yield Finding("scratch", "autofs", WARNING, text, "--timeout=600    # option of the map in auto.master")
 
 
 def _flock(place: Scratch) -> Finding:

@@ -45,9 +45,28 @@ def scratch(site: Settings, text: str, tester: pwd.struct_passwd, node: str) -> 
     if facts.existing:
         fstype, options = _mount_of(facts.existing)
         facts = replace(facts, fstype=fstype, options=options)
+    facts = replace(facts, **_autofs(template, site, register))
     if os.geteuid() == 0 and is_private:
         facts = replace(facts, squashed=_is_root_squashed(facts.existing, register))
     return facts
+
+
+def _autofs(template: path_template.Template, site: Settings, register: Register) -> dict[str, Any]:
+    """Return the fields of `Scratch` about autofs, where it mounts the first directories with a placeholder in their names."""
+    path = template.text.partition("{")[0].rpartition("/")[0] or "/"
+    mount = mounts.containing(path, mounts.read())
+    if mount is None or mount.fstype != "autofs":
+        return {}
+
+    def work(report: Callable[[dict[str, Any]], None]) -> None:
+        report({"step": f"listing {path}"})
+        with dirfd.Opened(0, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as fd:
+            report({"browse": mounts.lists_unmounted(fd, os.listdir(fd))})
+
+    found = probing_child.run(work, None, PATIENCE, register.place(0, path, "autofs"))
+    timeout = next((option[len("timeout=") :] for option in mount.options if option.startswith("timeout=")), "")
+    expires_early = timeout.isdigit() and 0 < int(timeout) <= site.tree["sweep"]["confirm"]
+    return {"on_demand": "" if found.get("browse") else path, "expires_early": expires_early}
 
 
 class _Trial:

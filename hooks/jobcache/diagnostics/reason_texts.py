@@ -72,8 +72,8 @@ REASONS = {
     "unreadable": ("its owner closed it, or its id is damaged", _INSPECT),
     "aside": ("its owner exchanged directories, and it was renamed by mistake; nothing deletes it", "its owner can delete it"),
     "other_node": (
-        "it is on node-local scratch, and another node has a lease in it",
-        "if NAME is this node's name in Slurm: `jobcache sweep --node-local --node NAME`",
+        "it is on node-local scratch, and has a lease of a node that Slurm does not run on this host",
+        "if NAME is this node's name, `jobcache sweep --node-local --node NAME`; if nodes share it, correct `node_local`",
     ),
     "writable": (
         "other users can write to the store or to a directory above the cache, and exchange what is in it",

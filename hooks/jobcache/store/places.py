@@ -9,6 +9,7 @@ from typing import Optional
 from jobcache.cache import path_template, store_names
 from jobcache.config.settings import Settings
 from jobcache.sweep import user_directories
+from jobcache.sweep.accounts import Scope
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,8 @@ def user_places(site: Settings, only: Optional[int], problems: list[str]) -> Ite
             yield user_place(site, pwd.getpwuid(os.geteuid()))
         return
     template = path_template.Template(f"{site.store_user}/{{job_id}}")
-    for home in user_directories.list_user_directories(site, [template], problems):
-        if only is None or home.uid == only:
-            yield Place("/".join([home.path, *home.rest]), home.uid, home.gid)
+    for home in user_directories.list_user_directories(site, [template], problems, Scope(only)):
+        yield Place("/".join([home.path, *home.rest]), home.uid, home.gid)
 
 
 def user_place(site: Settings, user: pwd.struct_passwd) -> Place:

@@ -29,14 +29,16 @@ def list_caches(
 ) -> Caches:
     """Return all directories on scratch. Slurm is asked once, and nothing is changed."""
     trouble: list[str] = []
-    rules = replace(one_sweep.rules_of(site, options.node), confirm=0.0)
+    rules = replace(one_sweep.rules_of(site), confirm=0.0)
     sizes: dict[str, tuple[int, int]] = {}
     found = scanning.scan(site, options, trouble, progress, host)
     found = list(scanning.inspect_all(found, Register(site.run_dir), trouble, progress, host, sizes))
     listings: list[Listing] = []
+    slurm = slurm_client(site.tree)
     try:
         candidates = [one for one in found if depends_on_jobs(one, rules)]
-        one_sweep.without_live_job(site, options, slurm_client(site.tree), candidates, listings)
+        dead = one_sweep.without_live_job(site, options, slurm, candidates, listings)
+        rules = replace(rules, own_nodes=one_sweep.own_nodes(dead, options, slurm, host, trouble))
     except Unknown as unknown:
         trouble.append(f"the list of live jobs is unknown: {unknown}")
     decisions = plan(found, listings * 2, rules)

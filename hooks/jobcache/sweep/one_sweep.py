@@ -5,13 +5,15 @@ deletes nothing: the child of each owner inspects a directory again, and passes 
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Optional
 
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.sweep import processes, reaping, scanning
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import REAP, TRASH, Decision, Directory, Rules, depends_on_jobs, has_no_job, plan
+from jobcache.sweep.user_directories import and_more
+from jobcache.system import node_names
 from jobcache.system.live_jobs import Listing, Unknown
 from jobcache.system.slurm import Slurm
 from jobcache.system.stuck_processes import Register
@@ -68,7 +70,7 @@ class _Sweep:
         self.progress = progress
         self.slurm = slurm
         self.host = host
-        self.rules = rules_of(site, options.node)
+        self.rules = rules_of(site)
         self.register = Register(site.run_dir)
         self.result = Result()
 
@@ -84,6 +86,7 @@ class _Sweep:
         current += self._inspected([one for one in found if has_no_job(one)], [])
         by_path = {one.path: one for one in current}
         self.result.decisions = plan((by_path.get(one.path, one) for one in found), listings, self.rules)
+        self.result.trouble += of_other_nodes(self.result.decisions, self.rules)
         return self.result
 
     def _without_job_twice(self, candidates: list[Directory], listings: list[Listing]) -> list[Directory]:
@@ -104,6 +107,8 @@ class _Sweep:
         current = list(
             scanning.inspect_all(directories, self.register, self.result.trouble, self.progress, self.host, touch=touch)
         )
+        own = own_nodes(current, self.options, self.slurm, self.host, self.result.trouble)
+        self.rules = replace(self.rules, own_nodes=self.rules.own_nodes | own)
         return scanning.add_processes(plan(current, listings, self.rules), self.register, self.host)
 
     def _wait(self, seconds: float) -> None:
@@ -114,8 +119,8 @@ class _Sweep:
             self.host.sleep(min(1.0, max(0.0, left)))
 
 
-def rules_of(site: Settings, node: str) -> Rules:
-    """Return the site's rules for decisions on this node."""
+def rules_of(site: Settings) -> Rules:
+    """Return the site's rules for decisions."""
     sweep = site.tree["sweep"]
     return Rules(
         cluster=site.cluster,
@@ -124,8 +129,35 @@ def rules_of(site: Settings, node: str) -> Rules:
         keep_max=site.keep_max,
         min_uid=site.min_uid,
         reap_unrecorded=sweep["unrecorded"] == "reap",
-        node=node,
     )
+
+
+def own_nodes(
+    directories: list[Directory], options: scanning.Options, slurm: Slurm, host: Host, trouble: list[str]
+) -> frozenset[str]:
+    """Return the names of this node in lower case, or no name if the decision about none of `directories` depends on it."""
+    leases = {node for one in directories if one.local and not has_no_job(one) for node in one.nodes}
+    if options.node or not leases:
+        return frozenset([options.node.lower()] if options.node else ())
+    try:
+        return node_names.own_nodes(leases, host.pids(), slurm)
+    except Unknown as unknown:
+        trouble.append(f"cannot find out the name of this node in Slurm: {unknown}; set it with the option --node")
+        return frozenset()
+
+
+def of_other_nodes(decisions: list[Decision], rules: Rules) -> list[str]:
+    """Return the message about directories that are kept because of the lease of another node, [] without one."""
+    others = [decision.directory for decision in decisions if decision.reason == "other_node"]
+    if not others:
+        return []
+    named = sorted({node for one in others for node in one.nodes if node.lower() not in rules.own_nodes})
+    own = ", ".join(sorted(rules.own_nodes)) or f"no node that Slurm knows by the name {node_names.host_name()}"
+    return [
+        f"{and_more([one.path for one in others])}: not reaped, because of a lease of {and_more(named)}; this host is {own}. "
+        "If that is a name of this node in Slurm, run `jobcache sweep --node-local --node NAME` with it; "
+        "if nodes share this scratch, remove it from `node_local` in jobcache.yaml"
+    ]
 
 
 def without_live_job(

@@ -74,7 +74,7 @@ class Rules:
     """The site's settings for decisions.
 
     grace, confirm, keep_max: seconds.
-    node: name of this node, for scratch that each node has for itself.
+    own_nodes: the nodes that this host is, in lower case, for scratch that each node has for itself.
     """
 
     cluster: str
@@ -82,7 +82,7 @@ class Rules:
     confirm: float
     keep_max: float
     min_uid: int = 1000
-    node: str = ""
+    own_nodes: frozenset[str] = frozenset()
     reap_unrecorded: bool = False
 
 
@@ -137,8 +137,8 @@ def _decide(one: Directory, listings: Sequence[Listing], rules: Rules, confirmed
     protected = _decide_by_use(one, rules, rules.grace)
     if protected:
         return protected
-    if one.local and any(node != rules.node for node in one.nodes):
-        return Decision(one, REPORT, "other_node")  # the configuration calls this scratch node-local, and it is shared
+    if one.local and any(node.lower() not in rules.own_nodes for node in one.nodes):
+        return Decision(one, REPORT, "other_node")  # this node has another name, or nodes share the scratch
     if one.kind != CACHE:
         if one.identity is None and not one.bare:
             return Decision(one, REPORT, "unrecorded")  # the name is of jobcache, and nothing else proves who made it

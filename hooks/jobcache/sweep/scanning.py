@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional, TypeVar
 from jobcache.cache import dirfd
 from jobcache.config.settings import Settings
 from jobcache.sweep import directories, processes, tree_size
+from jobcache.sweep.accounts import Scope
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import REAP, Decision, Directory
 from jobcache.sweep.user_directories import UserDirectory, and_more, list_user_directories, place_of
@@ -26,7 +27,8 @@ class Options:
 
     user: uid, None for all users.
     shard: (I, N), the users with uid % N == I - 1.
-    local: the scratch of `node` alone, in place of the shared scratch.
+    local: the scratch of this node alone, in place of the shared scratch.
+    node: the name of this node in Slurm, "" to find it out.
     dry: decide, and change nothing.
     """
 
@@ -62,7 +64,7 @@ def list_all(site: Settings, options: Options, trouble: list[str], progress: Pro
     trouble: takes a message for each place that hangs or cannot be read.
     """
     templates = [template for template in site.templates if site.is_node_local(template) == options.local]
-    places = [place for place in list_user_directories(site, templates, trouble) if _in_scope(place.uid, options)]
+    places = list_user_directories(site, templates, trouble, Scope(options.user, options.shard))
     places = by_owner(places, lambda place: place.uid)
     counts: dict[int, int] = {}  # by uid
 
@@ -84,10 +86,6 @@ def list_all(site: Settings, options: Options, trouble: list[str], progress: Pro
             yield one
         elif counts[one.uid] == MOST_DIRECTORIES + 1:
             trouble.append(f"{one.path}: uid {one.uid} has more than {MOST_DIRECTORIES} directories; the rest is skipped")
-
-
-def _in_scope(uid: int, options: Options) -> bool:
-    return (options.user is None or uid == options.user) and uid % options.shard[1] == options.shard[0] - 1
 
 
 def by_owner(items: Iterable[Item], owner: Callable[[Item], int]) -> list[Item]:

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from jobcache.cache import dirfd, path_template
+from jobcache.cache.fields import component
 from jobcache.config.settings import Settings
+from jobcache.sweep import accounts
+from jobcache.sweep.accounts import Account, Scope
 from jobcache.system import mounts
 from jobcache.system.gathering import survey
 from jobcache.system.stuck_processes import Place, Register
+
+ALL = Scope()
 
 MOST_SIDE_BY_SIDE = 8  # directories of one user in one place; an account that was renamed has some
 MOST_UNATTRIBUTED = 10_000  # directories in one place before their owners are looked up as they are listed
@@ -66,13 +71,28 @@ class Candidate:
     values: dict[str, str]
 
 
+@dataclass(frozen=True)
+class OnDemand:
+    """A directory that mounts users' directories when they are accessed, and can have others than those that it lists.
+
+    depth: number of components of `template` down to `path`. browse: it lists directories that are not mounted.
+    """
+
+    template: str
+    path: str
+    depth: int
+    browse: bool
+
+
 def place_of(register: Register, one: UserDirectory) -> Place:
     """Return the place that a search of the user's directory accesses."""
     below = "/".join(one.rest).partition(path_template.ANY)[0]
     return register.place(one.uid, f"{one.path}/{below}".rstrip("/"))
 
 
-def list_user_directories(site: Settings, templates: Sequence[path_template.Template], trouble: list[str]) -> list[UserDirectory]:
+def list_user_directories(
+    site: Settings, templates: Sequence[path_template.Template], trouble: list[str], scope: Scope = ALL
+) -> list[UserDirectory]:
     """Return the users' directories of these templates, in random order.
 
     trouble: takes a message for each directory that cannot be read.
@@ -80,11 +100,12 @@ def list_user_directories(site: Settings, templates: Sequence[path_template.Temp
     register = Register(site.run_dir)
     prefixes = [Prefix(template.text) for template in templates]
     candidates: list[Candidate] = []
+    on_demand: list[OnDemand] = []
 
     def below(prefix: Prefix) -> Iterator[dict[str, Any]]:
         try:
             for found in list_below(prefix, site.cluster):
-                yield vars(found) if found else {}
+                yield {"on_demand": vars(found)} if isinstance(found, OnDemand) else vars(found) if found else {}
         except OSError as error:
             yield {"trouble": f"{prefix.path or prefix.template}: {error.strerror or error}"}
 
@@ -97,12 +118,37 @@ def list_user_directories(site: Settings, templates: Sequence[path_template.Temp
         for fact in facts:
             if "trouble" in fact:
                 trouble.append(fact["trouble"])
+            elif "on_demand" in fact:
+                on_demand.append(OnDemand(**fact["on_demand"]))
             elif "values" in fact:
                 candidates.append(Candidate(**fact))
             else:
                 prefixes.append(Prefix(**fact))
+    if on_demand:
+        known = {(one.template, one.path) for one in candidates}
+        problems: list[str] = []
+        named = _by_name(on_demand, accounts.likely(site, scope, problems), site.cluster, problems)
+        candidates += [one for one in named if (one.template, one.path) not in known]
+        trouble += [] if all(one.browse for one in on_demand) else problems
     random.shuffle(candidates)  # directories that hang can be neighbors, and must not look like a filesystem that hangs
-    return list(_owned(site, candidates, trouble, register))
+    return [one for one in _owned(site, candidates, trouble, register) if scope.includes(one.uid)]
+
+
+def _by_name(places: list[OnDemand], users: list[Account], cluster: str, trouble: list[str]) -> Iterator[Candidate]:
+    """Yield the directories that these users can have in `places`. trouble: takes a message for a place without any."""
+    for place in places:
+        parts = path_template.components(path_template.Template(place.template).parent)[place.depth]
+        matches = path_template.matcher(parts, {"cluster": cluster})
+        count = 0
+        for user in users:
+            name = path_template.joined(parts, {"cluster": cluster, "user": user.name or path_template.ANY, "uid": str(user.uid)})
+            values = matches(name) if component(name) else None  # ANY is in the name of a place that users do not name
+            if values is not None:
+                count += 1
+                yield Candidate(place.template, f"{place.path}/{name}", values)
+        if not count and not place.browse:
+            text = "autofs mounts the directories in it when they are accessed, and this sweep knows no name to access"
+            trouble.append(f"{place.path}: {text}; list them: `browse` in auto.master")
 
 
 def _place_of_root(register: Register, one: Union[Prefix, Candidate]) -> Place:
@@ -144,8 +190,10 @@ def _owned(site: Settings, candidates: list[Candidate], trouble: list[str], regi
             trouble.append(f"{directory.path}: {message}")
 
 
-def list_below(prefix: Prefix, cluster: str) -> Iterator[Optional[Union[Prefix, Candidate]]]:
+def list_below(prefix: Prefix, cluster: str) -> Iterator[Optional[Union[Prefix, Candidate, OnDemand]]]:
     """Yield the directories for the next placeholder of the template below `prefix`. Raise OSError if they cannot be listed.
+
+    At the end, yield an OnDemand if there can be more.
 
     One level, because each directory can hang, can be closed by its owner, and can be planted by a user. Yield None
     periodically as a heartbeat.
@@ -158,6 +206,8 @@ def list_below(prefix: Prefix, cluster: str) -> Iterator[Optional[Union[Prefix, 
     try:
         directory = dirfd.open_directory(path)
     except OSError as error:
+        if error.errno == errno.ENOENT and not prefix.depth and mounts.is_on_demand(path):
+            raise OSError(error.errno, "autofs has not mounted it: is it in the map, and does its server answer?") from None
         if error.errno == errno.ENOENT or (prefix.depth and error.errno in _NO_DIRECTORY):
             return
         raise
@@ -173,6 +223,8 @@ def list_below(prefix: Prefix, cluster: str) -> Iterator[Optional[Union[Prefix, 
                 yield Candidate(prefix.template, f"{path}/{name}", values)
             else:
                 yield Prefix(prefix.template, f"{path}/{name}", depth + 1)
+        if mounts.is_on_demand(os.readlink(f"/proc/self/fd/{directory}")):
+            yield OnDemand(prefix.template, path, depth, mounts.lists_unmounted(directory, list_names(directory)))
     finally:
         os.close(directory)
 

@@ -76,6 +76,22 @@ def containing(path: str, mounts: "list[Mount]") -> "Mount | None":
     return max(above, key=lambda mount: len(mount.point), default=None)
 
 
+def is_on_demand(path: str) -> bool:
+    """Return whether the absolute `path` is on autofs, which mounts a directory when it is accessed. Raise OSError."""
+    mount = containing(path, read())
+    return mount is not None and mount.fstype == "autofs"
+
+
+def lists_unmounted(directory_fd: int, names: "Iterable[str]") -> bool:
+    """Return whether an open directory on autofs lists names that are not mounted. `names` are those that it lists.
+
+    It does so with `browse`, and then lists all names of its map, but not those that a wildcard in the map stands for.
+    """
+    path = os.readlink(f"/proc/self/fd/{directory_fd}")
+    points = {mount.point for mount in read()}
+    return any(f"{path}/{name}" not in points for name in names)
+
+
 # ------------------------------------------------------------------------------------------------ mounts of descriptors
 
 

@@ -44,6 +44,20 @@ class Slurm:
             raise Unknown("slurm_malformed", f"`{self._scontrol} show config` prints no ClusterName")
         return name
 
+    def nodes_of_host(self, host: str) -> "list[str]":
+        """Return the nodes whose NodeHostname is `host`, as slurm.conf spells it. slurmctld is not asked. Raise Unknown."""
+        return self._run(self._scontrol, "show", "aliases", host).split()
+
+    def host_of_node(self, node: str) -> str:
+        """Return the NodeHostname of a node, "" if Slurm has no such node. Raise Unknown."""
+        try:
+            words = self._run(self._scontrol, "--oneliner", "show", "node", node).split()
+        except Unknown as error:
+            if str(error).endswith(f"Node {node} not found"):
+                return ""
+            raise
+        return next((word.partition("=")[2] for word in words if word.startswith("NodeHostName=")), "")
+
     def listing(self, cluster: str, *, only_own: bool = False) -> Listing:
         """Return the alive jobs of `cluster`. Raise Unknown unless the list is known to be complete.
 
@@ -133,7 +147,8 @@ class Slurm:
         except OSError as error:
             raise Unknown("slurm_missing", f"{program}: {error.strerror}") from None
         if done.returncode != 0:
-            lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit status {done.returncode}, no message"]
+            text = (done.stderr.strip() or done.stdout.strip()).decode("utf-8", "replace")
+            lines = text.splitlines() or [f"exit status {done.returncode}, no message"]
             down = any("nable to contact slurm controller" in line for line in lines)
             raise Unknown("slurm_down" if down else "slurm_failed", f"{name} failed: {lines[-1]}")
         return done.stdout.decode("utf-8", "replace")
