@@ -31,7 +31,7 @@ class Request:
     refusal: why it gets none, in words; "" if it gets one. exports: value by name, with `{cache}` in it. keep_max,
     keep_failed: seconds. syslog: path of a socket. cluster: as configured. user_store, site_store: templates of the stores
     whose builds the cache begins with. An empty string means that the site has none. inherit: the most builds of the
-    command's usual cache with which the new one begins; 0: none.
+    command's usual cache with which the new one begins; 0: none. history: write the user's own history.
     """
 
     template: path_template.Template
@@ -45,6 +45,7 @@ class Request:
     site_store: str = ""
     inherit: int = 0
     refusal: str = ""
+    history: bool = False
 
 
 def job_of(env: "dict[str, str]", cluster: Optional[str]) -> Optional[Job]:
@@ -93,6 +94,7 @@ def request_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Request:
         keep_max=tree["keep_max"],
         keep_failed=tree["keep_failed"],
         cluster=tree["cluster"] or "",
+        history=tree["history"] == "on",
         syslog="/dev/log" if syslog is True else syslog or "",
         user_store=tree["store"]["user"] or "",
         site_store=tree["store"]["site"] or "",
