@@ -13,13 +13,17 @@ import time
 if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from jobcache.cache import event_line, protocol, reasons  # noqa: E402
-from jobcache.cache.fields import natural  # noqa: E402
+from jobcache.cache import event_line, fields, history, protocol, reasons  # noqa: E402
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from jobcache.cache import seeding
 
 # The exit status. For any other, such as Python's own 1, the shell makes the cache.
 EXPORT = 5  # the cache exists. Not 0: an empty file, as after a crash, ends with 0 as well
 DECLINE = 3  # there will be no cache: print no exports
 UNINHERITED = 8  # the same, and no task of this run needs to try again
+_UNRECORDED = ("observe", "other_cluster")  # reasons without a line in the history: scratch is not touched for such a job
 
 
 def main(argv: "list[str]") -> int:
@@ -29,17 +33,23 @@ def main(argv: "list[str]") -> int:
     words = dict(word.split("=", 1) for word in argv)
     facts = {"job_id": words["job_id"], "run": words["run"], "uid": words["uid"]}
     facts.update((key, event_line.quote(words[key])) for key in ("cluster", "node", "user", "path"))
+    facts.update((key, str(value)) for key, value in fields.array_task(os.environ).items())
     log = event_line.Log(words["syslog"], facts, began)
+    skips = _Skips(words, log)
     if words["do"] == "skip":
-        log.emit("cache.skipped", "info", "skipped", words["reason"])
+        skips.report("info", "skipped", words["reason"])
         return EXPORT
     claim = _claim(words)
-    seeds = None
+    seeds: "seeding.Seeds | None" = None
     if words["store"] or words["site"] or words.get("inherit"):
         from jobcache.cache import seeding
 
         own = {name: value for name, value in os.environ.items() if name != "HF_DATASETS_CACHE"}  # the hook exports that one
         seeds = seeding.Seeds(words, claim, own, began)
+    if words.get("history"):
+        claim.on_made = lambda parent_fd, outcome: history.append_in_time(
+            parent_fd, log.text("cache.created", "info", outcome, **(seeds.facts() if seeds else {}))
+        )
     try:
         # Wait for a cache that is being reaped, but leave time to log before the hook's deadline.
         outcome = protocol.enter(claim, began + float(words["deadline"]) / 2)
@@ -48,12 +58,12 @@ def main(argv: "list[str]") -> int:
     except reasons.Refused as refusal:
         details = event_line.quote(str(refusal))
         if seeds and seeds.inherited and seeds.inherited.refusal is refusal:
-            log.emit("cache.skipped", "warning", "refused", refusal.reason, error=details, **seeds.facts())
+            skips.report("warning", "refused", refusal.reason, error=details, **seeds.facts())
             return UNINHERITED
-        log.emit("cache.skipped", "warning", "refused", refusal.reason, error=details)
+        skips.report("warning", "refused", refusal.reason, error=details)
         return DECLINE
     except OSError as error:
-        log.emit("cache.skipped", "warning", "failed", reasons.reason_of(error), error=event_line.quote(str(error)))
+        skips.report("warning", "failed", reasons.reason_of(error), error=event_line.quote(str(error)))
         return DECLINE
     if outcome != "joined":
         log.emit("cache.created", "info", outcome, **(seeds.facts() if seeds else {}))
@@ -62,13 +72,36 @@ def main(argv: "list[str]") -> int:
     return EXPORT
 
 
+class _Skips:
+    """Reports that the job gets no cache. words: of jc_prepare."""
+
+    def __init__(self, words: "dict[str, str]", log: event_line.Log) -> None:
+        self._words = words
+        self._log = log
+
+    def report(self, level: str, outcome: str, reason: str, **facts: str) -> None:
+        """Send the event `cache.skipped`, and write it into the history once for each job. facts: as JSON text."""
+        self._log.emit("cache.skipped", level, outcome, reason, **facts)
+        words = self._words
+        if words.get("history") and reason not in _UNRECORDED and (words["do"] == "skip" or self._is_first_task()):
+            line = self._log.text("cache.skipped", level, outcome, reason, **facts)
+            history.append_if_exists(os.path.dirname(words["path"]), int(words["uid"]), words.get("above"), line)
+
+    def _is_first_task(self) -> bool:
+        """Return whether this is the batch script's task or, in a job without one, rank 0 of step 0: as jc_report_skip."""
+        if self._words["first"] == "yes":
+            return True
+        ids = (os.environ.get("SLURM_STEP_ID"), os.environ.get("SLURM_PROCID"), os.environ.get("ENVIRONMENT", ""))
+        return ids == ("0", "0", "")
+
+
 def _claim(words: "dict[str, str]") -> protocol.Claim:
-    run, uid = natural(words["run"]), natural(words["uid"])
+    run, uid = fields.natural(words["run"]), fields.natural(words["uid"])
     assert run is not None and uid is not None
     claim = protocol.Claim(words["path"], words["cluster"], int(words["job_id"]), run, uid, words["node"])
     claim.first_task = words["first"] == "yes"
-    claim.job_start = natural(words.get("start", "")) or 0  # hooks that an older version copied lack both
-    claim.stepd = natural(words.get("stepd", "")) or 0
+    claim.job_start = fields.natural(words.get("start", "")) or 0  # hooks that an older version copied lack both
+    claim.stepd = fields.natural(words.get("stepd", "")) or 0
     claim.given_before = words["again"] == "yes"
     claim.keep = words["keep"] == "yes"
     claim.record = {"user": event_line.quote(words["user"]), "policy": event_line.quote(words["policy"])}

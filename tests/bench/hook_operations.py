@@ -59,7 +59,7 @@ def job_of(nodes: int) -> dict[str, int]:
         row["TaskProlog, further task"] = same(lambda node: counted.task(node, "0"), names)
         row["Epilog, not the last"] = same(lambda node: counted.epilog(node, nodes), names[1:])
         row["Epilog, the last"] = counted.epilog("n1", nodes)
-        assert not list(site.scratch.glob("*/.cache/*")), "the cache still exists"
+        assert not site.names(), "the cache still exists"
         row["in all, a node"] = round(counted.total / nodes)
         return {what: count for what, count in row.items() if count}
     finally:

@@ -69,9 +69,8 @@ def sweep(wired: Wired, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def names(wired: Wired, user: str = ALICE) -> list[str]:
-    """Return all names in the directory of the user's caches."""
-    parent = wired.site.scratch / user / ".cache"
-    return sorted(os.listdir(parent)) if parent.exists() else []
+    """Return all names in the directory of the user's caches, without the history."""
+    return wired.site.names(user)
 
 
 def reaped(wired: Wired, begun: int) -> list[tuple[int, str]]:

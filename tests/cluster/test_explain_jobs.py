@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from conftest import ALICE, Wired, asked
 from jobcache.cli.main import main
+from support.home import acting_as
 
 FILL = 'head -c 8192 /dev/zero >"$HF_DATASETS_CACHE/a.arrow"'
 
@@ -106,3 +108,45 @@ def test_job_cannot_forge_the_answer_of_slurm(site: Wired) -> None:
     states = [explain(site, task)["slurm"]["state"] for task in (tasks, tasks + 1)]  # each has a raw id of its own
     site.cluster.run("scancel", str(tasks))
     assert states == ["RUNNING", "RUNNING"]
+
+
+def alone(site: Wired, *argv: str) -> str:
+    """Return the explanation that ALICE gets on a host without any log."""
+    site.site.log.unlink(missing_ok=True)
+    (site.site.hooks / "settings.json").chmod(0o644)
+    with acting_as(ALICE):
+        done = CliRunner().invoke(main, ["explain", "--hooks", str(site.site.hooks), *argv], catch_exceptions=False)
+    return done.stdout
+
+
+def test_user_gets_the_answer_without_the_log(site: Wired) -> None:
+    """By the job's id, by the path in an error message, as the newest job, and by root for a user."""
+    job = site.batch(FILL, "-N2")
+    site.wait(job)
+    until = time.monotonic() + 30
+    while site.cache(job).exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    time.sleep(0.5)  # the line follows the deletion
+    for argv in ((str(job),), ("--path", f"{site.cache(job)}/a.arrow"), ()):
+        answer = alone(site, *argv)
+        assert "8,192 bytes in 1 files" in answer and "the Epilog on n" in answer and "history" not in answer
+    by_root = CliRunner().invoke(main, ["explain", "--hooks", str(site.site.hooks), str(job)], catch_exceptions=False)
+    assert f"the own history of {ALICE}, who can write any line into it" in by_root.stdout
+    skipped = site.batch("true", JOBCACHE="off")
+    site.wait(skipped)
+    assert "JOBCACHE=off" in alone(site, str(skipped))
+
+
+def test_task_of_an_array_is_explained(site: Wired) -> None:
+    """By its name in squeue, also when Slurm has forgotten it."""
+    array = site.batch(FILL, "--array=3,7")
+    site.wait(array)
+    for task in (3, 7):
+        until = time.monotonic() + 30
+        while "reaped it" not in (answer := alone(site, f"{array}_{task}")):
+            assert time.monotonic() < until, answer
+            time.sleep(0.2)
+    site.site.configure(slurm={"squeue": "/nonexistent", "scontrol": "/nonexistent"})
+    answers = [alone(site, f"{array}_{task}").splitlines()[0] for task in (3, 7)]
+    assert len(set(answers)) == 2 and all(answer.startswith("Job ") for answer in answers)

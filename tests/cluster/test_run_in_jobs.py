@@ -35,8 +35,7 @@ class Bare(Wired):
         return f"env {shlex.quote(env)} {shlex.join(argv)}"
 
     def left(self) -> list[str]:
-        parent = self.site.scratch / ALICE / ".cache"
-        return sorted(path.name for path in parent.iterdir()) if parent.exists() else []
+        return self.site.names()
 
 
 def writable(bare: Bare) -> Path:

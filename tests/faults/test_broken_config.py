@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from jobcache.cli.main import main
 from support.faulty import EXPORTED, UID, epilog, left, prolog, said, swept
-from support.site_dir import ALICE, SHELLS, Site
+from support.site_dir import ALICE, SHELLS, Site, entries
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 SPECIAL = [
@@ -52,7 +52,7 @@ def test_special_characters_in_path_are_literal(site: Site, name: str) -> None:
         else:
             epilog(site, SLURM_JOB_NUM_NODES="2")
             epilog(site, SLURM_JOB_NUM_NODES="2", SLURMD_NODENAME="n2")
-        assert os.listdir(parent) == []
+        assert entries(parent) == []
     assert {event for event, _, _ in said(site)} == {"cache.reaped"} and not Path("x").exists()
 
 

@@ -28,7 +28,7 @@ def test_many_jobs_at_once(site: Site) -> None:
         for job in jobs:
             site.fill(site.cache(job, user=users[job]), f"json/{'x' * (job % 2 * 200)}a.arrow", "b", size=4096)
         assert list(pool.map(lambda job: site.epilog(job, user=users[job]).returncode, jobs)) == [0] * JOBS
-    assert [left(site), site.debris(BOB), os.listdir(site.scratch / BOB / ".cache")] == [[], [], []]
+    assert [left(site), site.debris(BOB), site.names(BOB)] == [[], [], []]
     events = site.events()
     assert sorted(event["job_id"] for event in events) == jobs
     assert {(event["event"], event["outcome"], event["files"], event["bytes"]) for event in events} == {

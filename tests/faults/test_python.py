@@ -16,7 +16,7 @@ from jobcache.config import settings
 from support.faulty import EXPORTED, FULL, GID, UID, epilog, left, prolog, run, said, swept, told
 from support.hungfs import hung
 from support.mounts import mount
-from support.site_dir import ALICE, SHELLS, Site
+from support.site_dir import ALICE, SHELLS, Site, entries
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run hooks as users")
 each_shell = pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell.split()[0].rpartition("/")[2])
@@ -320,7 +320,7 @@ def test_upgrade_during_job_leaves_nothing(site: Site, package: Path) -> None:
     step = prolog(site, step="0", HF_DATASETS_CACHE=str(cache), JOBCACHE_DIR=str(cache))
     assert step.cache and step.cache.startswith(f"{site.scratch}/{ALICE}/elsewhere/4242/")
     epilog(site)
-    assert left(site) == [] and os.listdir(site.scratch / ALICE / "elsewhere") == []
+    assert left(site) == [] and entries(site.scratch / ALICE / "elsewhere") == []
 
 
 def test_missing_package_during_upgrade_is_harmless(site: Site, package: Path) -> None:

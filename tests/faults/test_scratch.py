@@ -15,7 +15,7 @@ import pytest
 from support.faultfs import CHANGES, FaultFS, Faults, faulty
 from support.faulty import EXPORTED, GID, UID, epilog, left, prolog, said, skipped, swept
 from support.mounts import mount
-from support.site_dir import ALICE, Site
+from support.site_dir import ALICE, Site, entries
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and FUSE")
 REASONS = {errno.EDQUOT: "no_space", errno.EIO: "io_error", errno.ESTALE: "io_error"}
@@ -233,11 +233,11 @@ def test_root_squash_does_not_stop_hooks_and_sweep(site: Site, how: str) -> None
         site.fill(backing / "hf-datasets-4242", "json/a.arrow")
         epilog(site, SLURM_JOB_NUM_NODES="2")
         epilog(site, SLURM_JOB_NUM_NODES="2", SLURMD_NODENAME="n2")
-        assert os.listdir(backing) == [] and said(site) == [("cache.reaped", "reaped", None)]
+        assert entries(backing) == [] and said(site) == [("cache.reaped", "reaped", None)]
         prolog(site)
         site.fill(backing / "hf-datasets-4242", "json/a.arrow")
         result = swept(site)
-        assert (os.listdir(backing), result.trouble) == ([], [])
+        assert (entries(backing), result.trouble) == ([], [])
         assert [(one.files, one.done) for one in result.reaped] == [(1, True)]
 
 

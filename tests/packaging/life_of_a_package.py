@@ -96,7 +96,7 @@ def cache(job: int) -> Path:
 
 def leftovers() -> list[str]:
     """Return every cache on scratch: complete, half-created or half-deleted."""
-    return sorted(str(path) for path in SCRATCH.glob("*/.cache/*"))
+    return sorted(str(path) for path in SCRATCH.glob("*/.cache/*") if not path.name.startswith(".jobcache-history"))
 
 
 def edit(old: str, new: str) -> None:

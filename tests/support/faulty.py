@@ -85,6 +85,5 @@ def swept(site: Site, *alive: int, dry: bool = False) -> one_sweep.Result:
 
 
 def left(site: Site) -> list[str]:
-    """Return all names in the directory of ALICE's caches."""
-    parent = site.cache().parent
-    return sorted(os.listdir(parent)) if parent.exists() else []
+    """Return all names in the directory of ALICE's caches, without her history."""
+    return site.names()

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from support.site_dir import ALICE, Site
+from support.site_dir import ALICE, Site, entries
 
 WHO = pwd.getpwnam(ALICE)
 SHOW = 'echo "$HF_DATASETS_CACHE"; echo "$JOBCACHE_DIR"'
@@ -49,7 +49,7 @@ class User:
     def left(self) -> list[str]:
         """Return the names in the site's directory for caches and in the user's own."""
         places = (self.site.scratch / ALICE / ".cache", self.home / ".cache/jobcache" / str(WHO.pw_uid))
-        return sorted(path.name for place in places if place.exists() for path in place.iterdir())
+        return sorted(name for place in places for name in entries(place))
 
     def decisions(self) -> dict[str, tuple[str, str]]:
         """Return (action, reason) of a dry run of the sweep, by name. The sweep must not ask Slurm."""

@@ -22,6 +22,7 @@ import jsonschema
 import yaml
 
 import jobcache
+from jobcache.cache import cache_names
 from jobcache.config import apply, compilation, settings
 from support import task_prolog
 
@@ -140,13 +141,29 @@ class Site:
 
     def debris(self, user: str = ALICE) -> list[str]:
         """Return the names of half-made caches and of trash."""
-        parent = self.scratch / user / ".cache"
-        return sorted(p.name for p in parent.iterdir() if p.name.startswith(".jobcache-")) if parent.exists() else []
+        return [name for name in self.names(user) if name.startswith(".jobcache-")]
+
+    def names(self, user: str = ALICE) -> list[str]:
+        """Return all names in the directory of a user's caches, without the history."""
+        return entries(self.scratch / user / ".cache")
+
+    def history(self, user: str = ALICE, event: str = "") -> list[dict[str, Any]]:
+        """Return the lines of a user's history, each checked against the schema; with `event`, only events of this name."""
+        names = (cache_names.HISTORY_OLDER, cache_names.HISTORY)
+        files = [path for name in names if (path := self.scratch / user / ".cache" / name).exists()]
+        lines = [line for path in files for line in path.read_text().splitlines() if line]
+        return [found for found in map(validated, lines) if event in ("", found["event"])]
 
     def events(self, event: str = "") -> list[dict[str, Any]]:
         """Return the events of the log file, each checked against the schema; with `event`, only events of this name."""
         lines = self.log.read_bytes().decode().splitlines() if self.log.exists() else []
         return [found for found in map(validated, lines) if event in ("", found["event"])]
+
+
+def entries(directory: Path | str) -> list[str]:
+    """Return all names in a directory without those of a history, [] if the directory does not exist."""
+    found = os.listdir(directory) if os.path.exists(directory) else []
+    return sorted(name for name in found if not cache_names.is_history(name))
 
 
 class SystemLog:

@@ -25,6 +25,7 @@ DEFAULTS = {
     "exports_for": [],
     "inherit": "on",
     "inherit_max_builds": 2000,
+    "history": "on",
     "offline": "inherit",
     "containers": {"apptainer": "bind"},
     "rules": [],
@@ -105,6 +106,7 @@ exports: {HF_DATASETS_CACHE: "{cache}/datasets", HF_MODULES_CACHE: "{cache}/a b/
 exports_for: [triton, vllm]
 inherit: off
 inherit_max_builds: 7
+history: off
 offline: isolate
 containers: {apptainer: off}
 rules:
@@ -142,6 +144,7 @@ slurm: {conf: /etc/slurm.conf, squeue: /opt/slurm/bin/squeue, scontrol: scontrol
         "exports_for": ["triton", "vllm"],
         "inherit": "off",
         "inherit_max_builds": 7,
+        "history": "off",
         "offline": "isolate",
         "containers": {"apptainer": "off"},
         "rules": [

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 import jobcache
 from jobcache.cache import timestamps
 from jobcache.cli import explain as cli_explain
+from jobcache.cli import main as cli_main
+from jobcache.cli.explain_question import Target
 from jobcache.cli.main import main
 from jobcache.diagnostics import reason_texts, units
 from jobcache.diagnostics.explain import explain
@@ -50,6 +52,11 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[JobDirectory], SlurmJob, str]]
     "a reason of another version": ([event("cache.skipped", 1, reason="phase_of_moon")], [], OVER, "phase_of_moon"),
     "alive": ([CREATED], [directory()], SlurmJob("RUNNING"), "used by n1. Its job is RUNNING"),
     "kept": ([event("cache.kept", 5, outcome="kept", reason="user_keep")], [directory()], OVER, "JOBCACHE=keep"),
+    "kept until": (
+        [event("cache.kept", 5, reason="job_failed", keep_until="2026-11-23T13:22:07Z")], [directory()], OVER,
+        "kept until 2026-11-23T13:22:07Z: the job ended non-zero"),
+    "kept until a forged time": (
+        [event("cache.kept", 5, reason="job_failed", keep_until="x")], [directory()], OVER, "is kept: the job ended non-zero"),
     "an orphan": ([CREATED], [directory()], OVER, "with leases of n1. Its job is over, so it is an orphan"),
     "kept, and no event": ([], [directory(keep_until=1795440127.0, now=1795353809.0)], OVER, "kept until 2026-11-23T13:22:07Z"),
     "kept for long enough": ([], [directory(keep_until=1795353808.0, now=1795353809.0)], OVER, "an orphan"),
@@ -73,6 +80,62 @@ def test_answer_fits_the_case(case: str) -> None:
     assert text in explanation.answer
     assert explanation.known == (case != "unknown")
     assert [line.ts for line in explanation.lines] == sorted(event["ts"] for event in events)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("for_root", [False, True])
+def test_answer_fits_the_case_from_the_history_alone(case: str, for_root: bool) -> None:
+    """A user gets the answer of the log. For root, an answer that rests on a user's history has a note."""
+    events, directories, slurm, text = CASES[case]
+    own = [{**one, "source": "history"} for one in events]
+    site = replace(SITE, sources=(), for_root=for_root)
+    explanation = explain(42, own, directories, slurm, site)
+    assert text in explanation.answer
+    if not for_root:
+        logged = explain(42, [{**one, "source": "log"} for one in events], directories, slurm, site)
+        assert (explanation.answer, explanation.lines) == (logged.answer, logged.lines)
+    assert for_root == all("from the own history of alice" in line.what for line in explanation.lines) or not events
+    rests_on_event = any(one["event"] not in ("cache.created",) for one in own)
+    assert ("according to the own history" in explanation.answer) == (for_root and rests_on_event)
+
+
+def test_log_of_root_counts_before_a_history() -> None:
+    """A forged history changes no answer of the log. It adds what the log lacks, with a note."""
+    forged = event("cache.reaped", 9, source="history", bytes=10**12, user="mallory", node="n9", outcome="reaped", run=1)
+    skip = event("cache.skipped", 1, source="history", reason="rule")
+    site = replace(SITE, for_root=True)
+    explanation = explain(42, [forged, skip, REAPED], [], OVER, site)
+    assert explanation.answer == explain(42, [REAPED], [], OVER, site).answer and explanation.user == "alice"
+    assert sum("own history of mallory" in line.what for line in explanation.lines) == 1
+    logged = event("cache.skipped", 1, reason="rule")
+    assert explain(42, [forged, logged], [], OVER, site).answer == explain(42, [logged], [], OVER, site).answer
+    kept = [event("cache.kept", 5, reason="user_keep"), event("cache.kept", 9, source="history", reason="mount")]
+    assert "JOBCACHE=keep" in explain(42, kept, [directory()], OVER, site).answer
+
+
+def test_line_of_a_history_about_an_event_of_the_log_is_left_out() -> None:
+    """The history has a time of its own, and no figures of the filesystem."""
+    own = {**REAPED, "source": "history", "ts": "2026-11-22T07:05:00.999Z"}
+    for events in ([own, REAPED], [REAPED, own]):
+        assert len(explain(42, events, [], OVER, SITE).lines) == 1
+
+
+def test_history_answers_without_the_log() -> None:
+    """The unreadable log is named only where the history has nothing."""
+    site = replace(SITE, unreadable_log="/l")
+    assert "/l" not in explain(42, [{**REAPED, "source": "history"}], [], OVER, site).answer
+    assert "/l" in explain(42, [], [], OVER, site).answer
+
+
+def test_host_without_a_configuration_names_the_next_step() -> None:
+    explanation = explain(42, [], [], OVER, replace(SITE, configured=False))
+    assert "no configuration of the site" in explanation.answer and "--path" in explanation.advice
+
+
+def test_end_of_jobcache_run_is_no_bug() -> None:
+    """`jobcache run` deletes its cache during the job."""
+    answer = explain(42, [CREATED, {**REAPED, "by": "run"}], [], SlurmJob("RUNNING", start="2026-11-22T07:00:30Z"), SITE).answer
+    assert "`jobcache run` on n1 reaped it" in answer and "bug" not in answer
 
 
 @pytest.mark.parametrize("state", [*sorted(ALIVE), "A_STATE_OF_A_NEWER_SLURM"])
@@ -114,13 +177,18 @@ def test_advice_names_the_job_and_its_nodes() -> None:
     assert "sacct -j 42 " in explain(42, [], [], SlurmJob(unknown="Invalid job id"), SITE).advice
 
 
+@pytest.mark.parametrize("text", ["abc", "0", "9" * 5000, "12_", "_4", "12_x", "12+", "1_2_3", "12_[1-3]", "", "-5"])
+def test_other_texts_than_job_ids_are_refused(text: str) -> None:
+    result = CliRunner().invoke(main, ["explain", "--", text, "/dev/null"])
+    assert result.exit_code == 2 and "is not a job id, such as 4242, 4242_7 or 4242+1" in result.output
+
+
 @pytest.mark.parametrize(
-    "text, remedy", [("123_4", "squeue -h -j 123_4 -o %A"), ("12+1", "sacct -j 12+1 "), ("abc", ""), ("0", ""), ("9" * 5000, "")]
+    "text, target", [("4242", Target(4242)), ("4242_0", Target(array=(4242, 0))), ("4242+1", Target(4242)), (None, None)]
 )
-def test_other_job_ids_are_refused_with_a_remedy(text: str, remedy: str) -> None:
-    """int("123_4") is another job than task 4 of array 123. The message has the command that prints the raw id."""
-    result = CliRunner().invoke(main, ["explain", text, "/dev/null"])
-    assert result.exit_code == 2 and "not a raw job id" in result.output and remedy in result.output
+def test_job_ids_are_read_as_slurm_prints_them(text: str | None, target: Target | None) -> None:
+    """int("123_4") is another job than task 4 of array 123."""
+    assert cli_main._target(None, None, text) == target  # type: ignore[arg-type]
 
 
 def test_timeline_is_sorted_and_has_each_event_once() -> None:

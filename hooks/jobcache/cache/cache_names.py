@@ -109,6 +109,8 @@ def contains_name(name: str, identity: "tuple[str, int, int, int]") -> bool:
 TRASH = ".jobcache-trash-"  # a cache that waits for its deletion
 NEW = ".jobcache-new-"  # a cache that is being built
 ASIDE = ".jobcache-aside-"  # a directory that was renamed by mistake and could not be renamed back; nothing deletes it
+HISTORY = ".jobcache-history"  # file: the user's own history of all caches here
+HISTORY_OLDER = ".jobcache-history.1"  # its older generation
 
 
 def trash_name(job_id: int, nonce: str) -> str:
@@ -124,6 +126,11 @@ def new_name(job_id: int, nonce: str) -> str:
 def aside_name(trash: str) -> str:
     """Given a name by `trash_name`, return the name for a directory that must not be deleted."""
     return ASIDE + trash[len(TRASH) :]
+
+
+def is_history(name: str) -> bool:
+    """Return whether `name` is that of a history, which is no cache whatever stands at it."""
+    return name in (HISTORY, HISTORY_OLDER)
 
 
 def parse_debris(name: str) -> "tuple[str, int] | None":

@@ -18,6 +18,8 @@ def parse_entry(name: str, matches: "Matcher") -> "tuple[str, int, int | None] |
     number: the job id; of RUN, the process id.
     run: how often the job was requeued; None for debris.
     """
+    if cache_names.is_history(name):
+        return None
     debris = cache_names.parse_debris(name)
     if debris:
         return debris[0], debris[1], None

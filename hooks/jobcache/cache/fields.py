@@ -1,7 +1,12 @@
 """Numbers and names in untrusted text: which of them Slurm or jobcache can have written."""
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _UINT32_MAX = 2**32 - 1  # Slurm's job ids are uint32_t
 _DIGITS_MAX = 19  # of 2**63; int() is slow on long texts
+_TASK_MAX = 4_000_000  # of MaxArraySize; Slurm's values for "no task" are larger
 _NAME_MAX = 255  # bytes of a path component, on Linux
 
 
@@ -25,3 +30,9 @@ def component(text: str) -> bool:
     if text.isascii():
         return text.isprintable()
     return not any(ch < " " or ch == "\x7f" for ch in text)
+
+
+def array_task(env: "Mapping[str, str]") -> "dict[str, int]":
+    """Return array_job_id and array_task_id from Slurm's variables, {} for a job that is no task of an array."""
+    job, task = number(env.get("SLURM_ARRAY_JOB_ID", "")), natural(env.get("SLURM_ARRAY_TASK_ID", ""), _TASK_MAX)
+    return {} if job is None or task is None else {"array_job_id": job, "array_task_id": task}

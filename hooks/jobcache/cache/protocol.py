@@ -46,13 +46,14 @@ class Claim:
     record: further fields of job.json, as JSON text by key.
     above: the part of `path` above the first component that names the user, None if unknown (see safe_path.open_safe).
     below: the directory in the cache that becomes HF_DATASETS_CACHE, "" for the cache itself.
+    on_made: called with the descriptor of the directory above the cache and with the outcome, if that is not "joined".
     seed: a function that fills a new cache, given its descriptor, before anybody else can find it. It may create symlinks,
         and directories of its own, may add to `record`, and may raise Refused: then no cache is made.
     """
 
     __slots__ = (
         "path", "cluster", "job_id", "run", "uid", "node", "first_task", "job_start", "stepd", "given_before", "keep", "record",
-        "below", "seed", "above",
+        "below", "seed", "above", "on_made",
     )  # fmt: skip
 
     def __init__(self, path: str, cluster: str, job_id: int, run: int, uid: int, node: str) -> None:
@@ -71,6 +72,7 @@ class Claim:
         self.above: "str | None" = None
         self.below = ""
         self.seed: "Callable[[int], None] | None" = None
+        self.on_made: "Callable[[int, str], None] | None" = None
 
     @property
     def identity(self) -> "tuple[str, int, int, int]":
@@ -89,6 +91,8 @@ def enter(claim: Claim, until: float, clock: "Clock" = time) -> str:
         while True:
             outcome = _enter_once(parent_fd, name, claim)
             if outcome:
+                if claim.on_made and outcome != "joined":
+                    claim.on_made(parent_fd, outcome)
                 return outcome
             if clock.monotonic() >= until:
                 raise reasons.Refused("busy", "an earlier cache at this path is still being reaped")

@@ -1,19 +1,20 @@
-"""The command `explain`: read the events of one job, look it up, print the explanation."""
+"""The command `explain`: find the job, read its events and its user's history, look it up, print the explanation."""
 
 import json
 import os
 import pwd
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Optional
 
 import click
 
-from jobcache.cli.common import load, plain
+from jobcache.cli import explain_question
+from jobcache.cli.common import plain, wanted_user
 from jobcache.cli.event_sources import open_sources, print_damage, unreadable_log
 from jobcache.config.settings import OFF
-from jobcache.diagnostics import explain, job_lookup
+from jobcache.diagnostics import explain, histories, job_lookup
 from jobcache.diagnostics.explain_facts import Explanation, SiteFacts, SlurmJob
 from jobcache.system import event_log, node_names
 
@@ -22,22 +23,57 @@ _MOST_CLUSTERS = 10_000
 
 
 def explain_command(
-    config_file: str, hooks: Optional[str], job_id: int, files: tuple[str, ...], node: Optional[str], as_json: bool
+    config_file: str,
+    hooks: Optional[str],
+    target: Optional[explain_question.Target],
+    path: Optional[str],
+    user: Optional[str],
+    files: tuple[str, ...],
+    node: Optional[str],
+    as_json: bool,
 ) -> int:
-    """Print the explanation of a job; return the exit status: 1 if the job is unknown."""
-    site, lib = load(config_file, hooks)
+    """Print the explanation of a job; return the exit status: 1 if the job is unknown. target: None for the newest job."""
+    site, lib = explain_question.settings_of(config_file, hooks)
+    uid = wanted_user(user)
+    errors: list[str] = []
+    try:
+        if path:
+            site, question = explain_question.about_path(os.path.abspath(path), site, uid)
+        elif target is None:
+            question = explain_question.newest_job(site, uid, errors)
+        elif target.array:
+            question = explain_question.about_task(site, target.array, uid, files, errors)
+        else:
+            question = explain_question.Question(target.job_id or 0, uid)
+    except explain_question.Answered as answered:
+        if as_json:
+            click.echo(json.dumps({"answer": answered.answer, "advice": answered.advice}, indent=1))
+        else:
+            _print_answer(answered.answer, answered.advice)
+        return answered.status
+    job_id = question.job_id
     node = node or node_names.host_name()
     tally = event_log.Tally()
     with open_sources(site, files) as sources:
         events = list(_limit_syslog(_of_cluster(event_log.read(sources, tally, job_id), site.cluster)))
     slurm = job_lookup.slurm_job(site, job_id)
-    errors: list[str] = []
-    directories = job_lookup.job_directories(site, job_id, _uid_of_job(events, slurm), node, errors)
+    uid = _uid_of_job(events, slurm) if question.uid is None else question.uid
+    directories = job_lookup.job_directories(site, job_id, uid, node, errors)
+    own = histories.read(site, uid, histories.Wanted(job_id), errors)
+    events += _of_cluster(own.events, site.cluster)
+    _report_owners(own.events)
     paths = tuple(source for source in sources if isinstance(source, str))
     off_file = f"{lib}/{OFF}" if os.path.lexists(f"{lib}/{OFF}") else ""
-    unreadable = "" if files else unreadable_log(site)
-    facts = SiteFacts(site.hash, site.tree["mode"], _first_event(paths), paths, off_file, unreadable)
-    explanation = explain.explain(job_id, events, directories, slurm, facts, "; ".join(errors))
+    facts = SiteFacts(
+        site.hash, site.tree["mode"],
+        min(filter(None, (_first_event(paths), own.first if uid is not None else "")), default=""),
+        paths, off_file,
+        unreadable_log="" if files else unreadable_log(site),
+        for_root=os.geteuid() == 0,
+        configured=explain_question.is_configured(site),
+    )  # fmt: skip
+    explanation = explain.explain(job_id, events, directories, slurm, facts, "; ".join(dict.fromkeys(errors)))
+    explanation = replace(explanation, lead=question.lead)
     if as_json:
         click.echo(json.dumps(asdict(explanation), indent=1))
     else:
@@ -46,12 +82,19 @@ def explain_command(
     return 0 if explanation.known else 1
 
 
+def _report_owners(events: list[event_log.Event]) -> None:
+    """Print to stderr if several users' histories mention the job: any user can write any job's id."""
+    names = sorted({event["user"] for event in events})
+    if len(names) > 1:
+        click.echo(f"the histories of {', '.join(map(plain, names[:5]))} mention this job: select one with --user", err=True)
+
+
 def _of_cluster(events: Iterable[event_log.Event], cluster: str) -> Iterator[event_log.Event]:
     """Yield the events of this cluster. Several clusters can log to one place, and each has a job with this id."""
     others: dict[str, int] = {}
     for event in events:
         name = event.get("cluster", "")
-        if name in ("", cluster) or not cluster:
+        if name in ("", cluster) or not cluster or cluster.startswith("@"):
             yield event
         elif len(others) < _MOST_CLUSTERS:
             others[name] = others.get(name, 0) + 1
@@ -91,6 +134,8 @@ def _print(explanation: Explanation) -> None:
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, soft_wrap=True)
+    if explanation.lead:
+        console.print(explanation.lead)
     slurm = explanation.slurm
     state = f"{slurm.state}, by {slurm.by}" if slurm.state else f"Slurm reports nothing: {plain(slurm.unknown)}"
     user = f"of {plain(explanation.user)}" if explanation.user else ""
@@ -101,7 +146,11 @@ def _print(explanation: Explanation) -> None:
         at = line.ts[:19].replace("T", " ")
         console.print(Text(f"  {plain(at)}  {plain(line.node):<8} {plain(line.what)}", style=styles.get(line.level, "")))
     console.print()
-    for part in explanation.answer.split("\n"):
-        console.print(plain(part))
-    if explanation.advice:
-        console.print(f"→ {explanation.advice}")
+    _print_answer(explanation.answer, explanation.advice)
+
+
+def _print_answer(answer: str, advice: str) -> None:
+    for part in answer.split("\n"):
+        click.echo(plain(part))
+    if advice:
+        click.echo(f"→ {advice}")

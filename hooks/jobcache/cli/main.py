@@ -39,14 +39,21 @@ class _Main(click.Group):
             sys.exit(1)
 
 
-def _raw_job_id(ctx: click.Context, param: click.Parameter, text: str) -> int:
-    """Return a raw job id. Raise BadParameter for any other text: Slurm's `123_4`, a task of an array, is 1234 to int()."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) > 0):
-        how = (
-            f": use the output of `squeue -h -j {text} -o %A`, or of `sacct -j {text} -o JobIDRaw`" if text[:1].isdigit() else ""
-        )
-        raise click.BadParameter(f"{text!r} is not a raw job id, such as 4242{how}")
-    return int(text)
+def _target(ctx: click.Context, param: click.Parameter, text: "str | None") -> Any:
+    """Return which job to explain, None without a text. Raise BadParameter for a text that names no job of Slurm.
+
+    `123_4` is task 4 of array 123, and `123+1` a part of the het job whose leader is 123.
+    """
+    from jobcache.cache.fields import natural, number
+    from jobcache.cli.explain_question import Target
+
+    if text is None:
+        return None
+    head, sign, tail = text.partition("_" if "_" in text else "+")
+    job_id, part = number(head), natural(tail) if sign else 0
+    if job_id is None or part is None:
+        raise click.BadParameter(f"{text!r} is not a job id, such as 4242, 4242_7 or 4242+1")
+    return Target(array=(job_id, part)) if sign == "_" else Target(job_id)
 
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -134,18 +141,25 @@ def check(config_file: str, hooks: "str | None", user: "str | None", node: "str 
 @options.hooks
 @options.node
 @options.as_json
-@click.argument("job_id", metavar="JOBID", callback=_raw_job_id)
+@click.option("--path", metavar="PATH", help="Explain the job whose cache PATH lies in, such as a path in an error message.")
+@options.user
+@click.argument("target", metavar="[JOBID]", required=False, callback=_target)
 @options.event_files
 def explain(**options: Any) -> None:
     """Explain what happened to the cache of a job.
 
-    JOBID is the raw job id; a task of an array has its own. A FILE holds events: the log, a rotated or compressed log, or an
-    export of a system log. It can also be a directory of such files, or - for standard input. Without a FILE, the command
-    reads the log and the system log of this host, which have the events of this node.
+    JOBID is a job id as Slurm prints it: 4242, 4242_7 for a task of an array, 4242+1 for a part of a het job. Without JOBID
+    and --path, the command takes your newest job.
+
+    A user needs no rights: the answer comes from the user's own history beside the caches, on any host that has the scratch,
+    from the caches there, and from Slurm. Root also reads the events of this node, in the log and in the system log. A FILE
+    holds other events: a log, a rotated or compressed log, or an export of a system log. It can also be a directory of such
+    files, or - for standard input.
 
     \b
     Example:
       jobcache explain 4242
+      jobcache explain --path /scratch/gpfs/alice/.cache/hf-datasets-4242/json/default-0/json-train.arrow
       jobcache explain 4242 /var/log/jobcache/events.jsonl* /var/log/syslog
     """
     from jobcache.cli import explain

@@ -15,7 +15,7 @@ from jobcache.config import settings
 from jobcache.diagnostics import admin_comments, metrics
 from jobcache.sweep import lock, one_sweep, reaping, scanning
 from jobcache.sweep.host import THIS_HOST, Host
-from jobcache.sweep.plan import KEEP, REPORT, Decision, Directory, has_no_job
+from jobcache.sweep.plan import KEEP, REPORT, Decision, job_of
 from jobcache.system import command_log, node_names
 
 _LOGGED = ("in_use", "budget", "too_many_leases")  # reasons for which a directory is kept with an event
@@ -82,11 +82,6 @@ def _lock_path(site: settings.Settings, options: scanning.Options) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- events
-
-
-def job_of(directory: Directory) -> dict[str, Any]:
-    """Return job_id and run of a directory as fields, both None for a directory of a command outside of jobs."""
-    return {"job_id": None, "run": None} if has_no_job(directory) else {"job_id": directory.job_id, "run": directory.run}
 
 
 def _log_reaped(log: command_log.CommandLog, reaped: reaping.Reaped) -> None:

@@ -87,6 +87,7 @@ def _variables(settings: Settings) -> "list[str]":
         f"jc_python={quote(settings.python)}",
         f"jc_package={quote(settings.package)}",
         f"jc_min_uid={settings.min_uid}",
+        f"jc_history={quote('on' if settings.history else '')}",
         f"jc_inherit_max_builds={settings.inherit_max_builds}",
         f"jc_deadline={_seconds(settings.task_prolog_deadline)}",
         f"jc_chain={quote(settings.task_prolog_chain or '')}",

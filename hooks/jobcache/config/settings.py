@@ -53,6 +53,7 @@ class Settings:
             for rule in tree["rules"]
         ]
         self.inherit_max_builds: int = tree.get("inherit_max_builds", 0)
+        self.history: bool = tree.get("history", "off") == "on"  # compiled by version 0.1: the key is missing
         self.min_uid: int = tree["min_uid"]
         self.keep_failed: float = tree["keep_failed"]
         self.keep_max: float = tree["keep_max"]

@@ -5,16 +5,17 @@ from collections.abc import Iterable, Sequence
 from jobcache.cache import timestamps
 from jobcache.diagnostics.explain_facts import Explanation, JobDirectory, SiteFacts, SlurmJob
 from jobcache.diagnostics.reason_texts import meaning, remedy
-from jobcache.diagnostics.timeline import timeline, unique
+from jobcache.diagnostics.timeline import doubt, timeline, unique
 from jobcache.diagnostics.units import duration
-from jobcache.system.event_log import SYSLOG, Event, epoch
+from jobcache.system.event_log import HISTORY, LOG, Event, epoch, epoch_or_none
 from jobcache.system.live_jobs import DEAD
 
 Answer = tuple[str, str]  # the answer, and advice or ""
 
 _END_EVENTS = ("cache.reaped", "cache.orphan_reaped")
 _DRY_RUN = "jobcache sweep --dry-run"
-_SYSLOG_NOTE = ", according to a system log, which users can write"
+_KEEP = "JOBCACHE=keep keeps a cache for a while; a path of your own in HF_DATASETS_CACHE keeps the files for good"
+_WITH_PATH = 'jobcache explain --path PATH, with the path that the error message names, or with "$JOBCACHE_DIR" of the job'
 
 
 def explain(
@@ -29,7 +30,10 @@ def explain(
     known = unique(events)
     answer, advice = _answer(job_id, known, directories, slurm, site)
     answer = answer.replace("\n", "\\n")  # a user's text, such as the name of a lease, must not begin a line
-    if site.unreadable_log:
+    if not site.configured and not known and not directories:
+        answer = f"{answer}\nThis host has no configuration of the site, so no directory on scratch was searched."
+        advice = _WITH_PATH
+    elif site.unreadable_log and not any(event["source"] == HISTORY for event in known):
         answer = f"{answer}\nThis user cannot read the event log, {site.unreadable_log}."
         if not known and not directories:
             advice = f"ask the cluster's admins for the output of `jobcache explain {job_id}`"
@@ -47,8 +51,8 @@ def explain(
 
 
 def _user(events: Sequence[Event], slurm: SlurmJob) -> str:
-    """Return the job's user by the log, else by Slurm, else by a system log."""
-    logged = next((event["user"] for event in events if event.get("user") and event["source"] != SYSLOG), "")
+    """Return the job's user by the log, else by Slurm, else by what users can write."""
+    logged = next((event["user"] for event in events if event.get("user") and event["source"] == LOG), "")
     return logged or slurm.user or next((event["user"] for event in events if event.get("user")), "")
 
 
@@ -62,24 +66,34 @@ def is_alive(state: str) -> bool:
 
 def _answer(job_id: int, events: list[Event], directories: Sequence[JobDirectory], slurm: SlurmJob, site: SiteFacts) -> Answer:
     if directories:
-        return _exists(events, directories, slurm)
-    ended = [event for event in events if event["event"] in _END_EVENTS]
-    if ended:
-        return _reaped(ended, events, slurm)
-    skipped = [event for event in events if event["event"] == "cache.skipped"]
-    if skipped:
-        reason = skipped[-1].get("reason", "")
-        text = f"The job had no private cache: {meaning(reason)}. Its files are where its own settings put them."
-        return text, remedy(reason)
+        return _exists(events, directories, slurm, site)
+    for known in ([event for event in events if event["source"] == LOG], events):  # the log counts before all else
+        ended = [event for event in known if event["event"] in _END_EVENTS]
+        if ended:
+            return _reaped(ended[-1], events, slurm, site)
+        skipped = [event for event in known if event["event"] == "cache.skipped"]
+        if skipped:
+            return _skipped(skipped[-1], site)
     if events:
         return "No event shows the end of the cache, and it is not on scratch.", "Did a user or the job's script delete it?"
     return _unmentioned(job_id, slurm, site)
 
 
+def _note(event: Event, site: SiteFacts) -> str:
+    """Return the end of a sentence that rests on an event which others than root can have written, else ""."""
+    return f", according to {doubt(event, site)}" if doubt(event, site) else ""
+
+
+def _skipped(event: Event, site: SiteFacts) -> Answer:
+    reason = event.get("reason", "")
+    text = f"The job had no private cache: {meaning(reason)}{_note(event, site)}. Its files are where its own settings put them."
+    return text, remedy(reason)
+
+
 # ------------------------------------------------------------------------------------------------------ a cache exists
 
 
-def _exists(events: list[Event], directories: Sequence[JobDirectory], slurm: SlurmJob) -> Answer:
+def _exists(events: list[Event], directories: Sequence[JobDirectory], slurm: SlurmJob, site: SiteFacts) -> Answer:
     last = directories[-1].found
     alive = is_alive(slurm.state)
     leases = f", {'used by' if alive else 'with leases of'} {', '.join(last.nodes)}" if last.nodes else ""
@@ -92,11 +106,13 @@ def _exists(events: list[Event], directories: Sequence[JobDirectory], slurm: Slu
         return f"{where} Slurm reports nothing about its job: {slurm.unknown}.", _DRY_RUN
     if alive:
         return f"{where} Its job is {slurm.state}.", ""
-    kept = next((event for event in reversed(events) if event["event"] == "cache.kept"), None)
+    all_kept = [event for event in events if event["event"] == "cache.kept"]
+    kept = next(iter([event for event in all_kept if event["source"] == LOG][-1:] or all_kept[-1:]), None)
     if kept:
         reason = kept.get("reason", "")
-        note = _SYSLOG_NOTE if kept["source"] == SYSLOG else ""
-        return f"{where} Its job is over, and the cache is kept: {meaning(reason)}{note}.", remedy(reason)
+        until = kept.get("keep_until", "")
+        how = f"kept until {until}" if epoch_or_none(until) is not None else "kept"
+        return f"{where} Its job is over, and the cache is {how}: {meaning(reason)}{_note(kept, site)}.", remedy(reason)
     if last.keep_until is not None and last.now is not None and last.now < last.keep_until:
         return f"{where} Its job is over. By its record, it is kept until {timestamps.second(last.keep_until)}.", ""
     return (
@@ -108,15 +124,18 @@ def _exists(events: list[Event], directories: Sequence[JobDirectory], slurm: Slu
 # ----------------------------------------------------------------------------------------------------- a cache is gone
 
 
-def _reaped(ended: list[Event], events: list[Event], slurm: SlurmJob) -> Answer:
-    """Return the answer for a cache that was reaped. The log counts before a system log."""
-    last = ([event for event in ended if event["source"] != SYSLOG] or ended)[-1]
-    reaper = f"the Epilog on {last.get('node', 'its node')}" if last["event"] == "cache.reaped" else "the sweep"
+def _reaped(last: Event, events: list[Event], slurm: SlurmJob, site: SiteFacts) -> Answer:
+    """Return the answer for a cache that was reaped. last: the newest event about that."""
+    by_run = last.get("by") == "run"
+    reaper = f"{'`jobcache run`' if by_run else 'the Epilog'} on {last.get('node', 'its node')}"
+    reaper = reaper if last["event"] == "cache.reaped" else "the sweep"
     answer = f"The cache is gone: {reaper} reaped it at {last['ts']}"
     if "bytes" in last:
         answer += f", with {last['bytes']:,} bytes in {last.get('files', 0):,} files"
-    answer += (_SYSLOG_NOTE if last["source"] == SYSLOG else "") + "."
+    answer += f"{_note(last, site)}."
     alive = is_alive(slurm.state)
+    if by_run:
+        return f"{answer} It deletes a cache after the last command in it: keep results elsewhere.", _KEEP
     if alive and slurm.start and last["ts"] > slurm.start and not _created_after(events, last):
         return f"{answer} Its job is still alive, so this is a bug.", "report it, with these events"
     if last["event"] == "cache.orphan_reaped":
@@ -125,7 +144,7 @@ def _reaped(ended: list[Event], events: list[Event], slurm: SlurmJob) -> Answer:
     answer += f" A cache is deleted when its job ends{_lifetime(last)}: keep results elsewhere."
     if alive:
         answer += " The job was requeued: its next run begins with a new cache, at another path."
-    return answer, "JOBCACHE=keep keeps a cache for a while; a path of your own in HF_DATASETS_CACHE keeps the files for good"
+    return answer, _KEEP
 
 
 def _created_after(events: list[Event], last: Event) -> bool:

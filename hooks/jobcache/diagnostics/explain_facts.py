@@ -30,6 +30,7 @@ class SiteFacts:
 
     hash: of the policy. first_event: time of the oldest event that was read, or "". sources: paths of the logs.
     off_file: path of the file that stops all hooks, or "". unreadable_log: the log that this user cannot read, or "".
+    for_root: root asks: what comes from a user's history is marked. configured: the site's configuration could be read.
     """
 
     hash: str = ""
@@ -38,6 +39,8 @@ class SiteFacts:
     sources: tuple[str, ...] = ()
     off_file: str = ""
     unreadable_log: str = ""
+    for_root: bool = False
+    configured: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class TimelineEntry:
 class Explanation:
     """The timeline of a job's cache and the answer: where the cache is, or why it is missing. advice: the next step, or "".
 
-    known: an event, a directory or Slurm mentions the job.
+    known: an event, a directory or Slurm mentions the job. lead: which path was asked about, and what it is, or "".
     """
 
     job_id: int
@@ -72,3 +75,4 @@ class Explanation:
     advice: str = ""
     known: bool = True
     slurm: SlurmJob = field(default_factory=SlurmJob)
+    lead: str = ""

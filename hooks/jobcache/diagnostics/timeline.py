@@ -4,15 +4,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from jobcache.diagnostics.explain_facts import JobDirectory, SiteFacts, TimelineEntry
 from jobcache.diagnostics.reason_texts import meaning
-from jobcache.system.event_log import SYSLOG, Event, epoch_or_none
+from jobcache.system.event_log import HISTORY, SYSLOG, Event, epoch_or_none
 
 _SAME = ("ts", "event", "node", "run", "path", "outcome", "reason")  # equal in all copies of one event
+_SAME_IN_HISTORY = ("event", "run", "path", "outcome", "reason")  # a history has a time of its own
 
 
 def unique(events: Iterable[Event]) -> list[Event]:
-    """Return the events in the order of time. Of an event that is in the log and in a system log, return the log's."""
+    """Return the events in the order of time. Of an event that is in the log and in a system log, return the log's.
+
+    Of an event that a user's own history has as well, return the other one: the history adds only what is missing.
+    """
     by_key: dict[tuple[object, ...], Event] = {}
+    events = list(events)
+    elsewhere = {tuple(event.get(name) for name in _SAME_IN_HISTORY) for event in events if event["source"] != HISTORY}
     for event in events:
+        if event["source"] == HISTORY and tuple(event.get(name) for name in _SAME_IN_HISTORY) in elsewhere:
+            continue
         key = tuple(event.get(name) for name in _SAME)
         if key not in by_key or by_key[key]["source"] == SYSLOG:
             by_key[key] = event
@@ -39,11 +47,20 @@ def _from_record(directory: JobDirectory, site: SiteFacts) -> Iterator[TimelineE
     yield TimelineEntry(created, node if isinstance(node, str) else "", what)
 
 
+def doubt(event: Event, site: SiteFacts) -> str:
+    """Return who else can have written an event, "" for the log, and for a user's own history if that user asks."""
+    if event["source"] == SYSLOG:
+        return "a system log, which users can write"
+    if event["source"] == HISTORY and site.for_root:
+        return f"the own history of {event.get('user') or 'the user'}, who can write any line into it"
+    return ""
+
+
 def text(event: Event, site: SiteFacts) -> str:
     """Return the text of an event."""
     notes = [f"run {event['run']}"] if event.get("run") else []
     notes += [event["error"]] if "error" in event else []
-    notes += ["from a system log, which users can write"] if event["source"] == SYSLOG else []
+    notes += [f"from {doubt(event, site)}"] if doubt(event, site) else []
     return _outcome(event, site) + (f" [{'; '.join(notes)}]" if notes else "")
 
 
@@ -60,7 +77,8 @@ def _outcome(event: Event, site: SiteFacts) -> str:
         return "this node released its lease; other nodes still use the cache"
     if kind == "cache.reaped":
         how = "reaped" if outcome == "reaped" else "renamed to trash and partly deleted"
-        return f"{how} by the Epilog{size}" + (f" ({why})" if reason else "") + _policy(event, site, ", created")
+        by = "`jobcache run`" if event.get("by") == "run" else "the Epilog"
+        return f"{how} by {by}{size}" + (f" ({why})" if reason else "") + _policy(event, site, ", created")
     if kind == "cache.orphan_reaped":
         return f"{'reaped' if outcome == 'reaped' else 'partly deleted'} by the sweep{size}: {why}"
     if kind == "cache.kept":

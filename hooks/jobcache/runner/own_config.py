@@ -12,10 +12,11 @@ from jobcache.system import live_jobs
 def own_tree(config_file: Optional[str], path: Optional[str]) -> "dict[str, Any]":
     """Return the configuration for a user's own command: of the file, of the site, or the defaults.
 
+    config_file: None for the site's configuration, if it exists; "" for the defaults alone.
     path: replaces the template in the configuration. Without a path and without a configuration, caches lie below
     XDG_CACHE_HOME, by default ~/.cache. Raise errors.ConfigError.
     """
-    file = config_file or (settings.CONFIG if os.path.exists(settings.CONFIG) else None)
+    file = settings.CONFIG if config_file is None and os.path.exists(settings.CONFIG) else config_file
     tree = configuration.load(file).tree if file else configuration.defaults()
     if path or not file:
         tree = {**tree, "rules": [{k: v for k, v in rule.items() if k != "path"} for rule in tree["rules"]]}

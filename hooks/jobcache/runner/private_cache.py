@@ -15,6 +15,8 @@ from jobcache.cache import (
     cache_names,
     dirfd,
     event_line,
+    fields,
+    history,
     job_record,
     lease_lock,
     node_leases,
@@ -79,6 +81,7 @@ class PrivateCache:
         self._seeds = seeding.Seeds(stores, self._claim, env, self._began)
         if self._claim.seed:
             self._claim.seed = _seed_after(before_seeding, self._claim.seed)
+        self._array_task = fields.array_task(env)
         self._outcome = ""
 
     @property
@@ -253,14 +256,18 @@ class PrivateCache:
                 file=sys.stderr,
             )
 
-    def _log(self, event: str, outcome: str, reason: str, began: float, **fields: str) -> None:
-        """Send one event to the system's log if the site wants that. fields: JSON text by key."""
-        event_line.Log(self._request.syslog, self._facts(), began).emit(event, "info", outcome, reason, **fields)
+    def _log(self, event: str, outcome: str, reason: str, began: float, **more: str) -> None:
+        """Send one event to the system's log if the site wants that, and write it into the history. more: JSON text by key."""
+        log = event_line.Log(self._request.syslog, self._facts(), began)
+        log.emit(event, "info", outcome, reason, **more)
+        if self._request.history:
+            history.append_in_time(self._parent_fd, log.text(event, "info", outcome, reason, **more))
 
     def _facts(self) -> "dict[str, str]":
         """Return the fields that every event about this cache has: JSON text by key."""
         claim = self._claim
         facts = {
+            "by": '"run"',
             "uid": str(claim.uid),
             "path": event_line.quote(claim.path),
             "node": event_line.quote(cache_names.lease_node(claim.node)),
@@ -268,6 +275,7 @@ class PrivateCache:
         if self._job:
             cluster = event_line.quote(self._job.cluster)
             facts.update(cluster=cluster, job_id=str(self._job.job_id), run=str(self._job.run))
+            facts.update((key, str(value)) for key, value in self._array_task.items())
         return facts
 
 

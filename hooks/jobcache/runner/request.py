@@ -31,7 +31,8 @@ class Request:
     refusal: why it gets none, in words; "" if it gets one. exports: value by name, with `{cache}` in it. keep_max,
     keep_failed: seconds. syslog: path of a socket. cluster: as configured. user_store, site_store: templates of the stores
     whose builds the cache begins with. An empty string means that the site has none. inherit: the most builds of the
-    command's usual cache with which the new one begins; 0: none. binds: containers of Apptainer mount the cache.
+    command's usual cache with which the new one begins; 0: none. binds: containers of Apptainer mount the cache. history: write the
+    user's own history.
     """
 
     template: path_template.Template
@@ -46,6 +47,7 @@ class Request:
     inherit: int = 0
     binds: bool = False
     refusal: str = ""
+    history: bool = False
 
 
 def job_of(env: "dict[str, str]", cluster: Optional[str]) -> Optional[Job]:
@@ -94,6 +96,7 @@ def request_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Request:
         keep_max=tree["keep_max"],
         keep_failed=tree["keep_failed"],
         cluster=tree["cluster"] or "",
+        history=tree["history"] == "on",
         syslog="/dev/log" if syslog is True else syslog or "",
         user_store=tree["store"]["user"] or "",
         site_store=tree["store"]["site"] or "",

@@ -34,7 +34,7 @@ def list_directories(place: UserDirectory, cluster: str, local: bool) -> Iterato
     local: the scratch is node-local.
     """
     failures: list[OSError] = []
-    for parent in _parents(place.path, place.rest, failures):
+    for parent in parents(place.path, place.rest, failures):
         yield None
         try:
             yield from _in_parent(parent, place, cluster, local)
@@ -65,12 +65,12 @@ def _in_parent(parent: str, place: UserDirectory, cluster: str, local: bool) -> 
         os.close(parent_fd)
 
 
-def _parents(path: str, rest: tuple[str, ...], failures: list[OSError]) -> Iterator[str]:
+def parents(path: str, rest: tuple[str, ...], failures: list[OSError]) -> Iterator[str]:
     """Yield the parents of caches below `path`: a component with a wildcard is listed. failures: takes each OSError."""
     if not rest:
         yield path
     elif path_template.ANY not in rest[0]:
-        yield from _parents(f"{path}/{rest[0]}", rest[1:], failures)
+        yield from parents(f"{path}/{rest[0]}", rest[1:], failures)
     else:
         before, _, after = rest[0].partition(path_template.ANY)
         try:
@@ -82,7 +82,7 @@ def _parents(path: str, rest: tuple[str, ...], failures: list[OSError]) -> Itera
         if len(names) > _MOST_PARENTS:
             failures.append(OSError(errno.E2BIG, f"more than {_MOST_PARENTS} directories that can hold caches", path))
         for name in names[:_MOST_PARENTS]:
-            yield from _parents(f"{path}/{name}", rest[1:], failures)
+            yield from parents(f"{path}/{name}", rest[1:], failures)
 
 
 def _names_between(path: str, before: str, after: str) -> Iterator[str]:
@@ -104,7 +104,7 @@ def _entries(parent_fd: int, matches: "path_template.Matcher") -> Iterator[Optio
                 if at % _STRIDE == 0:
                     yield None
                 debris = cache_names.parse_debris(entry.name)
-                values = None if debris else matches(entry.name)
+                values = None if debris or cache_names.is_history(entry.name) else matches(entry.name)
                 if not (debris or values) or not entry.is_dir(follow_symlinks=False):
                     continue
                 if debris:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from jobcache.cache import lease_lock
 from jobcache.system.live_jobs import Listing
@@ -121,6 +121,11 @@ def is_retired(one: Directory) -> bool:
 def has_no_job(one: Directory) -> bool:
     """Return whether `jobcache run` made this outside of jobs. Slurm does not know whether such a command lives."""
     return one.kind == RUN or (one.kind != CACHE and one.identity is not None and one.identity[0].startswith("@"))
+
+
+def job_of(one: Directory) -> dict[str, Any]:
+    """Return job_id and run of a directory as fields, both None for a directory of a command outside of jobs."""
+    return {"job_id": None, "run": None} if has_no_job(one) else {"job_id": one.job_id, "run": one.run}
 
 
 def _decide(one: Directory, listings: Sequence[Listing], rules: Rules, confirmed: bool) -> Decision:

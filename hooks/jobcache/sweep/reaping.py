@@ -9,6 +9,7 @@ from typing import Any, Callable, Optional
 from jobcache.cache import dirfd, node_leases
 from jobcache.cache.lease_lock import EMPTY
 from jobcache.config.settings import Settings
+from jobcache.sweep.history_lines import HistoryLines
 from jobcache.sweep.host import THIS_HOST, Host
 from jobcache.sweep.plan import CACHE, RUN, Decision, Directory
 from jobcache.sweep.scanning import Progress, no_progress
@@ -62,6 +63,7 @@ def reap_all(
             group = list(_examined(group, register, trouble))
             if group:
                 work = OwnerReaping(group, rate / AT_ONCE if rate else None, host)
+                work.history = HistoryLines(by_path, site.cluster) if site.history else None
                 yield uid, starter(work, uid, group[0].gid, _place(group[0].path, uid, register), "")
 
     for uid, child, fact in children.each(starts(), AT_ONCE, PATIENCE):
@@ -90,14 +92,23 @@ class OwnerReaping:
     """The work of a child that is an owner: retire and delete those of `directories` that are as they were decided upon.
 
     rate: deletions per second, None without a limit.
+    history: takes the lines for the owner's history; None for no history.
     """
 
     def __init__(self, directories: list[Directory], rate: Optional[float], host: Host = THIS_HOST) -> None:
         self.directories = directories
         self.rate = rate
         self.host = host
+        self.history: Optional[HistoryLines] = None
 
     def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
+        """Reap the directories, report a fact for each, and write the user's history at the end, since that can hang."""
+        self._reap_all(report)
+        if self.history:
+            report(children.END)
+            self.history.write()
+
+    def _reap_all(self, report: Callable[[dict[str, Any]], None]) -> None:
         self.until = time.monotonic() + OWNER_BUDGET
         for at, one in enumerate(self.directories):
             if time.monotonic() >= self.until and at:
@@ -107,7 +118,10 @@ class OwnerReaping:
                 return
             report({"at": one.path})
             try:
-                report({"path": one.path, **self._reap(one, report)})
+                reaped = {"path": one.path, **self._reap(one, report)}
+                report(reaped)
+                if self.history is not None:
+                    self.history.add(reaped)
             except FileNotFoundError:
                 continue  # the owner or an Epilog was faster
             except (OSError, reaper.Kept) as error:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 REPORT_MAX = 1 << 20  # bytes that a child may report by default
 _PAUSE = 0.001  # seconds between two checks whether a child has ended
 _GRACE = 0.1  # seconds in which a killed child has to end
+_EPILOGUE = 0.3  # seconds that a child gets after END
+END = {"end": True}  # the last fact: what the child does afterwards may be lost, and makes it neither late nor dead
 
 
 def restore_signals() -> None:
@@ -36,6 +38,7 @@ class Child:
 
     status: "" while it runs; "done"; "late": killed at its deadline; "died": it ended in another way.
     error: the reason for "died", "" if it is unknown.
+    ended: it has reported END; then it is done, whatever happens.
     stuck: it is still in the kernel after SIGKILL, and nobody waits for it.
     place: where it works now, and where it is counted if it is stuck.
     """
@@ -45,6 +48,7 @@ class Child:
         self.status = ""
         self.error = ""
         self.stuck = False
+        self.ended = False
         self.place = place
         self._pipe = pipe
         self._incomplete: list[bytes] = []  # the beginning of a line
@@ -61,7 +65,12 @@ class Child:
             yield from facts or ()
             if facts is None:
                 return
+            until = self.limit(until)
         self.give_up()
+
+    def limit(self, until: float) -> float:
+        """Return the deadline: `until`, or sooner if only what may be lost is left."""
+        return min(until, time.monotonic() + _EPILOGUE) if self.ended else until
 
     def fileno(self) -> int:
         """Return the descriptor for poll. It is readable when facts or the end have arrived."""
@@ -85,8 +94,10 @@ class Child:
             self.kill()
             self._end(until)
             return None
-        self.error = next((fact["died"] for fact in facts if "died" in fact), self.error)
-        return [fact for fact in facts if "died" not in fact]
+        self.ended = self.ended or END in facts
+        if not self.ended:
+            self.error = next((fact["died"] for fact in facts if "died" in fact), self.error)
+        return [fact for fact in facts if "died" not in fact and fact != END]
 
     def kill(self) -> None:
         """Send SIGKILL."""
@@ -105,7 +116,7 @@ class Child:
     def _is_over(self) -> bool:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
-            self.status = "done" if status == 0 else "died"
+            self.status = "done" if status == 0 or self.ended else "died"
         return pid != 0
 
     def give_up(self) -> None:
@@ -118,7 +129,7 @@ class Child:
             self.stuck = True
             if self.place:
                 self.place.occupy(self.pid)
-        self.status = "late"
+        self.status = "done" if self.ended else "late"
         self._close()
 
     def _close(self) -> None:
@@ -167,7 +178,7 @@ def _each(
                 del running[fd]
                 yield key, child, None
                 continue
-            running[fd] = key, child, time.monotonic() + patience
+            running[fd] = key, child, child.limit(time.monotonic() + patience)
             for fact in facts:
                 yield key, child, fact
         for fd, (key, child, until) in [] if ready else list(running.items()):

@@ -6,8 +6,8 @@ The child reports one fact for each outcome. The parent writes the facts as even
 import os
 import time
 
-from jobcache.cache import dirfd, job_record, node_leases, path_template, reasons, timestamps
-from jobcache.system import event_fields, mounts, reaper
+from jobcache.cache import dirfd, history, job_record, node_leases, path_template, reasons, timestamps
+from jobcache.system import children, event_fields, events, mounts, reaper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _RUNS_LIMIT = 64  # directories of one job to examine; a user can create any number
 _CLOCK_INTERVAL = 1024  # directory entries between two checks of the clock
+_BY_LAST_NODE = ("user_keep", "job_failed")  # reasons to keep a cache that only the last node has
 _RECENT = 86400  # seconds; if the start of the job is unknown, an unrecorded directory that changed earlier is not the job's
 
 
@@ -72,22 +73,54 @@ class Work:
         self.publish = publish
 
     def __call__(self, report: "Report") -> None:
-        """Handle all caches. Report a fact for each error, and go on."""
-        self.report = report
+        """Handle all caches. Report a fact for each error, and go on. At the end, write the user's history."""
+        self._lines: list[str] = []  # of the history in the current directory
+        self._histories: list[tuple[int, list[str]]] = []  # directories, held open, with their lines
+
+        def report_and_note(fact: "Fact") -> None:
+            report(fact)
+            if self._belongs_into_history(fact):
+                self._lines.append(self._history_line(fact))
+
+        self.report = report_and_note
         self.boot = node_leases.now()[0]
         user = self.job.path_user()
         for template in self.templates:
             try:
                 place = template.bind(user=user, uid=self.job.uid, cluster=self.site.cluster, node=self.job.node)
+            except path_template.BadName:
+                continue  # the TaskProlog makes no cache for such a name
+            try:
                 self._handle_parent(place)
             except FileNotFoundError:
                 continue
-            except (OSError, path_template.BadName) as error:
-                reason = reason_of(error)
-                report(event_fields.fact("cache.kept", "warning", template.text, None, "kept", reason, error=str(error)))
+            except OSError as error:
+                fact = event_fields.fact("cache.kept", "warning", place.parent, None, "kept", reason_of(error), error=str(error))
+                self.report(fact)
+        if self._histories:
+            report(children.END)
+            for parent_fd, lines in self._histories:
+                history.append(parent_fd, "\n".join(lines))
+                os.close(parent_fd)
+
+    def _belongs_into_history(self, fact: "Fact") -> bool:
+        """Return whether a fact is the end of a cache, or why it stays.
+
+        If many nodes report that one cache stays, only their logs have it: the history has one line for the end of a job.
+        """
+        if fact["event"] == "cache.kept":
+            return self.site.history and (fact["reason"] in _BY_LAST_NODE or self.job.nodes in (None, 1))
+        return self.site.history and fact["event"] == "cache.reaped"
+
+    def _history_line(self, fact: "Fact") -> str:
+        job = self.job
+        known = {"cluster": self.site.cluster, "node": job.node, "job_id": job.job_id, "uid": job.uid, "user": job.user}
+        fields = {key: value for key, value in fact.items() if key not in ("event", "level")}
+        return events.encode(fact["event"], fact["level"], {**known, **job.array_task, **fields})
 
     def _handle_parent(self, place: "path_template.Place") -> None:
         parent_fd = dirfd.open_directory(place.parent)
+        self._lines = []
         try:
             for run in self._find_runs(place, parent_fd):
                 began = time.monotonic()
@@ -95,6 +128,8 @@ class Work:
                 if fact:
                     fact["duration_ms"] = round((time.monotonic() - began) * 1000)
                     self.report(fact)
+            if self._lines:
+                self._histories.append((os.dup(parent_fd), self._lines))
         finally:
             os.close(parent_fd)
 

@@ -24,7 +24,7 @@ from typing import IO, Any, Optional, Union
 
 Event = dict[str, Any]
 
-LOG, SYSLOG = "log", "syslog"  # sources
+LOG, SYSLOG, HISTORY = "log", "syslog", "history"  # sources. Users can write the last two
 
 _LINE_LIMIT = 1 << 20  # bytes
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -33,7 +33,8 @@ _is_timestamp = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{
 # Types of the fields that are read. All other fields are dropped.
 _TYPES: dict[str, type] = {
     **dict.fromkeys("ts event level cluster node user path outcome reason partition account created_at policy".split(), str),
-    **dict.fromkeys("trash keep_until error hook from".split(), str),
+    **dict.fromkeys("trash keep_until error hook from by".split(), str),
+    **dict.fromkeys("array_job_id array_task_id".split(), int),
     **dict.fromkeys("job_id run uid bytes files found reaped kept reported troubles left duration_ms status".split(), int),
     **dict.fromkeys("fs_total_bytes fs_free_bytes builds saved_bytes".split(), int),
     "pids": list,
@@ -188,7 +189,7 @@ def _validated(found: Optional[Event], source: str) -> Optional[Event]:
         return None
     type_of = _TYPES.get
     invalid = [key for key, value in found.items() if type(value) is not type_of(key)]
-    if source == SYSLOG:
+    if source != LOG:
         invalid += [key for key in _CLOSED_SETS if key in found and key not in invalid and _is_word(found[key]) is None]
         invalid += [
             key for key, value in found.items() if type(value) is int and not 0 <= value < _NUMBER_LIMIT and type_of(key) is int
@@ -200,6 +201,11 @@ def _validated(found: Optional[Event], source: str) -> Optional[Event]:
         return None
     found["source"] = source
     return found
+
+
+def of_history(line: bytes) -> Optional[Event]:
+    """Return the event on a line of a user's own history, None without a valid one."""
+    return _validated(_parse(line), HISTORY) if line.startswith(b"{") else None
 
 
 # ----------------------------------------------------------------------------------------------------------- timestamps

@@ -68,6 +68,8 @@ def drop_section(version_fd: int, name: str) -> None:
 
 def _rename_to_trash(parent_fd: int, name: str, fd: int, uid: int, trash: str, tolerated: "tuple[int, ...]") -> str:
     """Rename, and check that the right directory was renamed. tolerated: errors of the rename for which to keep the name."""
+    if cache_names.is_history(name):
+        raise Kept("bad_name", "it has the name of a history")
     held = os.fstat(fd)
     if held.st_uid != uid:
         raise Kept("foreign", f"it belongs to uid {held.st_uid}, not to uid {uid}")

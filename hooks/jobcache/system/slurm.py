@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 
+from jobcache.cache.fields import number
 from jobcache.system import live_jobs
 from jobcache.system.live_jobs import Listing, Unknown
 
@@ -112,6 +113,25 @@ class Slurm:
             if len(words) == len(columns) and words[0] == str(job_id):
                 return dict(zip(columns, words))
         raise Unknown("slurm_malformed", f"sacct does not show job {job_id}")
+
+    def raw_id(self, array_job_id: int, task_id: int) -> int:
+        """Return the raw id of a task of a job array, as squeue shows it, else as sacct does. Raise Unknown."""
+        name = f"{array_job_id}_{task_id}"
+        squeue = (self._squeue, (*_ALL_JOBS, f"--jobs={name}", "--format=%A|%F_%K"))
+        options = ("--noheader", "--parsable2", "--allocations", f"--jobs={name}", "--format=JobIDRaw,JobID")
+        for command, arguments in (squeue, (self._sibling("sacct"), options)):
+            try:
+                lines = self._run(command, *arguments).splitlines()
+            except Unknown as error:
+                unknown = error
+                continue
+            for line in lines:
+                raw, _, shown = line.strip().partition("|")
+                job_id = number(raw)
+                if shown == name and job_id is not None:
+                    return job_id
+            unknown = Unknown("slurm_malformed", f"{command} does not show job {name}")
+        raise unknown
 
     def uncommented(self, job_ids: "list[int]") -> "list[int]":
         """Return the jobs that have ended and have no AdminComment. Raise Unknown."""
