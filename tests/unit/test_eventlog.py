@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobcache.cache import timestamps
-from jobcache.system import event_log
+from jobcache.system import event_log, log_files
 
 REAPED = {
     "ts": "2026-11-22T07:44:48.142Z", "event": "cache.reaped", "level": "info", "cluster": "tiger", "node": "n2", "job_id": 4242,
@@ -158,7 +158,7 @@ def test_rotated_and_compressed_logs_are_found(tmp_path: Path, opener: Any, suff
         (tmp_path / other).write_bytes(line(job_id=9))
     for age, name in enumerate(("events.jsonl.1", f"events.jsonl.2{suffix}", f"events.jsonl-20261101{suffix}")):
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    found = [event["job_id"] for event in event_log.read(event_log.rotations(str(log)), event_log.Tally())]
+    found = [event["job_id"] for event in event_log.read(log_files.rotations(str(log)), event_log.Tally())]
     assert found == [1, 2, 3, 4]
 
 

@@ -12,7 +12,7 @@ import click
 
 from jobcache.cli.common import plain
 from jobcache.config.settings import Settings
-from jobcache.system import event_log
+from jobcache.system import event_log, log_files
 
 _SYSTEM_LOGS = ("/var/log/syslog", "/var/log/messages")
 _JOURNALS = ("/var/log/journal/*/*.journal", "/run/log/journal/*/*.journal")
@@ -24,8 +24,8 @@ def open_sources(site: Optional[Settings], files: tuple[str, ...]) -> "Iterator[
     if files:
         yield list(dict.fromkeys(path for name in files for path in ([name] if name == "-" else _files_of(name))))
         return
-    found: list[Union[str, IO[bytes]]] = [*(event_log.rotations(site.log_file) if site and site.log_file else [])]
-    found += [path for log in _SYSTEM_LOGS for path in event_log.rotations(log) if os.access(path, os.R_OK)]
+    found: list[Union[str, IO[bytes]]] = [*(log_files.rotations(site.log_file) if site and site.log_file else [])]
+    found += [path for log in _SYSTEM_LOGS for path in log_files.rotations(log) if os.access(path, os.R_OK)]
     program = shutil.which("journalctl", path="/usr/bin:/bin")
     if program is None or not any(glob.glob(pattern) for pattern in _JOURNALS):
         yield found
