@@ -5,14 +5,16 @@ import os
 import pwd
 import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Optional
 
 import click
 
-from jobcache.cli.common import load, plain
-from jobcache.cli.event_sources import open_sources, print_damage, unreadable_log
+from jobcache.cache import timestamps
+from jobcache.cli.common import load, parse_time, plain
+from jobcache.cli.event_sources import open_sources, print_damage, progress, unreadable_log
 from jobcache.config.settings import OFF
 from jobcache.diagnostics import explain, job_lookup
 from jobcache.diagnostics.explain_facts import Explanation, SiteFacts, SlurmJob
@@ -23,21 +25,30 @@ _MOST_CLUSTERS = 10_000
 
 
 def explain_command(
-    config_file: str, hooks: Optional[str], job_id: int, files: tuple[str, ...], node: Optional[str], as_json: bool
+    config_file: str,
+    hooks: Optional[str],
+    job_id: int,
+    files: tuple[str, ...],
+    since: Optional[str],
+    node: Optional[str],
+    as_json: bool,
 ) -> int:
     """Print the explanation of a job; return the exit status: 1 if the job is unknown."""
     site, lib = load(config_file, hooks)
     node = node or socket.gethostname().partition(".")[0]
     tally = event_log.Tally()
-    with open_sources(site, files) as sources:
-        events = list(_limit_syslog(_of_cluster(event_log.read(sources, tally, job_id), site.cluster)))
+    begin = parse_time(since, time.time(), "--since") if since else 0.0
+    stamp = timestamps.millisecond(begin) if since else ""
+    with open_sources(site, files, begin) as sources, progress(sources) as moved:
+        read = event_log.read(sources, tally, job_id, stamp, moved=moved)
+        events = list(_limit_syslog(_of_cluster(read, site.cluster)))
     slurm = job_lookup.slurm_job(site, job_id)
     errors: list[str] = []
     directories = job_lookup.job_directories(site, job_id, _uid_of_job(events, slurm), node, errors)
     paths = tuple(source for source in sources if isinstance(source, str))
     off_file = f"{lib}/{OFF}" if os.path.lexists(f"{lib}/{OFF}") else ""
     unreadable = "" if files else unreadable_log(site)
-    facts = SiteFacts(site.hash, site.tree["mode"], _first_event(paths), paths, off_file, unreadable)
+    facts = SiteFacts(site.hash, site.tree["mode"], "" if events else _first_event(paths), paths, off_file, unreadable)
     explanation = explain.explain(job_id, events, directories, slurm, facts, "; ".join(errors))
     if as_json:
         click.echo(json.dumps(asdict(explanation), indent=1))
@@ -83,8 +94,9 @@ def _uid_of_job(events: list[event_log.Event], slurm: SlurmJob) -> Optional[int]
 
 
 def _first_event(paths: tuple[str, ...]) -> str:
-    """Return the time of the oldest event, "" without events."""
-    return next((event["ts"] for event in event_log.read(paths, event_log.Tally())), "")
+    """Return the time of the oldest event, "" without events. The events of one file are in the order of time."""
+    first = (next((event["ts"] for event in event_log.read([path], event_log.Tally())), "") for path in paths)
+    return min(filter(None, first), default="")
 
 
 def _print(explanation: Explanation) -> None:

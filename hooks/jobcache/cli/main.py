@@ -132,6 +132,7 @@ def check(config_file: str, hooks: "str | None", user: "str | None", node: "str 
 @main.command()
 @options.config
 @options.hooks
+@click.option("--since", metavar="WHEN", help="Read events from a day (UTC) on, or from a duration before now. Older files are skipped.")
 @options.node
 @options.as_json
 @click.argument("job_id", metavar="JOBID", callback=_raw_job_id)
@@ -139,14 +140,16 @@ def check(config_file: str, hooks: "str | None", user: "str | None", node: "str 
 def explain(**options: Any) -> None:
     """Explain what happened to the cache of a job.
 
-    JOBID is the raw job id; a task of an array has its own. A FILE holds events: the log, a rotated or compressed log, or an
-    export of a system log. It can also be a directory of such files, or - for standard input. Without a FILE, the command
-    reads the log and the system log of this host, which have the events of this node.
+    JOBID is the raw job id; a task of an array has its own. A FILE holds events: the log, a rotated or compressed log (gzip,
+    bzip2, xz, zstd), or an export of a system log. It can also be a directory of such files, a quoted pattern, or - for
+    standard input. Files can overlap and have any order. Without a FILE, the command reads the log and the system log of this
+    host, which have the events of this node.
 
     \b
     Example:
       jobcache explain 4242
       jobcache explain 4242 /var/log/jobcache/events.jsonl* /var/log/syslog
+      jobcache explain 4242 --since 3d '/var/log/jobcache-nodes/*.log*'
     """
     from jobcache.cli import explain
 

@@ -7,8 +7,8 @@ from jobcache.cache import timestamps
 from jobcache.diagnostics import report_advice, report_table
 from jobcache.diagnostics.report_model import Cache, Report, Without
 from jobcache.diagnostics.report_sums import UNKNOWN, Sums
-from jobcache.diagnostics.report_table import EventTable, Row
-from jobcache.system.event_log import LOG, SYSLOG, Event, epoch_or_none
+from jobcache.diagnostics.report_table import EventTable
+from jobcache.system.event_log import LOG, Event, epoch_or_none
 
 _KINDS = {
     "cache.reaped": report_table.REAPED,
@@ -42,37 +42,33 @@ class Collector:
     def take(self, event: Event) -> None:
         """Count an event. Copies of it do not count again."""
         get = event.get
-        kind, logged = event["event"], event["source"] == LOG
-        at = epoch_or_none(event["ts"])
+        kind, logged, stamp = event["event"], event["source"] == LOG, event["ts"]
+        at = epoch_or_none(stamp)
         doubtful = not logged and kind not in _OF_USERS
-        self._own_log = self._own_log or logged
+        if logged:
+            self._own_log = True
         if at is None or (doubtful and self._own_log):
             return
+        job, run, uid, user, path, cluster = get("job_id", 0), get("run", 0), get("uid"), get("user"), get("path"), get("cluster")
+        reason, outcome, made = get("reason", ""), get("outcome", ""), get("created_at")
         number = self._table.number
-        user, uid, job, run, path, cluster = get("user"), get("uid"), get("job_id"), get("run"), get("path"), get("cluster")
-        word = get("outcome") if kind == "sweep.finished" else get("reason")
-        size, files, builds, left_out = _numbers(event)
-        row = Row(
-            job or 0,
-            hash((cluster, run or 0, uid, None if job else path)),  # of `jobcache run`: a path, and no job
-            hash((event["ts"], kind, cluster, get("node"), path, run, get("reason"))),
-            doubtful,
-            _KINDS.get(kind, report_table.OTHER),
-            number(word or UNKNOWN),
-            number(get("outcome") or ""),
-            at,
-            epoch_or_none(event["created_at"]) if "created_at" in event else None,
-            size,
-            files,
-            builds,
-            left_out,
-            uid,
-            number(user) if user else None,
-            number(event["account"]) if get("account") else None,
-            number(event["partition"]) if get("partition") else None,
+        self._table.add(
+            (
+                job,
+                hash((cluster, run, uid, None if job else path)),  # of `jobcache run` outside of jobs: a path
+                hash((stamp, kind, cluster, get("node"), path, run, reason)),
+                doubtful,
+                _KINDS.get(kind, report_table.OTHER),
+                number((outcome if kind == "sweep.finished" else reason) or UNKNOWN),
+                number(outcome),
+                at,
+                epoch_or_none(made) if made else None,
+                *_numbers(event),
+                uid,
+                *self._table.names(user, get("account"), get("partition")),
+            )
         )
-        self._table.add(row)
-        if user and uid is not None and event["source"] != SYSLOG:
+        if user and uid is not None and logged:
             self._names[uid] = user
 
     def finish(self) -> Report:
@@ -129,7 +125,8 @@ def _numbers(event: Event) -> tuple[int, int, Optional[int], int]:
     builds None: the event is no creation of a cache whose user has an own cache.
     """
     if event["event"] != "cache.created":
-        return _number(event, "bytes"), _number(event, "files"), None, 0
+        size, files = event.get("bytes", 0), event.get("files", 0)
+        return size if size < _MOST else 0, files if files < _MOST else 0, None, 0
     found = event.get("inherited")
     if not isinstance(found, dict) or "source" not in found:
         return 0, 0, None, 0

@@ -37,33 +37,15 @@ def _sum(column: str) -> str:
     return f"sum({column} >> {_BITS}), sum({column} & {(1 << _BITS) - 1})"
 
 
-class Row(NamedTuple):
-    """An event. job: its number or 0. cache, identity: 64-bit numbers, equal in all events of one cache, in all copies of one event.
-
-    doubtful: a user can have forged it. word: the reason, of a sweep its outcome. at, made: seconds since the epoch.
-    bytes, files, builds: of a deletion, or of links. left_out: datasets that were not linked. word, outcome, user, account,
-    partition: numbers of names.
-    """
-
-    job: int
-    cache: int
-    identity: int
-    doubtful: bool
-    kind: int
-    word: int
-    outcome: int
-    at: float
-    made: Optional[float]
-    bytes: int
-    files: int
-    builds: Optional[int]
-    left_out: int
-    uid: Optional[int]
-    user: Optional[int]
-    account: Optional[int]
-    partition: Optional[int]
-
-
+# An event, in the order of the columns. job: its number or 0. cache, identity: 64-bit numbers, equal in all events of one cache,
+# in all copies of one event. doubtful: a user can have forged it. word: the reason, of a sweep its outcome. at, made: seconds
+# since the epoch. bytes, files, builds: of a deletion, or of links; builds None: of neither. left_out: datasets that were not
+# linked. word, outcome, user, account, partition: numbers of names.
+Row = tuple[
+    int, int, int, bool, int, int, int, float, Optional[float], int, int, Optional[int], int, Optional[int], Optional[int],
+    Optional[int], Optional[int],
+]  # fmt: skip
+_COLUMNS = 17
 Names = tuple[Optional[int], Optional[int], Optional[int]]  # numbers of the user, the account and the partition
 Life = tuple[float, Optional[int], Optional[int], Optional[int]]  # a lifetime in seconds, and the names
 Span = tuple[float, float, int, Optional[int], Optional[int], Optional[int]]  # begin, end, bytes, and the names
@@ -93,6 +75,7 @@ class EventTable:
         self._database.execute(_EVENTS)
         self._numbers: dict[str, int] = {}
         self._names = [_REST]
+        self._combinations: dict[tuple[Optional[str], Optional[str], Optional[str]], Names] = {}
         self._pending: list[Row] = []
 
     def number(self, name: str) -> int:
@@ -106,6 +89,16 @@ class EventTable:
         self._numbers[name] = len(self._names) - 1
         return len(self._names) - 1
 
+    def names(self, user: Optional[str], account: Optional[str], partition: Optional[str]) -> Names:
+        """Return the numbers of a user, an account and a partition, each None if it is None or empty."""
+        found = self._combinations.get((user, account, partition))
+        if found is None:
+            if len(self._combinations) >= _MOST_NAMES:
+                self._combinations.clear()
+            one, two, three = (self.number(name) if name else None for name in (user, account, partition))
+            found = self._combinations[user, account, partition] = one, two, three
+        return found
+
     def name(self, number: int) -> str:
         """Return the name that has this number."""
         return self._names[number]
@@ -117,7 +110,7 @@ class EventTable:
             self._flush()
 
     def _flush(self) -> None:
-        marks = ", ".join("?" * len(Row._fields))
+        marks = ", ".join("?" * _COLUMNS)
         self._database.execute("begin")
         self._database.executemany(f"insert or replace into event values ({marks})", self._pending)
         self._database.execute("commit")

@@ -8,7 +8,6 @@ word that jobcache cannot have written is dropped.
 
 import calendar
 import functools
-import importlib
 import json
 import re
 import time
@@ -47,27 +46,14 @@ _ROOT_EVENTS = frozenset(["cache.released", "cache.reaped", "cache.orphan_reaped
 _decode = json.JSONDecoder().raw_decode
 
 
-def _faster_parser() -> Optional[Callable[[bytes], Any]]:
-    """Return the parser of orjson, None if it is not installed. No result depends on it."""
-    try:
-        parser: Callable[[bytes], Any] = importlib.import_module("orjson").loads
-    except ImportError:
-        return None
-    return parser
-
-
-_orjson = _faster_parser()
-
-
 @dataclass
 class Tally:
     """Counts of what was read.
 
-    lines: all. events: lines with an event. torn: lines with a damaged event. broken: files that could not be read to the
+    events: lines with an event. torn: lines with a damaged event. broken: files that could not be read to the
     end, with the error.
     """
 
-    lines: int = 0
     events: int = 0
     torn: int = 0
     broken: tuple[str, ...] = ()
@@ -104,8 +90,12 @@ def read(
     for source in sources:
         try:
             for block in log_files.blocks(source, moved):
-                tally.lines += block.count(b"\n") + (not block.endswith(b"\n"))
-                for event in _events(lines(block), tally):
+                for line in lines(block):
+                    event = _event(line) if 0 < len(line) <= log_files.LINE_LIMIT else None
+                    if event is None:
+                        tally.torn += b'"event"' in line
+                        continue
+                    tally.events += 1
                     if since <= event["ts"] < until and (job_id is None or event.get("job_id") == job_id):
                         yield event
         except log_files.LogError as error:
@@ -138,18 +128,6 @@ def _lines_between(since: bytes, until: bytes, block: bytes) -> Iterator[bytes]:
         yield line
 
 
-def _events(lines: Iterable[bytes], tally: Tally) -> Iterator[Event]:
-    """Yield the events on the lines."""
-    for line in lines:
-        if line:
-            event = _event(line) if len(line) <= log_files.LINE_LIMIT else None
-            if event is not None:
-                tally.events += 1
-                yield event
-            elif b'"event"' in line:
-                tally.torn += 1
-
-
 # -------------------------------------------------------------------------------------------------- one line, one event
 
 
@@ -169,12 +147,6 @@ def _event(line: bytes) -> Optional[Event]:
 
 def _parse(data: bytes) -> Optional[Event]:
     """Return the JSON object that `data` consists of, None for anything else."""
-    if _orjson is not None:
-        try:
-            found = _orjson(data)
-            return found if isinstance(found, dict) else None
-        except ValueError:  # it accepts less, such as no byte that is not UTF-8
-            pass
     try:
         text = data.decode("utf-8", "replace").rstrip()
         found, end = _decode(text)
