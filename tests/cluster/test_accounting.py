@@ -110,7 +110,9 @@ def comment(cluster: Cluster, job: int) -> str:
 
 def of_the_week(cluster: Cluster) -> str:
     """Return the output of the command of the admin guide that shows a user's caches of the week."""
-    (line,) = re.findall(r"^sacct .*AdminComment.*", (Path(__file__).parents[2] / "docs/admin-guide.md").read_text(), re.MULTILINE)
+    (line,) = re.findall(
+        r"^sacct .*AdminComment.*", (Path(__file__).parents[2] / "docs/admin-guide.md").read_text(), re.MULTILINE
+    )
     return cluster.run(*line.replace("alice", ALICE).split()).stdout
 
 

@@ -117,7 +117,10 @@ def test_page_names_users_without_a_cache_and_what_is_built_again(page: Page, tm
     assert "alice" in page.run("document.querySelector('#rebuilt tbody').textContent")
     hits = page.run("[...document.querySelectorAll('#hits tbody tr')].map(tr => [...tr.cells].map(td => td.textContent))")
     created = int(page.run("data.hits.created"))
-    assert hits[0][1] == "0" and hits[1][1:] == hits[2][1:] == [str(page.run("data.hits.any")), f"{round(100 * int(hits[1][1]) / created)} %"]
+    assert hits[0][1] == "0" and hits[1][1:] == hits[2][1:] == [
+        str(page.run("data.hits.any")),
+        f"{round(100 * int(hits[1][1]) / created)} %",
+    ]
     assert 0 < int(hits[1][1]) < created
     page.screenshot(tmp_path / "page.png")
 

@@ -209,9 +209,10 @@ class Pieces(io.BytesIO):
         return super().read1(next(self._sizes))
 
 
+TIMES = ("2026-11-21T23:59:59Z", "2026-11-22T00:00:00.001Z")
 LINES = st.lists(
     st.one_of(
-        st.builds(line, job_id=st.sampled_from([1, 11, 12]), ts=st.sampled_from(["2026-11-21T23:59:59Z", "2026-11-22T00:00:00.001Z"])),
+        st.builds(line, job_id=st.sampled_from([1, 11, 12]), ts=st.sampled_from(TIMES)),
         st.builds(lambda job: HEADS[1] + line(job_id=job, node="12"), st.integers(1, 12)),
         st.builds(lambda job: entry(0, job_id=job), st.integers(1, 12)),
         st.builds(lambda job, at: line(job_id=job)[:at], st.integers(1, 12), st.integers(1, 200)),  # torn

@@ -288,7 +288,8 @@ def test_pipe_in_a_directory_is_not_read(tmp_path: Path) -> None:
 
 def generated(job: int, at: int, life: int | None, **fields: Any) -> dict[str, Any]:
     """Return an event of one of two users, without the fields that are None."""
-    return {**ended(job, at, life), "user": f"user{job % 2}", **{key: value for key, value in fields.items() if value is not None}}
+    known = {key: value for key, value in fields.items() if value is not None}
+    return {**ended(job, at, life), "user": f"user{job % 2}", **known}
 
 
 EVENTS = st.builds(
@@ -318,14 +319,16 @@ def test_report_depends_on_no_order_and_no_copies(events: list[dict[str, Any]], 
         spans.append((max(made, default=None), end, sum(one["bytes"] for one in ends)))
     assert (got.total.caches, got.total.bytes) == (len(spans), sum(size for _, _, size in spans))
     assert got.total.life == (statistics.median(lives) if (lives := [end - made for made, end, _ in spans if made]) else None)
-    at_once = [sum(size for made, end, size in spans if (made or end) <= at <= end) for made, end, _ in spans for at in (made or end,)]
+    begins = [made or end for made, end, _ in spans]
+    at_once = [sum(size for made, end, size in spans if (made or end) <= at <= end) for at in begins]
     assert got.total.peak == max(at_once, default=0) == max(one.bytes for one in got.bins)
     assert sum(row.bytes for row in got.groups["user"]) == got.total.bytes
     assert sum(one.jobs for one in got.without) == sum(one["event"] == "cache.skipped" for one in events)
 
 
 def test_jobs_without_a_cache_are_counted_by_user_and_reason() -> None:
-    known = {"ts": timestamps.millisecond(T + 5), "source": "syslog", "event": "cache.skipped", "reason": "rule", "outcome": "skipped"}
+    known = {"ts": timestamps.millisecond(T + 5), "source": "syslog", "event": "cache.skipped"}
+    known = {**known, "reason": "rule", "outcome": "skipped"}
     got = collected(
         *({**known, "job_id": job, "uid": 5, "user": "alice"} for job in (1, 2)),
         {**known, "job_id": 3, "uid": 6, "reason": "foreign", "outcome": "refused"},

@@ -132,7 +132,9 @@ def check(config_file: str, hooks: "str | None", user: "str | None", node: "str 
 @main.command()
 @options.config
 @options.hooks
-@click.option("--since", metavar="WHEN", help="Read events from a day (UTC) on, or from a duration before now. Older files are skipped.")
+@click.option(
+    "--since", metavar="WHEN", help="Read events from a day (UTC) on, or from a duration before now. Older files are skipped."
+)
 @options.node
 @options.as_json
 @click.argument("job_id", metavar="JOBID", callback=_raw_job_id)

@@ -22,6 +22,7 @@ _LIVES = ((60, "< 1 min"), (600, "1–10 min"), (3600, "10–60 min"), (6 * 3600
 _LONGER = "> 7 d"
 _LAST: Span = (math.inf, math.inf, 0, None, None, None)  # ends all caches
 
+
 class _Group:
     """A user, an account, a partition, or all caches. held: bytes that exist now. rank: lifetimes so far. life: the median."""
 
@@ -87,7 +88,7 @@ class Sums:
                 group.held += size
                 if group.held > group.peak:
                     group.peak = group.held
-            number += 1
+            number += 1  # noqa: SIM113 - the loop has tuples of names
             push(alive, (ended, number, size, groups))
             one = self.bins[at]
             if total.held > one.bytes:
