@@ -54,8 +54,8 @@ def report_command(
     collector = report.Collector(begin, end, as_user.user_name, own_log)
     try:
         with open_sources(site, files, begin) as sources, progress(sources) as moved:
-            span = {"since": timestamps.millisecond(begin), "until": timestamps.millisecond(end)}
-            for event in event_log.read(sources, tally, **span, moved=moved):
+            first, last = timestamps.millisecond(begin), timestamps.millisecond(end)
+            for event in event_log.read(sources, tally, None, first, last, moved):
                 collector.take(event)
         found = collector.finish()
     except sqlite3.Error as error:

@@ -12,7 +12,7 @@ REAPED, ORPHAN_REAPED, CREATED, SEEDED, SKIPPED, KEPT, FAILED, SWEPT, OTHER = ra
 
 _MEMORY = 24 << 10  # KiB of the database that stay in memory; sorting takes as much again
 _AT_ONCE = 2000  # rows in one statement
-_MOST_NAMES = 100_000  # users, accounts, partitions and reasons: whoever writes to a system log can invent names
+_MOST_NAMES = 100_000  # users, accounts, partitions and reasons: users can write invented names to a system log
 _REST = "(others)"
 
 # In the order of the jobs, which is nearly the order in which the events come.
@@ -79,7 +79,7 @@ class EventTable:
         self._pending: list[Row] = []
 
     def number(self, name: str) -> int:
-        """Return the number of a name, the same for equal names. Beyond a limit, all new names have one number."""
+        """Return the number of a name, equal for equal names. Beyond a limit, all new names have one number."""
         found = self._numbers.get(name)
         if found is not None:
             return found

@@ -33,7 +33,7 @@ _TYPES: dict[str, type] = {
     "pids": list,
     "inherited": dict,
 }
-_OF_INHERITED = {
+_OF_INHERITED: dict[str, type] = {
     **dict.fromkeys("builds files bytes duration_ms results found left_out_datasets".split(), int),
     "source": str,
     "left_out": list,
@@ -81,12 +81,11 @@ def read(
     since, until: yield only events from `since` to before `until`; texts as timestamps.millisecond returns.
     moved: gets the number of bytes that were read from a file.
     """
+    lines: Callable[[bytes], Iterable[bytes]] = _all_lines
     if job_id is not None:
         lines = functools.partial(_lines_with, str(job_id).encode(), re.compile(rb'job_id\\?"\s*:\s*%d\b' % job_id))
     elif since or until < "~":
         lines = functools.partial(_lines_between, since.encode(), until.encode())
-    else:
-        lines = _all_lines
     for source in sources:
         try:
             for block in log_files.blocks(source, moved):
@@ -198,7 +197,7 @@ def _validated(found: Optional[Event], source: str) -> Optional[Event]:
 
 def _valid_inherited(found: Event) -> Event:
     """Return the field `inherited` of an event without invalid values."""
-    valid = {
+    valid: Event = {
         key: value
         for key, value in found.items()
         if type(value) is _OF_INHERITED.get(key) and (type(value) is not int or 0 <= value < _NUMBER_LIMIT)

@@ -23,7 +23,7 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")
 _BLOCK = 1 << 18  # bytes
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
-_ZSTD = ("compression.zstd", "backports.zstd")  # the module of Python 3.14, and the same for earlier versions
+_ZSTD = ("compression.zstd", "backports.zstd")  # the module of Python 3.14, and its copy for earlier versions
 _CLOCKS = 86400.0  # seconds by which the clocks of the nodes and of the log host may differ
 _is_suffix = re.compile(rf"[.-][0-9]+(-[0-9]+)?({'|'.join(map(re.escape, PACKED))})?").fullmatch
 
@@ -72,7 +72,7 @@ def blocks(source: Source, moved: Callable[[int], None]) -> Iterator[bytes]:
             before = 0
             for block in _of_lines(file):
                 yield block
-                now = raw.tell() if raw is not None else before
+                now = os.lseek(raw.fileno(), 0, os.SEEK_CUR) if raw is not None else before
                 moved(now - before)
                 before = now
     except _READ_ERRORS as error:
@@ -145,8 +145,8 @@ def _open_zstd(raw: IO[bytes]) -> Iterator[IO[bytes]]:
         assert process.stdout is not None and process.stderr is not None
         try:
             yield process.stdout
-            error = process.stderr.read(4096).decode("utf-8", "replace").strip()
+            message = process.stderr.read(4096).decode("utf-8", "replace").strip()
             if process.wait() != 0:
-                raise OSError(error or f"zstd: exit status {process.returncode}")
+                raise OSError(message or f"zstd: exit status {process.returncode}")
         finally:
             process.kill()
