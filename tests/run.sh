@@ -19,7 +19,7 @@ root=$PWD
 workers=${JOBCACHE_WORKERS:-$(nproc)}
 
 PACKAGES='slurmctld slurmd slurm-client munge busybox strace python3-venv systemd logrotate mandoc zsh fish
-mmdebstrap debhelper acl dh-python lintian rpm prometheus prometheus-node-exporter'
+mmdebstrap debhelper acl dh-python lintian rpm prometheus prometheus-node-exporter rsyslog zstd'
 # The tests that the fast run leaves out, by marker (setup.cfg lists all markers).
 FULL_ONLY='root or slurm or slow or packaging or busybox'
 TMPFS_SIZE=4g

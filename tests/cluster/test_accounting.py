@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -107,6 +108,14 @@ def comment(cluster: Cluster, job: int) -> str:
     return cluster.run(*argv).stdout.strip()
 
 
+def of_the_week(cluster: Cluster) -> str:
+    """Return the output of the command of the admin guide that shows a user's caches of the week."""
+    (line,) = re.findall(
+        r"^sacct .*AdminComment.*", (Path(__file__).parents[2] / "docs/admin-guide.md").read_text(), re.MULTILINE
+    )
+    return cluster.run(*line.replace("alice", ALICE).split()).stdout
+
+
 @needs_slurmdbd
 def test_sweep_comments_jobs_and_explain_asks_sacct() -> None:
     """An existing comment is not changed. slurmctld has forgotten the job that is explained."""
@@ -127,6 +136,8 @@ def test_sweep_comments_jobs_and_explain_asks_sacct() -> None:
         assert comment(cluster, jobs[0]) == "jobcache: 8.2 kb in 1 files"
         assert comment(cluster, jobs[1]) == "mine"
         wait(lambda: cluster.run("scontrol", "show", "job", str(jobs[0]), check=False).returncode != 0)
+        row = re.compile(rf"^{jobs[0]} .* jobcache: 8.2 kb in 1 files", re.MULTILINE)
+        wait(lambda: row.search(of_the_week(cluster)) is not None)  # slurmdbd gets the user and the times later
         argv = ["explain", "--hooks", str(site.hooks), "--json", str(jobs[0]), str(site.log)]
         explanation = json.loads(CliRunner().invoke(main, argv, catch_exceptions=False).stdout)
         assert (explanation["slurm"]["by"], explanation["slurm"]["state"], explanation["slurm"]["user"]) == (

@@ -42,13 +42,12 @@ def events(count: int = 1500, seed: int = 7) -> Iterator[dict[str, Any]]:
             **({"reason": "orphan"} if orphan else {}),
         }  # fmt: skip
         if job % 50 == 0:
-            yield {
-                **known,
-                "ts": millisecond(ended),
-                "event": "cache.skipped",
-                "outcome": "skipped",
-                "reason": "offline",
-            }
+            reason, outcome = (("offline", "skipped"), ("rule", "skipped"), ("inherit_too_many", "refused"))[job // 50 % 3]
+            yield {**known, "ts": millisecond(ended), "event": "cache.skipped", "outcome": outcome, "reason": reason}
+        if job % 2 == 0:
+            links = {"builds": 3, "files": 9, "bytes": 10**9, "duration_ms": 4, "found": 4, "source": "/home/x/.cache"}
+            more = {"inherited": links} if job % 4 == 0 else {}
+            yield {**known, "ts": millisecond(ended - life), "event": "cache.created", "outcome": "made", **more}
         if job % 400 == 0:
             yield {
                 **known,
@@ -103,6 +102,27 @@ def test_page_shows_the_data_in_each_scheme_and_width(page: Page, tmp_path: Path
         "return a.left < b.left - 1 || a.right > b.right + 1})).length"
     )
     assert page.run(overflow) == 0
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_names_users_without_a_cache_and_what_is_built_again(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
+    """With the reasons, and with how many caches began with links. No table is wider than its panel can scroll."""
+    page.open(write_page(tmp_path), width=width, height=900, dark=dark)
+    assert_clean(page)
+    rows = page.run("[...document.querySelectorAll('#without tbody tr')].map(tr => [...tr.cells].map(td => td.textContent))")
+    assert sum(int(row[1]) for row in rows) == 30 and {row[0] for row in rows} <= {event["user"] for event in events()}
+    assert all(int(row[1]) == sum(map(int, row[2:5])) for row in rows) and any("inherit_too_many" in row[5] for row in rows)
+    assert "alice" in page.run("document.querySelector('#rebuilt tbody').textContent")
+    hits = page.run("[...document.querySelectorAll('#hits tbody tr')].map(tr => [...tr.cells].map(td => td.textContent))")
+    created = int(page.run("data.hits.created"))
+    assert hits[0][1] == "0" and hits[1][1:] == hits[2][1:] == [
+        str(page.run("data.hits.any")),
+        f"{round(100 * int(hits[1][1]) / created)} %",
+    ]
+    assert 0 < int(hits[1][1]) < created
+    page.screenshot(tmp_path / "page.png")
 
 
 @needs_chromium

@@ -184,3 +184,10 @@ def test_enroot_mounts_every_directory_of_the_task_prolog(tmp_path: Path) -> Non
     shipped = {path for path, *_ in fields if (tmp_path / "deb" / path[1:]).is_dir()}
     assert {path for path, *_ in fields} - shipped == {settings.LIB}
     assert {"/usr/libexec/jobcache", "/usr/share/slurm-jobcache"} <= shipped
+
+
+def test_package_has_the_configuration_for_rsyslog(tmp_path: Path) -> None:
+    for form in ("deb", "rpm"):
+        output(ROOT / "packaging/install", tmp_path / form, form)
+        names = {path.name for path in (tmp_path / form / "usr/share/slurm-jobcache/rsyslog.d").iterdir()}
+        assert names == {"jobcache-node.conf", "jobcache-loghost.conf"}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobcache.cache import timestamps
-from jobcache.system import event_log
+from jobcache.system import event_log, log_files
 
 REAPED = {
     "ts": "2026-11-22T07:44:48.142Z", "event": "cache.reaped", "level": "info", "cluster": "tiger", "node": "n2", "job_id": 4242,
@@ -42,7 +45,7 @@ def test_events_are_read_in_order() -> None:
     events, tally = read(line() + line(job_id=7))
     assert [event["job_id"] for event in events] == [4242, 7]
     assert events[0] == {**REAPED, "source": "log"}
-    assert (tally.lines, tally.events, tally.torn) == (2, 2, 0)
+    assert (tally.events, tally.torn) == (2, 0)
 
 
 def test_events_of_one_job() -> None:
@@ -158,7 +161,7 @@ def test_rotated_and_compressed_logs_are_found(tmp_path: Path, opener: Any, suff
         (tmp_path / other).write_bytes(line(job_id=9))
     for age, name in enumerate(("events.jsonl.1", f"events.jsonl.2{suffix}", f"events.jsonl-20261101{suffix}")):
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    found = [event["job_id"] for event in event_log.read(event_log.rotations(str(log)), event_log.Tally())]
+    found = [event["job_id"] for event in event_log.read(log_files.rotations(str(log)), event_log.Tally())]
     assert found == [1, 2, 3, 4]
 
 
@@ -183,3 +186,92 @@ def test_system_log_cannot_inject_text(field: str, value: object) -> None:
     """Any user can write to it: a value that jobcache does not write is dropped, and the rest of the event is kept."""
     (event,) = read(HEADS[0] + line(**{field: value}))[0]
     assert field not in event and event["job_id"] == 4242
+
+
+def test_links_of_a_new_cache_are_read() -> None:
+    """Fields of the wrong type are dropped."""
+    links = {"builds": 3, "files": 9, "bytes": 500, "duration_ms": 4, "found": 4, "source": "/home/alice/x"}
+    left_out = [{"dataset": "a", "reason": "damaged", "error": "x", "more": 1}, "x", {"dataset": 7}]
+    (event,) = read(line(event="cache.created", inherited={**links, "left_out": left_out, "results": "x", "invented": 1}))[0]
+    assert event["inherited"] == {**links, "left_out": [{"dataset": "a", "reason": "damaged", "error": "x"}, {}]}
+    (event,) = read(HEADS[0] + line(inherited={"builds": -1, "bytes": 10**30, "left_out": [[]]}))[0]
+    assert event["inherited"] == {}
+
+
+class Pieces(io.BytesIO):
+    """A file of which each read returns a few bytes."""
+
+    def __init__(self, text: bytes, sizes: list[int]) -> None:
+        super().__init__(text)
+        self._sizes = itertools.cycle(sizes)
+
+    def read1(self, size: int | None = -1) -> bytes:
+        return super().read1(next(self._sizes))
+
+
+TIMES = ("2026-11-21T23:59:59Z", "2026-11-22T00:00:00.001Z")
+LINES = st.lists(
+    st.one_of(
+        st.builds(line, job_id=st.sampled_from([1, 11, 12]), ts=st.sampled_from(TIMES)),
+        st.builds(lambda job: HEADS[1] + line(job_id=job, node="12"), st.integers(1, 12)),
+        st.builds(lambda job: entry(0, job_id=job), st.integers(1, 12)),
+        st.builds(lambda job, at: line(job_id=job)[:at], st.integers(1, 12), st.integers(1, 200)),  # torn
+        st.binary(max_size=9).map(lambda text: text.replace(b"\n", b"") + b"\n"),
+        st.sampled_from([b"\n", b"12\n", b'"job_id": 12\n', b"\r\n", line(job_id=12)[:-1] + b"\r\n"]),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+@given(LINES, st.lists(st.integers(1, 400), min_size=1, max_size=4), st.booleans())
+def test_quick_search_finds_what_reading_all_lines_finds(lines: list[bytes], sizes: list[int], ends: bool) -> None:
+    """For one job, and for a time; with the file in blocks of any size, and with or without an end of the last line."""
+    text = b"".join(lines) + (b"" if ends else line(job_id=12)[:-1])
+    every = list(event_log.read([io.BytesIO(text)], event_log.Tally()))
+    since = "2026-11-22T00:00:00.000Z"
+
+    def found(**options: Any) -> list[dict[str, Any]]:
+        return list(event_log.read([Pieces(text, sizes)], event_log.Tally(), **options))
+
+    assert found() == every
+    for job in (1, 12):
+        assert found(job_id=job) == [event for event in every if event.get("job_id") == job]
+    assert found(since=since) == [event for event in every if event["ts"] >= since]
+    assert found(until=since) == [event for event in every if event["ts"] < since]
+
+
+def test_lines_over_the_limit_are_no_events() -> None:
+    """The lines before and after them are read, wherever a block ends."""
+    long = line(job_id=5, error="x" * log_files.LINE_LIMIT)
+    for size in (1000, 1 << 18, 1 << 21):
+        text = line(job_id=1) + long + line(job_id=2) + long + long + line(job_id=3) + long
+        found = event_log.read([Pieces(text, [size])], event_log.Tally())
+        assert [event["job_id"] for event in found] == [1, 2, 3]
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="apt-get install zstd")
+def test_zstd_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several frames in one file, too. A truncated file yields its begin, and is reported, as where nothing unpacks it."""
+    text = b"".join(line(job_id=at + 1) for at in range(20_000))
+    packed = b"".join(subprocess.run(["zstd", "-c"], input=one, capture_output=True, check=True).stdout for one in (line(), text))
+    (tmp_path / "a.log.zst").write_bytes(packed)
+    (tmp_path / "b.log.zst").write_bytes(packed[: len(packed) // 2])
+    tally = event_log.Tally()
+    assert [event["job_id"] for event in event_log.read([str(tmp_path / "a.log.zst")], tally)] == [4242, *range(1, 20_001)]
+    assert tally.broken == ()
+    found = list(event_log.read([str(tmp_path / "b.log.zst")], tally))
+    assert found[0]["job_id"] == 4242 and len(found) < 20_000 and "b.log.zst" in tally.broken[0]
+    monkeypatch.setattr(log_files, "_ZSTD", ())
+    monkeypatch.setattr(log_files.shutil, "which", lambda *_, **__: None)
+    tally = event_log.Tally()
+    assert list(event_log.read([str(tmp_path / "a.log.zst")], tally)) == [] and "install the program zstd" in tally.broken[0]
+
+
+def test_files_that_were_last_changed_before_are_skipped(tmp_path: Path) -> None:
+    """With a day for clocks that differ. A missing file is not skipped, so that it is reported."""
+    for name, age in (("old", 3), ("clocks", 1.5), ("new", 0)):
+        (tmp_path / name).write_bytes(line())
+        os.utime(tmp_path / name, (1e9 - age * 86400, 1e9 - age * 86400))
+    names = [str(tmp_path / name) for name in ("old", "clocks", "new", "missing")]
+    assert log_files.changed_since([*names, "-"], 1e9 - 86400) == [*names[1:], "-"]
+    assert log_files.total_size(names[:2]) == 2 * len(line()) and log_files.total_size([*names, "-"]) == 0

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 import jobcache
 from jobcache.cache import timestamps
@@ -20,6 +25,7 @@ from jobcache.diagnostics import report
 from jobcache.diagnostics.report_advice import advice
 from jobcache.diagnostics.report_model import Cache, Report
 from jobcache.diagnostics.report_sums import UNKNOWN
+from jobcache.system import event_log
 
 T = 1795305600.0  # 2026-11-22
 GIB = 1 << 30
@@ -45,7 +51,9 @@ def collected(*events: dict[str, Any], span: float = 86400.0) -> Report:
     collector = report.Collector(T, T + span, lambda uid: f"#{uid}")
     for event in events:
         collector.take(event)
-    return collector.finish()
+    found = collector.finish()
+    collector.close()
+    return found
 
 
 def test_period_without_events_has_a_report() -> None:
@@ -276,3 +284,119 @@ def test_pipe_in_a_directory_is_not_read(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(jobcache.__file__).parents[1])}
     done = subprocess.run([*argv, "--json"], env=env, capture_output=True, timeout=60, check=True)
     assert json.loads(done.stdout)["events"] == 1 and done.stderr == b""
+
+
+def generated(job: int, at: int, life: int | None, **fields: Any) -> dict[str, Any]:
+    """Return an event of one of two users, without the fields that are None."""
+    known = {key: value for key, value in fields.items() if value is not None}
+    return {**ended(job, at, life), "user": f"user{job % 2}", **known}
+
+
+EVENTS = st.builds(
+    generated, st.integers(1, 6), st.integers(0, 86_000), st.one_of(st.none(), st.integers(0, 40_000)),
+    bytes=st.integers(0, 3), files=st.integers(0, 9), partition=st.sampled_from(["gpu", None]), run=st.integers(0, 1),
+    event=st.sampled_from(["cache.reaped", "cache.orphan_reaped", "cache.created", "cache.skipped"]),
+    reason=st.sampled_from(["orphan", "rule", None]),
+)  # fmt: skip
+
+
+@given(st.lists(EVENTS, max_size=12), st.randoms(use_true_random=False))
+def test_report_depends_on_no_order_and_no_copies(events: list[dict[str, Any]], dice: random.Random) -> None:
+    """The sums are those of a plain computation over all caches in memory."""
+    events = list({(one["ts"], one["event"], one["job_id"], one["run"], one.get("reason")): one for one in events}.values())
+    copies = [*events, *dice.sample(events, len(events) // 2), *({**one, "source": "syslog"} for one in events)]
+    dice.shuffle(copies)
+    got = collected(*events)
+    assert asdict(collected(*copies)) == asdict(got)
+    caches: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for one in events:
+        if one["event"] in ("cache.reaped", "cache.orphan_reaped"):
+            caches.setdefault((one["job_id"], one["run"]), []).append(one)
+    spans = []
+    for ends in caches.values():
+        end = max(event_log.epoch(one["ts"]) for one in ends)
+        made = [event_log.epoch(one["created_at"]) for one in ends if "created_at" in one]
+        spans.append((max(made, default=None), end, sum(one["bytes"] for one in ends)))
+    assert (got.total.caches, got.total.bytes) == (len(spans), sum(size for _, _, size in spans))
+    assert got.total.life == (statistics.median(lives) if (lives := [end - made for made, end, _ in spans if made]) else None)
+    begins = [made or end for made, end, _ in spans]
+    at_once = [sum(size for made, end, size in spans if (made or end) <= at <= end) for at in begins]
+    assert got.total.peak == max(at_once, default=0) == max(one.bytes for one in got.bins)
+    assert sum(row.bytes for row in got.groups["user"]) == got.total.bytes
+    assert sum(one.jobs for one in got.without) == sum(one["event"] == "cache.skipped" for one in events)
+
+
+def test_jobs_without_a_cache_are_counted_by_user_and_reason() -> None:
+    known = {"ts": timestamps.millisecond(T + 5), "source": "syslog", "event": "cache.skipped"}
+    known = {**known, "reason": "rule", "outcome": "skipped"}
+    got = collected(
+        *({**known, "job_id": job, "uid": 5, "user": "alice"} for job in (1, 2)),
+        {**known, "job_id": 3, "uid": 6, "reason": "foreign", "outcome": "refused"},
+    )
+    assert [(one.user, one.reason, one.outcome, one.jobs) for one in got.without] == [
+        ("alice", "rule", "skipped", 2), ("6", "foreign", "refused", 1),
+    ]  # fmt: skip
+
+
+def test_new_caches_with_links_are_counted() -> None:
+    """To a store, to the user's own cache, to both."""
+    links = {"inherited": {"builds": 3, "files": 9, "bytes": 500, "source": "/home/alice/x"}}
+    made = [{**ended(job, job), "event": "cache.created", "source": "syslog"} for job in range(1, 5)]
+    seeded = [{**ended(job, job + 1), "event": "store.seeded", "bytes": 7, "source": "syslog"} for job in (2, 3)]
+    got = collected(made[0], {**made[1], **links}, {**made[2], **links, "source": "log"}, made[3], *seeded, *seeded)
+    assert got.hits == {"created": 4, "store": 2, "own cache": 2, "any": 2}
+
+
+def test_forged_numbers_and_names_of_a_system_log_break_no_report() -> None:
+    """More bytes than any disk has count as none; beyond a number of names, new ones count together."""
+    collector = report.Collector(T, T + 86400.0, lambda uid: f"#{uid}")
+    limit = 100_000
+    for at in range(2000):
+        collector.take({**ended(7, at, source="syslog"), "bytes": (1 << 53) - 1, "files": (1 << 63) - 1, "run": at % 2})
+    for at in range(limit + 50):
+        collector.take({**ended(8, 5, source="syslog"), "event": "cache.skipped", "user": f"user{at}", "path": str(at)})
+    got = collector.finish()
+    assert got.total.caches == 2 and got.total.bytes > 0 and got.total.files == 0
+    assert len(got.without) <= limit + 1 and got.without[0].user == "(others)"
+
+
+def test_memory_of_a_report_is_bounded(tmp_path: Path) -> None:
+    """More events need no more memory, but for numbers of names. A small limit stands for a large log."""
+    program = (
+        "import resource, sys; sys.path[:0] = sys.argv[2:]\n"
+        "from unit_report_events import fill\nfill(int(sys.argv[1]))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    (tmp_path / "unit_report_events.py").write_text(
+        "from jobcache.diagnostics import report\nfrom jobcache.cache import timestamps\n"
+        "def fill(count):\n"
+        "    collector = report.Collector(0.0, 1e9)\n"
+        "    for job in range(1, count + 1):\n"
+        "        collector.take({'ts': timestamps.millisecond(job), 'event': 'cache.reaped', 'source': 'log', 'job_id': job,\n"
+        "            'uid': job % 9, 'user': f'u{job % 9}', 'bytes': job, 'files': 1, 'node': f'n{job}', 'path': f'/s/{job}'})\n"
+        "    assert collector.finish().total.caches == count\n"
+    )
+
+    def peak(count: int) -> int:
+        argv = [sys.executable, "-c", program, str(count), str(tmp_path), str(Path(jobcache.__file__).parents[1])]
+        return int(subprocess.run(argv, capture_output=True, check=True, text=True, timeout=300).stdout)
+
+    few, many = peak(1000), peak(150_000)
+    assert many - few < 60_000  # KiB; with all caches in memory, 150,000 took 140,000
+
+
+def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
+    """On stderr; the report on stdout stays as it is."""
+    (tmp_path / "events.jsonl").write_text(json.dumps(ended(1, 100)) + "\n")
+    program = "from jobcache.cli.main import main; main()"
+    argv = [sys.executable, "-c", program, "report", "--json", "--since", "2026-11-21", f"{tmp_path}/*.jsonl"]
+    env = {**os.environ, "PYTHONPATH": str(Path(jobcache.__file__).parents[1]), "TERM": "xterm"}
+    main_end, terminal = os.openpty()
+    try:
+        done = subprocess.run(argv, env=env, stdout=subprocess.PIPE, stderr=terminal, timeout=60, check=True)
+        shown = os.read(main_end, 65536)
+    finally:
+        os.close(terminal)
+        os.close(main_end)
+    assert json.loads(done.stdout)["events"] == 1 and b"events" in shown
+    assert subprocess.run(argv, env=env, capture_output=True, timeout=60, check=True).stderr == b""

@@ -3,6 +3,7 @@
 import os
 import pwd
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Optional
@@ -11,8 +12,10 @@ import click
 
 from jobcache.cache import path_template
 from jobcache.config import compilation, errors, settings
+from jobcache.config.notation import parse_duration
 from jobcache.runner import own_config
 from jobcache.sweep import scanning
+from jobcache.system import event_log
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,6 +62,20 @@ def wanted_user(name: Optional[str]) -> Optional[int]:
     if os.geteuid() not in (0, uid):
         raise click.BadParameter("only root can select another user", param_hint="--user")
     return uid
+
+
+def parse_time(text: str, now: float, option: str) -> float:
+    """Return `7d` (before now), `2026-11-01` or `2026-11-01T12:00:00Z` as seconds since the epoch. Raise BadParameter."""
+    try:
+        return now - parse_duration(text)
+    except ValueError:
+        pass
+    for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"):
+        try:
+            return event_log.epoch(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.strptime(text, form)))
+        except ValueError:
+            continue
+    raise click.BadParameter(f"{text!r} is neither a duration such as 7d nor a day such as 2026-11-01 (UTC)", param_hint=option)
 
 
 @contextmanager

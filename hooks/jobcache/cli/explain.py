@@ -4,15 +4,17 @@ import json
 import os
 import pwd
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Optional
 
 import click
 
+from jobcache.cache import timestamps
 from jobcache.cli import explain_question
-from jobcache.cli.common import plain, wanted_user
-from jobcache.cli.event_sources import open_sources, print_damage, unreadable_log
+from jobcache.cli.common import parse_time, plain, wanted_user
+from jobcache.cli.event_sources import open_sources, print_damage, progress, unreadable_log
 from jobcache.config.settings import OFF
 from jobcache.diagnostics import explain, histories, job_lookup
 from jobcache.diagnostics.explain_facts import Explanation, SiteFacts, SlurmJob
@@ -29,6 +31,7 @@ def explain_command(
     path: Optional[str],
     user: Optional[str],
     files: tuple[str, ...],
+    since: Optional[str],
     node: Optional[str],
     as_json: bool,
 ) -> int:
@@ -54,8 +57,11 @@ def explain_command(
     job_id = question.job_id
     node = node or node_names.host_name()
     tally = event_log.Tally()
-    with open_sources(site, files) as sources:
-        events = list(_limit_syslog(_of_cluster(event_log.read(sources, tally, job_id), site.cluster)))
+    begin = parse_time(since, time.time(), "--since") if since else 0.0
+    stamp = timestamps.millisecond(begin) if since else ""
+    with open_sources(site, files, begin) as sources, progress(sources) as moved:
+        read = event_log.read(sources, tally, job_id, stamp, moved=moved)
+        events = list(_limit_syslog(_of_cluster(read, site.cluster)))
     slurm = job_lookup.slurm_job(site, job_id)
     uid = _uid_of_job(events, slurm) if question.uid is None else question.uid
     directories = job_lookup.job_directories(site, job_id, uid, node, errors)
@@ -66,7 +72,7 @@ def explain_command(
     off_file = f"{lib}/{OFF}" if os.path.lexists(f"{lib}/{OFF}") else ""
     facts = SiteFacts(
         site.hash, site.tree["mode"],
-        min(filter(None, (_first_event(paths), own.first if uid is not None else "")), default=""),
+        min(filter(None, ("" if events else _first_event(paths), own.first if uid is not None else "")), default=""),
         paths, off_file,
         unreadable_log="" if files else unreadable_log(site),
         for_root=os.geteuid() == 0,
@@ -125,8 +131,9 @@ def _uid_of_job(events: list[event_log.Event], slurm: SlurmJob) -> Optional[int]
 
 
 def _first_event(paths: tuple[str, ...]) -> str:
-    """Return the time of the oldest event, "" without events."""
-    return next((event["ts"] for event in event_log.read(paths, event_log.Tally())), "")
+    """Return the time of the oldest event, "" without events. The events of one file are in the order of time."""
+    first = (next((event["ts"] for event in event_log.read([path], event_log.Tally())), "") for path in paths)
+    return min(filter(None, first), default="")
 
 
 def _print(explanation: Explanation) -> None:

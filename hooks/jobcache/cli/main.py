@@ -139,6 +139,9 @@ def check(config_file: str, hooks: "str | None", user: "str | None", node: "str 
 @main.command()
 @options.config
 @options.hooks
+@click.option(
+    "--since", metavar="WHEN", help="Read events from a day (UTC) on, or from a duration before now. Older files are skipped."
+)
 @options.node
 @options.as_json
 @click.option("--path", metavar="PATH", help="Explain the job whose cache PATH lies in, such as a path in an error message.")
@@ -153,14 +156,15 @@ def explain(**options: Any) -> None:
 
     A user needs no rights: the answer comes from the user's own history beside the caches, on any host that has the scratch,
     from the caches there, and from Slurm. Root also reads the events of this node, in the log and in the system log. A FILE
-    holds other events: a log, a rotated or compressed log, or an export of a system log. It can also be a directory of such
-    files, or - for standard input.
+    holds other events: the log, a rotated or compressed log (gzip, bzip2, xz, zstd), or an export of a system log. It can also
+    be a directory of such files, a quoted pattern, or - for standard input. Files can overlap and have any order.
 
     \b
     Example:
       jobcache explain 4242
       jobcache explain --path /scratch/gpfs/alice/.cache/hf-datasets-4242/json/default-0/json-train.arrow
       jobcache explain 4242 /var/log/jobcache/events.jsonl* /var/log/syslog
+      jobcache explain 4242 --since 3d '/var/log/jobcache-nodes/*.log*'
     """
     from jobcache.cli import explain
 

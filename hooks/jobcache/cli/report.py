@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sqlite3
 import stat
 import time
 from dataclasses import asdict
@@ -12,9 +13,8 @@ import click
 
 from jobcache.cache import timestamps
 from jobcache.cli import common
-from jobcache.cli.common import load, plain
-from jobcache.cli.event_sources import open_sources, print_damage, unreadable_log
-from jobcache.config.notation import parse_duration
+from jobcache.cli.common import load, parse_time, plain
+from jobcache.cli.event_sources import open_sources, print_damage, progress, unreadable_log
 from jobcache.diagnostics import report
 from jobcache.diagnostics.report_model import Report
 from jobcache.diagnostics.units import duration, size
@@ -52,10 +52,17 @@ def report_command(
     tally = event_log.Tally()
     own_log = site is not None and site.log_file is not None and os.access(site.log_file, os.R_OK)
     collector = report.Collector(begin, end, as_user.user_name, own_log)
-    with open_sources(site, files) as sources:
-        for event in event_log.read(sources, tally, since=timestamps.millisecond(begin), until=timestamps.millisecond(end)):
-            collector.take(event)
-    found = collector.finish()
+    try:
+        with open_sources(site, files, begin) as sources, progress(sources) as moved:
+            first, last = timestamps.millisecond(begin), timestamps.millisecond(end)
+            for event in event_log.read(sources, tally, None, first, last, moved):
+                collector.take(event)
+        found = collector.finish()
+    except sqlite3.Error as error:
+        text = f"cannot sum up the events: {error}; SQLITE_TMPDIR=DIR uses another directory for a temporary file"
+        raise click.ClickException(text) from None
+    finally:
+        collector.close()
     if html is not None:
         _write(html, page(found))
     if as_json:
@@ -70,20 +77,6 @@ def report_command(
         click.echo(text, err=True)
     print_damage(tally)
     return 1 if unreadable else 0
-
-
-def parse_time(text: str, now: float, option: str) -> float:
-    """Return `7d` (before now), `2026-11-01` or `2026-11-01T12:00:00Z` as seconds since the epoch. Raise BadParameter."""
-    try:
-        return now - parse_duration(text)
-    except ValueError:
-        pass
-    for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"):
-        try:
-            return event_log.epoch(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.strptime(text, form)))
-        except ValueError:
-            continue
-    raise click.BadParameter(f"{text!r} is neither a duration such as 7d nor a day such as 2026-11-01 (UTC)", param_hint=option)
 
 
 def page(found: Report) -> str:

@@ -13,7 +13,7 @@ from jobcache.cache import timestamps
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.diagnostics import units
 from jobcache.sweep import scanning
-from jobcache.system import event_log, files
+from jobcache.system import event_log, files, log_files
 from jobcache.system.live_jobs import Unknown
 
 _FIRST = 7200.0  # seconds of events that the first sweep after a boot reads
@@ -28,7 +28,7 @@ def record(site: Settings, options: scanning.Options) -> None:
     mark = f"{site.run_dir}/commented"
     now = time.time()
     since = min(_read_mark(mark, now - _FIRST), now)
-    events = event_log.read(event_log.rotations(site.log_file), event_log.Tally(), since=timestamps.millisecond(since - _OVERLAP))
+    events = event_log.read(log_files.rotations(site.log_file), event_log.Tally(), since=timestamps.millisecond(since - _OVERLAP))
     texts = of_jobs(events)
     slurm = slurm_client(site.tree)
     try:

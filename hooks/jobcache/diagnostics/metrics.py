@@ -13,7 +13,7 @@ from jobcache.diagnostics.metric_families import SweepFacts
 from jobcache.sweep import listing, one_sweep, scanning
 from jobcache.sweep.host import Host
 from jobcache.sweep.plan import Decision
-from jobcache.system import as_user, event_log
+from jobcache.system import as_user, event_log, log_files
 from jobcache.system.stuck_processes import Register, Stuck
 
 _PATIENCE = 10.0  # seconds for the size of a filesystem
@@ -33,7 +33,7 @@ def record(site: Settings, options: scanning.Options, result: one_sweep.Result, 
             path = _with_suffix(textfile, "host")
             before = metrics_textfile.read(path)
             since = timestamps.millisecond(before.get((metric_families.READ, ()), 0.0))
-            events = event_log.read(event_log.rotations(site.log_file), event_log.Tally(), since=since)
+            events = event_log.read(log_files.rotations(site.log_file), event_log.Tally(), since=since)
             metrics_textfile.write(path, metric_families.of_host(events, before))
     except OSError as error:
         text = f"{textfile}: cannot write metrics: {error.strerror or error}; create its directory with `install -d`"

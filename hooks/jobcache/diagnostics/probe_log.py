@@ -10,7 +10,7 @@ from typing import Any, Optional
 from jobcache.config.settings import Settings
 from jobcache.diagnostics.check_facts import Log
 from jobcache.diagnostics.file_safety import change_by_others
-from jobcache.system import event_log, files
+from jobcache.system import event_log, files, log_files
 
 _TAIL = 4 << 20  # bytes at the end of a log file
 _DAY = 86400.0  # seconds
@@ -49,7 +49,7 @@ def _syslog_error(path: Optional[str]) -> str:
 
 def _recent_events(log_file: str) -> Iterator[event_log.Event]:
     """Yield the last events of a log, and of the file that the last rotation put aside."""
-    plain = [name for name in event_log.rotations(log_file) if not name.endswith((".gz", ".bz2", ".xz")) and os.path.isfile(name)]
+    plain = [name for name in log_files.rotations(log_file) if not name.endswith(log_files.PACKED)]
     for path in plain[-2:]:
         try:
             with open(files.open_regular(path, follow=True), "rb") as file:

@@ -1,21 +1,32 @@
 """Collect the events of a period into a report on the usage of caches."""
 
+from collections.abc import Sequence
 from typing import Callable, Optional
 
 from jobcache.cache import timestamps
-from jobcache.diagnostics import report_sums
-from jobcache.diagnostics.report_advice import advice, inheritance_advice
-from jobcache.diagnostics.report_model import Cache, Report
-from jobcache.diagnostics.report_sums import GROUPS, UNKNOWN
-from jobcache.system.event_log import LOG, SYSLOG, Event, epoch_or_none
+from jobcache.diagnostics import report_advice, report_table
+from jobcache.diagnostics.report_model import Cache, Report, Without
+from jobcache.diagnostics.report_sums import UNKNOWN, Sums
+from jobcache.diagnostics.report_table import EventTable
+from jobcache.system.event_log import LOG, Event, epoch_or_none
 
-_Key = tuple[str, int, int, Optional[int], str]  # cluster, job, run, uid, path
-
+_KINDS = {
+    "cache.reaped": report_table.REAPED,
+    "cache.orphan_reaped": report_table.ORPHAN_REAPED,
+    "cache.created": report_table.CREATED,
+    "store.seeded": report_table.SEEDED,
+    "cache.skipped": report_table.SKIPPED,
+    "cache.kept": report_table.KEPT,
+    "hook.failed": report_table.FAILED,
+    "sweep.finished": report_table.SWEPT,
+}
 _OF_USERS = ("cache.created", "cache.skipped", "store.seeded", "store.published")  # a user's TaskProlog can write these
+_MOST = 1 << 53  # bytes or files of one event; more are no figure of jobcache
+_LATEST = 1000  # caches of a user from which advice follows
 
 
 class Collector:
-    """Take events one by one, then `finish`.
+    """Take events one by one, in any order, then `finish`, then `close`. A full disk raises sqlite3.Error.
 
     since, until: seconds since the epoch. name_of: return the user name of a uid that no event names.
     own_log: the site's log is among the sources. Then events that a user can have forged in a system log do not count.
@@ -23,136 +34,118 @@ class Collector:
 
     def __init__(self, since: float, until: float, name_of: Callable[[int], str] = str, own_log: bool = False) -> None:
         self.report = Report(timestamps.millisecond(since), timestamps.millisecond(until))
-        self._since, self._until, self._name_of = since, until, name_of
-        self._taken: set[int] = set()
-        self._caches: dict[_Key, Cache] = {}
-        self._seeded: dict[_Key, int] = {}
-        self._made: set[_Key] = set()
+        self._since, self._until = since, until
+        self._name_of, self._own_log = name_of, own_log
+        self._table = EventTable()
         self._names: dict[int, str] = {}
-        self._refused: dict[str, int] = {}  # by user: jobs without a cache, because its builds could not be linked
-        self._unclear: dict[str, int] = {}  # the same, because of what their scripts set
-        self._incomplete: dict[str, int] = {}  # by user: jobs for which a dataset was left out
-        self._own_log = own_log
-        self._doubtful: set[int] = set()  # of _taken: events that a user can have forged
 
     def take(self, event: Event) -> None:
         """Count an event. Copies of it do not count again."""
-        kind = event["event"]
-        doubtful = event["source"] != LOG and kind not in _OF_USERS
-        if event["source"] == LOG and not self._own_log:
+        get = event.get
+        kind, logged, stamp = event["event"], event["source"] == LOG, event["ts"]
+        at = epoch_or_none(stamp)
+        doubtful = not logged and kind not in _OF_USERS
+        if logged:
             self._own_log = True
-            self._discard_doubtful()
-        elif doubtful and self._own_log:
+        if at is None or (doubtful and self._own_log):
             return
-        where = event.get("cluster"), event.get("node"), event.get("path")
-        identity = hash((event["ts"], kind, where, event.get("job_id"), event.get("run"), event.get("reason")))
-        if identity in self._taken:
-            return
-        self._taken.add(identity)
-        if doubtful:
-            self._doubtful.add(identity)
-        self.report.events += 1
-        self._count_kind(event)
-        if event["source"] != SYSLOG and event.get("user") and "uid" in event:
-            self._names[event["uid"]] = event["user"]
-
-    def _count_kind(self, event: Event) -> None:
-        report, kind, reason = self.report, event["event"], event.get("reason", "")
-        if kind in ("cache.reaped", "cache.orphan_reaped"):
-            self._add_end(event)
-        elif kind == "cache.created":
-            self._made.add(_key(event))
-            self._add_inherited(event)
-        elif kind == "cache.skipped":
-            _count(report.skipped, reason)
-            if reason.startswith("inherit_"):
-                _count(self._unclear if reason == "inherit_script" else self._refused, _user(event))
-        elif kind == "cache.kept":
-            _count(report.kept, reason)
-        elif kind == "hook.failed":
-            _count(report.failures, reason)
-        elif kind == "sweep.finished":
-            _count(report.sweeps, event.get("outcome", ""))
-        elif kind == "store.seeded":
-            key = _key(event)
-            self._seeded[key] = self._seeded.get(key, 0) + event.get("bytes", 0)
-
-    def _add_inherited(self, event: Event) -> None:
-        """Count the builds of its user with which a cache began."""
-        found, report = event.get("inherited"), self.report
-        if not isinstance(found, dict) or "source" not in found:
-            return
-        keys = ("builds", "files", "bytes", "left_out_datasets")
-        numbers = {key: number for key in keys if type(number := found.get(key, 0)) is int}
-        for key, number in {"caches": int(numbers.get("builds", 0) > 0), **numbers}.items():
-            name = key.replace("_", " ")
-            report.inherited[name] = report.inherited.get(name, 0) + number
-        self._seeded[_key(event)] = self._seeded.get(_key(event), 0) + numbers.get("bytes", 0)
-        if numbers.get("left_out_datasets"):
-            _count(self._incomplete, _user(event))
-
-    def _discard_doubtful(self) -> None:
-        """Discard the events that were taken before the first one from the log."""
-        report = self.report
-        report.events -= len(self._doubtful)
-        self._taken -= self._doubtful
-        self._doubtful.clear()
-        self._caches.clear()
-        for counts in (report.orphans, report.kept, report.failures, report.sweeps):
-            counts.clear()
-
-    def _add_end(self, event: Event) -> None:
-        """Add the end of a cache. One cache can have several: the Epilog deletes a part, and the sweep the rest."""
-        ended, made = epoch_or_none(event["ts"]), epoch_or_none(event.get("created_at", ""))
-        if ended is None:
-            return
-        cache = self._caches.setdefault(_key(event), Cache(ended))
-        cache.ended = max(cache.ended, ended)
-        cache.made = made if made is not None and made <= ended else cache.made
-        cache.user = event.get("user", cache.user)
-        cache.uid = event.get("uid", cache.uid)
-        cache.account = event.get("account", cache.account)
-        cache.partition = event.get("partition", cache.partition)
-        cache.bytes += event.get("bytes", 0)
-        cache.files += event.get("files", 0)
-        if event["event"] == "cache.orphan_reaped":
-            reason = event.get("reason", "")
-            _count(self.report.orphans, reason)
-            cache.orphan = cache.orphan or reason == "orphan"
+        job, run, uid, user, path, cluster = get("job_id", 0), get("run", 0), get("uid"), get("user"), get("path"), get("cluster")
+        reason, outcome, made = get("reason", ""), get("outcome", ""), get("created_at")
+        number = self._table.number
+        self._table.add(
+            (
+                job,
+                hash((cluster, run, uid, None if job else path)),  # of `jobcache run` outside of jobs: a path
+                hash((stamp, kind, cluster, get("node"), path, run, reason)),
+                doubtful,
+                _KINDS.get(kind, report_table.OTHER),
+                number((outcome if kind == "sweep.finished" else reason) or UNKNOWN),
+                number(outcome),
+                at,
+                epoch_or_none(made) if made else None,
+                *_numbers(event),
+                uid,
+                *self._table.names(user, get("account"), get("partition")),
+            )
+        )
+        if user and uid is not None and logged:
+            self._names[uid] = user
 
     def finish(self) -> Report:
         """Return the report of all events that were taken."""
-        report = self.report
-        for key, cache in self._caches.items():
-            cache.seeded = self._seeded.get(key, 0)
-            cache.user = cache.user or self._name(cache.uid)
-        caches = list(self._caches.values())
-        report.made = len(self._made)
-        report.total = report_sums.row("all", caches)
-        report.groups = {group: report_sums.rows(group, caches) for group in GROUPS}
-        report.step = report_sums.bin_length(self._until - self._since)
-        report.bins = report_sums.bins(caches, self._since, self._until, report.step)
-        report.lives = report_sums.lives(caches)
-        by_user = report_sums.by_group("user", caches)
-        report.advice = [one for user in sorted(by_user) for one in advice(user, by_user[user])]
-        report.advice += inheritance_advice(self._refused, self._unclear, self._incomplete)
+        report, table = self.report, self._table
+        report.events = table.close_events(doubtful=not self._own_log)
+        table.name_users({uid: self._names.get(uid) or self._name_of(uid) for uid in table.unnamed()})
+        sums = Sums(table, self._since, self._until)
+        report.total, report.groups, report.lives = sums.total(), sums.groups(), sums.lives
+        report.step, report.bins = sums.step, sums.bins
+        for kind, counts in (
+            (report_table.ORPHAN_REAPED, report.orphans),
+            (report_table.SKIPPED, report.skipped),
+            (report_table.KEPT, report.kept),
+            (report_table.FAILED, report.failures),
+            (report_table.SWEPT, report.sweeps),
+        ):
+            counts.update(table.counts(kind))
+        self._count_links()
+        self._advise()
         return report
 
-    def _name(self, uid: Optional[int]) -> str:
-        if uid is None:
-            return UNKNOWN
-        return self._names.get(uid) or self._name_of(uid)
+    def _count_links(self) -> None:
+        made, stored, own, both = self._table.created()
+        self.report.made = made
+        self.report.hits = {"created": made, "store": stored, "own cache": own, "any": both} if made else {}
+        events, *numbers = self._table.inherited()
+        if events:
+            self.report.inherited = dict(zip(("caches", "builds", "files", "bytes", "left out datasets"), numbers))
+
+    def _advise(self) -> None:
+        report, table = self.report, self._table
+        report.without = [Without(user, reason, outcome, jobs) for (user, reason, outcome), jobs in table.without().items()]
+        report.without.sort(key=lambda one: (-one.jobs, one.user, one.reason))
+        for name, rows in table.latest(_LATEST, report_advice.CONDITION):
+            user = name or UNKNOWN
+            caches = [_cache(user, *row) for row in rows]
+            report.advice += report_advice.advice(user, caches)
+            same = report_advice.rebuilt(user, caches)
+            report.rebuilt += [same] if same else []
+        report.advice.sort(key=lambda one: one.user)
+        report.rebuilt.sort(key=lambda one: (-one.again, one.user))
+        refused, unclear = _jobs(report.without, clear=True), _jobs(report.without, clear=False)
+        report.advice += report_advice.inheritance_advice(refused, unclear, table.incomplete())
+
+    def close(self) -> None:
+        """Delete the temporary database."""
+        self._table.close()
 
 
-def _key(event: Event) -> _Key:
-    """Return the key of the cache that an event is about. A cache of `jobcache run` outside of jobs has a path only."""
-    path = "" if "job_id" in event else event.get("path", "")
-    return event.get("cluster", ""), event.get("job_id", 0), event.get("run", 0), event.get("uid"), path
+def _numbers(event: Event) -> tuple[int, int, Optional[int], int]:
+    """Return the bytes, files and builds of an event, and the datasets that were left out of a new cache.
+
+    builds None: the event is no creation of a cache whose user has an own cache.
+    """
+    if event["event"] != "cache.created":
+        size, files = event.get("bytes", 0), event.get("files", 0)
+        return size if size < _MOST else 0, files if files < _MOST else 0, None, 0
+    found = event.get("inherited")
+    if not isinstance(found, dict) or "source" not in found:
+        return 0, 0, None, 0
+    return _number(found, "bytes"), _number(found, "files"), _number(found, "builds"), _number(found, "left_out_datasets")
 
 
-def _user(event: Event) -> str:
-    return str(event.get("user") or event.get("uid") or "")
+def _number(facts: Event, key: str) -> int:
+    found = facts.get(key, 0)
+    return found if type(found) is int and 0 <= found < _MOST else 0
 
 
-def _count(counts: dict[str, int], name: str) -> None:
-    counts[name or UNKNOWN] = counts.get(name or UNKNOWN, 0) + 1
+def _jobs(without: Sequence[Without], *, clear: bool) -> dict[str, int]:
+    """Return the numbers of jobs, by user, whose own builds could not be linked. clear: not because of their scripts."""
+    found: dict[str, int] = {}
+    for one in without:
+        if one.reason.startswith("inherit_") and (one.reason != "inherit_script") == clear:
+            found[one.user] = found.get(one.user, 0) + one.jobs
+    return found
+
+
+def _cache(user: str, ended: float, made: Optional[float], size: int, files: int, orphan: int, seeded: int) -> Cache:
+    return Cache(ended, user, made=made, bytes=size, files=files, orphan=bool(orphan), seeded=seeded)

@@ -63,12 +63,35 @@ class Advice:
 
 
 @dataclass
+class Without:
+    """Jobs of a user that got no private cache. outcome: skipped, refused or failed."""
+
+    user: str
+    reason: str
+    outcome: str
+    jobs: int
+
+
+@dataclass
+class Rebuilt:
+    """Caches of a user that hold the same amount, so that jobs seem to build the same data. of: caches. again: bytes."""
+
+    user: str
+    caches: int
+    of: int
+    size: int
+    again: int
+
+
+@dataclass
 class Report:
     """The report. since, until: RFC 3339. step: length of a bin in seconds.
 
     made: caches created. orphans, skipped, kept, failures: number of events by reason. sweeps: by outcome.
     inherited: numbers of caches that began with links to their user's own builds, of builds, files and bytes, and of datasets
     that were left out. lives: number of caches by lifetime.
+    hits: numbers of caches that were created, and of these, with links to a store, to their user's own builds, to any of them.
+    without: jobs without a private cache, by user and reason, the most first. rebuilt: by user, the most bytes first.
     """
 
     since: str
@@ -83,6 +106,9 @@ class Report:
     failures: dict[str, int] = field(default_factory=dict)
     sweeps: dict[str, int] = field(default_factory=dict)
     inherited: dict[str, int] = field(default_factory=dict)
+    hits: dict[str, int] = field(default_factory=dict)
+    without: list[Without] = field(default_factory=list)
+    rebuilt: list[Rebuilt] = field(default_factory=list)
     step: int = 3600
     bins: list[Bin] = field(default_factory=list)
     lives: list[tuple[str, int]] = field(default_factory=list)

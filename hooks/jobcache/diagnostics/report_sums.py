@@ -1,14 +1,17 @@
-"""Sums over caches: by group, over time, by lifetime. Pure functions.
+"""Sums over caches in one pass: by group, over time, by lifetime.
 
 The size of a cache is known only when it is reaped. Sums over time assume that it had this size from its creation, so they
 are upper bounds.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from statistics import median
+import heapq
+import itertools
+import math
+from typing import Optional
 
 from jobcache.cache import timestamps
-from jobcache.diagnostics.report_model import Bin, Cache, Row
+from jobcache.diagnostics.report_model import Bin, Row
+from jobcache.diagnostics.report_table import EventTable, Names, Span, Totals
 
 GROUPS = ("user", "account", "partition")
 UNKNOWN = "(unknown)"
@@ -17,81 +20,131 @@ _MOST_BINS = 96
 _STEPS = (60, 300, 900, 3600, 4 * 3600, 12 * 3600, 86400, 7 * 86400, 30 * 86400)  # seconds that a bin can have
 _LIVES = ((60, "< 1 min"), (600, "1–10 min"), (3600, "10–60 min"), (6 * 3600, "1–6 h"), (86400, "6–24 h"), (7 * 86400, "1–7 d"))
 _LONGER = "> 7 d"
+_LAST: Span = (math.inf, math.inf, 0, None, None, None)  # ends all caches
 
 
-def by_group(group: str, caches: Iterable[Cache]) -> dict[str, list[Cache]]:
-    """Return the caches by user, account or partition."""
-    found: dict[str, list[Cache]] = {}
-    for cache in caches:
-        found.setdefault(getattr(cache, group) or UNKNOWN, []).append(cache)
-    return found
+class _Group:
+    """A user, an account, a partition, or all caches. held: bytes that exist now. rank: lifetimes so far. life: the median."""
+
+    __slots__ = ("held", "known", "life", "peak", "rank")
+
+    def __init__(self) -> None:
+        self.held = self.peak = self.known = self.rank = 0
+        self.life: Optional[float] = None
 
 
-def rows(group: str, caches: Iterable[Cache]) -> list[Row]:
-    """Return a row for each user, account or partition, the largest first."""
-    found = [row(name, members) for name, members in by_group(group, caches).items()]
-    return sorted(found, key=lambda one: (-one.bytes, one.name))
+class Sums:
+    """The sums of a period, from a table. since, until: seconds since the epoch."""
+
+    def __init__(self, table: EventTable, since: float, until: float) -> None:
+        self.step = bin_length(until - since)
+        self._table, self._since = table, since
+        count = max(1, int((until - since) / self.step + 0.999))
+        self.bins = [Bin(timestamps.millisecond(since + at * self.step)) for at in range(count)]
+        self._totals = list(table.totals())
+        self._all = _Group()
+        self._groups: dict[tuple[str, Optional[int]], _Group] = {}
+        self._of_names: dict[Names, tuple[_Group, ...]] = {}  # the groups of a cache
+        for one in self._totals:
+            own = [self._groups.setdefault(key, _Group()) for key in zip(GROUPS, one.names)]
+            self._of_names[one.names] = (self._all, *own)
+            for group in self._of_names[one.names]:
+                group.known += one.known
+        self.lives: list[tuple[str, int]] = []
+        self._add_ends()
+        self._add_spans()
+        self._add_lives()
+
+    def _at(self, moment: float) -> int:
+        return min(len(self.bins) - 1, max(0, int((moment - self._since) / self.step)))
+
+    def _add_ends(self) -> None:
+        for at, count, size, orphans in self._table.ends(self._since, self.step):
+            one = self.bins[min(len(self.bins) - 1, max(0, at))]
+            one.reaped, one.freed, one.orphans = one.reaped + count, one.freed + size, one.orphans + orphans
+
+    def _add_spans(self) -> None:
+        """Set the most that existed at once. A cache that ends when another begins counts with it: an upper bound."""
+        alive: list[tuple[float, int, int, tuple[_Group, ...]]] = []  # a heap: end, number, bytes, groups
+        last = number = 0  # the bin of the last step; the caches so far
+        pop, push, total = heapq.heappop, heapq.heappush, self._all
+        for begin, ended, size, *names in itertools.chain(self._table.spans(), [_LAST]):
+            while alive and alive[0][0] < begin:
+                moment, _, less, groups = pop(alive)
+                at = self._at(moment)
+                if at != last:
+                    self._fill(last, at, len(alive) + 1)
+                    last = at
+                for group in groups:
+                    group.held -= less
+            if begin == math.inf:
+                return
+            at = self._at(begin)
+            if at != last:
+                self._fill(last, at, len(alive))
+                last = at
+            groups = self._of_names[names[0], names[1], names[2]]
+            for group in groups:
+                group.held += size
+                if group.held > group.peak:
+                    group.peak = group.held
+            number += 1  # noqa: SIM113 - the loop has tuples of names
+            push(alive, (ended, number, size, groups))
+            one = self.bins[at]
+            if total.held > one.bytes:
+                one.bytes = total.held
+            if len(alive) > one.caches:
+                one.caches = len(alive)
+
+    def _fill(self, last: int, at: int, count: int) -> None:
+        """Note the present state in the bins after the last one, up to `at`. count: of caches that exist."""
+        for between in self.bins[last + 1 : at + 1]:
+            between.caches, between.bytes = max(between.caches, count), max(between.bytes, self._all.held)
+
+    def _add_lives(self) -> None:
+        """Count the caches by lifetime, and set the median lifetimes."""
+        counts = [0] * (len(_LIVES) + 1)
+        limits = [most for most, _ in _LIVES] + [math.inf]
+        at = 0
+        for life, *names in self._table.lives():
+            while life >= limits[at]:
+                at += 1
+            counts[at] += 1
+            for group in self._of_names[names[0], names[1], names[2]]:
+                group.rank = rank = group.rank + 1
+                if rank * 2 == group.known or rank * 2 == group.known + 1:
+                    group.life = life
+                elif rank * 2 == group.known + 2 and group.life is not None:
+                    group.life = (group.life + life) / 2
+        self.lives = list(zip([label for _, label in _LIVES] + [_LONGER], counts))
+
+    def total(self) -> Row:
+        """Return the sums of all caches."""
+        row = Row("all", peak=self._all.peak, life=self._all.life)
+        for one in self._totals:
+            _add(row, one)
+        return row
+
+    def groups(self) -> dict[str, list[Row]]:
+        """Return the sums of each user, account and partition, the largest first."""
+        return {group: self._rows(at, group) for at, group in enumerate(GROUPS)}
+
+    def _rows(self, at: int, name: str) -> list[Row]:
+        rows: dict[str, Row] = {}
+        for one in self._totals:
+            number = one.names[at]
+            group = self._groups[name, number]
+            text = (self._table.name(number) if number is not None else "") or UNKNOWN
+            _add(rows.setdefault(text, Row(text, peak=group.peak, life=group.life)), one)
+        return sorted(rows.values(), key=lambda row: (-row.bytes, row.name))
 
 
-def row(name: str, caches: Sequence[Cache]) -> Row:
-    """Return the sums of some caches."""
-    lives = [cache.ended - cache.made for cache in caches if cache.made is not None]
-    return Row(
-        name,
-        len(caches),
-        sum(cache.bytes for cache in caches),
-        max((cache.bytes for cache in caches), default=0),
-        sum(cache.files for cache in caches),
-        max((held for _, _, held in _held(caches)), default=0),
-        median(lives) if lives else None,
-        sum(cache.orphan for cache in caches),
-        sum(cache.seeded > 0 for cache in caches),
-        sum(cache.seeded for cache in caches),
-    )
-
-
-def _held(caches: Iterable[Cache]) -> Iterator[tuple[float, int, int]]:
-    """Yield (time, caches, bytes) after each creation and each end. A cache of unknown age counts at its end only."""
-    steps = []
-    for cache in caches:
-        steps.append((cache.ended if cache.made is None else cache.made, 0, 1, cache.bytes))
-        steps.append((cache.ended, 1, -1, -cache.bytes))  # at equal times, creations first: an upper bound
-    count = held = 0
-    for moment, _, more, size in sorted(steps):
-        count, held = count + more, held + size
-        yield moment, count, held
+def _add(row: Row, more: Totals) -> None:
+    row.caches, row.bytes, row.files = row.caches + more.caches, row.bytes + more.bytes, row.files + more.files
+    row.orphans, row.seeded, row.saved = row.orphans + more.orphans, row.seeded + more.seeded, row.saved + more.saved
+    row.largest = max(row.largest, more.largest)
 
 
 def bin_length(span: float) -> int:
     """Return the length of a bin in seconds, such that a report over `span` seconds has a readable number of bins."""
     return next((step for step in _STEPS if span / step <= _MOST_BINS), int(span / _MOST_BINS) + 1)
-
-
-def bins(caches: Sequence[Cache], since: float, until: float, step: int) -> list[Bin]:
-    """Return the bins from `since` to `until`."""
-    count = max(1, int((until - since) / step + 0.999))
-    found = [Bin(timestamps.millisecond(since + at * step)) for at in range(count)]
-
-    def at(moment: float) -> int:
-        return min(count - 1, max(0, int((moment - since) / step)))
-
-    for cache in caches:
-        one = found[at(cache.ended)]
-        one.reaped, one.freed, one.orphans = one.reaped + 1, one.freed + cache.bytes, one.orphans + cache.orphan
-    last, now = 0, (0, 0)
-    for moment, number, held in _held(caches):
-        for between in range(last, at(moment) + 1):  # the state at the beginning of a bin is in it as well
-            found[between].caches, found[between].bytes = max(found[between].caches, now[0]), max(found[between].bytes, now[1])
-        last, now = at(moment), (number, held)
-        found[last].caches, found[last].bytes = max(found[last].caches, number), max(found[last].bytes, held)
-    return found
-
-
-def lives(caches: Iterable[Cache]) -> list[tuple[str, int]]:
-    """Return the number of caches by lifetime, the shortest first."""
-    counts = dict.fromkeys([label for _, label in _LIVES] + [_LONGER], 0)
-    for cache in caches:
-        if cache.made is not None:
-            life = cache.ended - cache.made
-            counts[next((label for most, label in _LIVES if life < most), _LONGER)] += 1
-    return list(counts.items())

@@ -6,29 +6,23 @@ other exports of a system log, any user can have written any line: their events 
 word that jobcache cannot have written is dropped.
 """
 
-import bz2
 import calendar
 import functools
-import glob
-import gzip
 import json
-import lzma
-import os
 import re
-import sys
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, Optional, Union
+from typing import Any, Callable, Optional
+
+from jobcache.system import log_files
+from jobcache.system.log_files import Source
 
 Event = dict[str, Any]
 
 LOG, SYSLOG, HISTORY = "log", "syslog", "history"  # sources. Users can write the last two
 
-_LINE_LIMIT = 1 << 20  # bytes
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+_BEGIN = b'{"ts": "'  # of each event, as jobcache writes it
 _is_timestamp = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{3})?Z").fullmatch
 # Types of the fields that are read. All other fields are dropped.
 _TYPES: dict[str, type] = {
@@ -38,7 +32,14 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys("job_id run uid bytes files found reaped kept reported troubles left duration_ms status".split(), int),
     **dict.fromkeys("fs_total_bytes fs_free_bytes builds saved_bytes".split(), int),
     "pids": list,
+    "inherited": dict,
 }
+_OF_INHERITED: dict[str, type] = {
+    **dict.fromkeys("builds files bytes duration_ms results found left_out_datasets".split(), int),
+    "source": str,
+    "left_out": list,
+}
+_MOST_LEFT_OUT = 64  # datasets of one event, each of which has three texts
 _CLOSED_SETS = ("event", "outcome", "reason")  # a newer version may write words that this one does not know
 _is_word = re.compile(r"[a-z_.]{1,32}").fullmatch
 _NUMBER_LIMIT = 1 << 63
@@ -50,11 +51,10 @@ _decode = json.JSONDecoder().raw_decode
 class Tally:
     """Counts of what was read.
 
-    lines: all. events: lines with an event. torn: lines with a damaged event. broken: files that could not be read to the
+    events: lines with an event. torn: lines with a damaged event. broken: files that could not be read to the
     end, with the error.
     """
 
-    lines: int = 0
     events: int = 0
     torn: int = 0
     broken: tuple[str, ...] = ()
@@ -63,79 +63,69 @@ class Tally:
 # ------------------------------------------------------------------------------------------------------ files and lines
 
 
-def rotations(path: str) -> list[str]:
-    """Return the log and its rotated files (`.1`, `.2.gz`, `-20261122.gz`), oldest first. A fifo or a device is no log."""
-    current = [path] if os.path.isfile(path) else []
-    older = [name for pattern in (".*", "-*") for name in glob.glob(glob.escape(path) + pattern) if _is_rotation(path, name)]
-    return sorted(older, key=lambda name: (_modified(name), name)) + current
-
-
-def _is_rotation(path: str, name: str) -> bool:
-    suffix = re.fullmatch(r"[.-][0-9]+(-[0-9]+)?(\.(gz|bz2|xz))?", name[len(path) :])
-    return suffix is not None and os.path.isfile(name)
-
-
-def _modified(path: str) -> float:
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0
+def no_progress(_bytes: int) -> None:
+    """Report no progress."""
 
 
 def read(
-    sources: Iterable[Union[str, IO[bytes]]], tally: Tally, job_id: Optional[int] = None, since: str = "", until: str = "~"
+    sources: Iterable[Source],
+    tally: Tally,
+    job_id: Optional[int] = None,
+    since: str = "",
+    until: str = "~",
+    moved: Callable[[int], None] = no_progress,
 ) -> Iterator[Event]:
     """Yield the events of the sources in their order.
 
     sources: paths, "-" for standard input, or open binary files. An event in several sources is yielded several times.
     job_id: yield only this job's events. Lines without its number are not parsed, which is fast.
     since, until: yield only events from `since` to before `until`; texts as timestamps.millisecond returns.
+    moved: gets the number of bytes that were read from a file.
     """
-    needle = re.compile(rb'job_id\\?"\s*:\s*%d\b' % job_id) if job_id is not None else None
+    lines: Callable[[bytes], Iterable[bytes]] = _all_lines
+    if job_id is not None:
+        lines = functools.partial(_lines_with, str(job_id).encode(), re.compile(rb'job_id\\?"\s*:\s*%d\b' % job_id))
+    elif since or until < "~":
+        lines = functools.partial(_lines_between, since.encode(), until.encode())
     for source in sources:
-        for event in _events(_lines(source, tally), needle, tally):
-            if since <= event["ts"] < until and (job_id is None or event.get("job_id") == job_id):
-                yield event
+        try:
+            for block in log_files.blocks(source, moved):
+                for line in lines(block):
+                    event = _event(line) if 0 < len(line) <= log_files.LINE_LIMIT else None
+                    if event is None:
+                        tally.torn += b'"event"' in line
+                        continue
+                    tally.events += 1
+                    if since <= event["ts"] < until and (job_id is None or event.get("job_id") == job_id):
+                        yield event
+        except log_files.LogError as error:
+            tally.broken = (*tally.broken, str(error))
 
 
-def _lines(source: Union[str, IO[bytes]], tally: Tally) -> Iterator[bytes]:
-    if not isinstance(source, str):
-        yield from _lines_of_file(source)
-        return
-    try:
-        if source == "-":
-            yield from _lines_of_file(sys.stdin.buffer)
-            return
-        with _OPENERS.get(os.path.splitext(source)[1], open)(source, "rb") as file:
-            yield from _lines_of_file(file)
-    except _READ_ERRORS as error:
-        tally.broken = (*tally.broken, f"{source}: {getattr(error, 'strerror', None) or error}")
+def _all_lines(block: bytes) -> Iterable[bytes]:
+    return block.split(b"\n")
 
 
-def _lines_of_file(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines. Of a line longer than the limit, yield the first part only."""
-    continued = False
-    while True:
-        line = file.readline(_LINE_LIMIT)
-        if not line:
-            return
-        if not continued:
+def _lines_with(digits: bytes, pattern: "re.Pattern[bytes]", block: bytes) -> Iterator[bytes]:
+    """Yield the lines in which the pattern occurs. The digits, which are a part of it, are found without a look at each line."""
+    at = block.find(digits)
+    while at >= 0:
+        begin, end = block.rfind(b"\n", 0, at) + 1, block.find(b"\n", at)
+        line = block[begin : end if end >= 0 else None]
+        if pattern.search(line) is not None:
             yield line
-        continued = not line.endswith(b"\n")
+        at = block.find(digits, end) if end >= 0 else -1
 
 
-def _events(lines: Iterable[bytes], needle: "Optional[re.Pattern[bytes]]", tally: Tally) -> Iterator[Event]:
-    """Yield the events on the lines that contain `needle`."""
-    for line in lines:
-        tally.lines += 1
-        if needle is not None and needle.search(line) is None:
-            continue
-        event = _event(line)
-        if event is not None:
-            tally.events += 1
-            yield event
-        elif b'"event"' in line:
-            tally.torn += 1
+def _lines_between(since: bytes, until: bytes, block: bytes) -> Iterator[bytes]:
+    """Yield the lines, except those that begin one event, of another time."""
+    for line in block.split(b"\n"):
+        at = line.find(_BEGIN)
+        if at >= 0:
+            stamp = line[at + len(_BEGIN) : at + len(_BEGIN) + 24]
+            if stamp[23:] == b"Z" and not since <= stamp < until and line.find(_BEGIN, at + 1) < 0:
+                continue
+        yield line
 
 
 # -------------------------------------------------------------------------------------------------- one line, one event
@@ -188,14 +178,17 @@ def _validated(found: Optional[Event], source: str) -> Optional[Event]:
     if found is None:
         return None
     type_of = _TYPES.get
-    invalid = [key for key, value in found.items() if type(value) is not type_of(key)]
+    invalid = []
+    for key, value in found.items():
+        kind = type(value)
+        if kind is not type_of(key) or (kind is int and not 0 <= value < _NUMBER_LIMIT):
+            invalid.append(key)
     if source != LOG:
         invalid += [key for key in _CLOSED_SETS if key in found and key not in invalid and _is_word(found[key]) is None]
-        invalid += [
-            key for key, value in found.items() if type(value) is int and not 0 <= value < _NUMBER_LIMIT and type_of(key) is int
-        ]
     for key in invalid:
         del found[key]
+    if "inherited" in found:
+        found["inherited"] = _valid_inherited(found["inherited"])
     timestamp = found.get("ts")
     if timestamp is None or "event" not in found or _is_timestamp(timestamp) is None:
         return None
@@ -208,6 +201,22 @@ def of_history(line: bytes) -> Optional[Event]:
     return _validated(_parse(line), HISTORY) if line.startswith(b"{") else None
 
 
+def _valid_inherited(found: Event) -> Event:
+    """Return the field `inherited` of an event without invalid values."""
+    valid: Event = {
+        key: value
+        for key, value in found.items()
+        if type(value) is _OF_INHERITED.get(key) and (type(value) is not int or 0 <= value < _NUMBER_LIMIT)
+    }
+    left_out = [one for one in valid.get("left_out", ())[:_MOST_LEFT_OUT] if isinstance(one, dict)]
+    if left_out:
+        keys = ("dataset", "reason", "error")
+        valid["left_out"] = [{key: one[key] for key in keys if isinstance(one.get(key), str)} for one in left_out]
+    else:
+        valid.pop("left_out", None)
+    return valid
+
+
 # ----------------------------------------------------------------------------------------------------------- timestamps
 
 
@@ -215,8 +224,8 @@ def epoch(timestamp: str) -> float:
     """Given a timestamp of an event, return seconds since the epoch. Raise ValueError for another text."""
     if _is_timestamp(timestamp) is None:
         raise ValueError(f"{timestamp!r} is not a timestamp")
-    fraction = float(f"0{timestamp[19:-1]}") if timestamp[19:20] == "." else 0.0
-    return _minute(timestamp[:17]) + int(timestamp[17:19]) + fraction
+    whole = _minute(timestamp[:17]) + int(timestamp[17:19])
+    return whole + int(timestamp[20:23]) / 1000 if len(timestamp) == 24 else float(whole)
 
 
 def epoch_or_none(text: str) -> Optional[float]:
