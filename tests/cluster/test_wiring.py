@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -106,23 +104,6 @@ def test_job_over_nodes_with_two_policies_loses_no_cache(site: Site, known: bool
         for node in cluster.nodes:
             cluster.wait_node(node)
         assert not [*user.glob("*/hf-datasets-*"), *user.glob("*/.jobcache-*")]
-
-
-def test_hooks_end_when_slurm_runs_them_in_the_job(site: Site) -> None:
-    """Under PrologFlags=RunInJob, slurmstepd of Slurm 25.05 and later starts the Epilog with SIGCHLD blocked, and the TaskProlog
-    with an empty mask."""
-    printed = subprocess.run(["slurmd", "-V"], stdout=subprocess.PIPE, text=True, check=True).stdout
-    version = tuple(int(part) for part in re.findall(r"\d+", printed)[:2])
-    flags = ["PrologFlags=Contain,RunInJob"] if version >= (25, 5) else []
-    with cluster_of(site, f"TaskProlog={site.hooks}/task-prolog", f"Epilog={site.hooks}/epilog", *flags) as cluster:
-        wired = Wired(site, cluster)
-        for _ in range(2):
-            job = wired.batch(PRINT_CACHE)
-            # Far below the deadline of 30 s, at which a hook that hangs is ended.
-            assert cluster.wait(job, timeout=15) == "COMPLETED"
-            assert wired.output(job) == [str(wired.cache(job))]
-            cluster.wait_node("n1")
-            wired.assert_reaped(job)
 
 
 ETC = Path(__file__).parents[2] / "etc"
