@@ -72,7 +72,6 @@ HARMFUL = {
     "HF_HOME": "login token",
     "HF_HUB_CACHE": "offline jobs fail",
     "HF_MODULES_CACHE": "have a script",
-    "HOME": "keys",
     "HUGGINGFACE_HUB_CACHE": "offline jobs fail",
     "TMPDIR": "sockets",
     "TORCH_HOME": "offline jobs fail",

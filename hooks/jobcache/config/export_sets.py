@@ -15,7 +15,6 @@ SETS = {
 }
 
 _HARM = {
-    "HOME": "programs lose their configuration and keys, and each job downloads models and datasets again",
     "HF_HOME": "jobs lose the login token, and download models and datasets again",
     "HF_HUB_CACHE": "each job downloads models and datasets again, and offline jobs fail",
     "HUGGINGFACE_HUB_CACHE": "each job downloads models and datasets again, and offline jobs fail",
