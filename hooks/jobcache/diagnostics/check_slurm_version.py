@@ -11,6 +11,7 @@ _RELATIVE: dict[str, tuple[Version, str]] = {
     "TaskProlog": ((25, 11), "Slurm cancels every task"),
     "Epilog": ((23, 11), "Slurm drains the node"),
 }
+_CANCELS: Version = (22, 5)  # cancels a task whose TaskProlog cannot run
 _FULL_EPILOG: Version = (22, 5)  # its Epilog has the exit status, the uid on a released node, the leader of a het job
 
 
@@ -23,6 +24,8 @@ def slurm_version(facts: Facts, slurm: Wiring) -> Iterator[Finding]:
     for key, (first, harm) in _RELATIVE.items():
         for value in values(slurm.running, key):
             if not value.startswith("/") and version < first:
+                if key == "TaskProlog" and version < _CANCELS:
+                    harm = "no job gets a cache"
                 text = f"{key}={value} is a relative path, which {name} cannot run: {harm}"
                 remedy = f"{key}={facts.hooks}/{'task-prolog' if key == 'TaskProlog' else 'epilog'}    # in {slurm.conf}"
                 yield Finding("slurm", key, PROBLEM, text, remedy)
