@@ -234,11 +234,14 @@ def test_jobcache_keep_keeps_the_cache(wired: Wired) -> None:
 
 
 def test_keep_failed_keeps_caches_of_failed_jobs_only(wired: Wired) -> None:
-    """A job with a non-zero exit status keeps its cache, and no other does."""
+    """A job with a non-zero exit status keeps its cache, and no other does. The Epilog of Slurm before 22.05 does not know it."""
     wired.site.configure(keep_failed="1h")
     bad, good = wired.batch(f"{FILL}; exit 3"), wired.batch(FILL)
     assert wired.wait(bad) == "FAILED" and wired.wait(good) == "COMPLETED"
-    assert wired.events(bad)[-1]["reason"] == "job_failed" and wired.cache(bad).exists()
+    if FULL_EPILOG:
+        assert wired.events(bad)[-1]["reason"] == "job_failed" and wired.cache(bad).exists()
+    else:
+        wired.assert_reaped(bad)
     wired.assert_reaped(good)
 
 
