@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import jobcache
-from conftest import Wired, asked
+from conftest import Wired, asked, script
 from support.minicluster import Cluster
 from support.site_dir import ALICE, Site
 from support.slurm_version import needs_slurm, slurm_version
@@ -21,13 +21,6 @@ from support.slurm_version import needs_slurm, slurm_version
 ETC = Path(__file__).parents[2] / "etc"
 PRINT_CACHE = "srun sh -c 'echo $HF_DATASETS_CACHE'"
 FILL_CACHE = 'mkdir -p "$HF_DATASETS_CACHE/json" && echo x >"$HF_DATASETS_CACHE/json/x" && '
-
-
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
 
 
 def wire(site: Site, *conf: str, nodes: int = 2) -> Wired:
@@ -109,7 +102,7 @@ def test_requeued_job_with_hooks_in_it_leaves_nothing(in_job: Wired) -> None:
 
 # ------------------------------------------------------------------------------------------------- several lines of Epilog
 
-several_epilogs = needs_slurm("24.05", "several Epilogs")
+several_epilogs = needs_slurm("24.05", "order of several Epilogs")
 
 
 @several_epilogs

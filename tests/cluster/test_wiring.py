@@ -6,19 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Wired
+from conftest import Wired, script
 from support.minicluster import Cluster
 from support.site_dir import ALICE, Site
 from support.slurm_version import slurm_version
 
 PRINT_CACHE = "srun sh -c 'echo $HF_DATASETS_CACHE'"
-
-
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
 
 
 def cluster_of(site: Site, *conf: str) -> Cluster:
