@@ -86,7 +86,7 @@ install_requirements() {
     ! cmp -s setup.cfg "$venv/setup.cfg" || return 0
     report "requirements, into $venv"
     build_wheel
-    pip "$venv" install "${wheel}[test]"
+    pip "$venv" install "${wheel}[test,lint]"
     cp setup.cfg "$venv/setup.cfg"
 }
 

@@ -20,6 +20,14 @@ def asked(cluster: Cluster) -> dict[str, str | None]:
     return {"conf": str(cluster.conf_file), **commands}
 
 
+def script(path: Path, text: str) -> Path:
+    """Write a shell script that everybody can run. Return its path."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
 class Wired:
     """A cluster, and the site whose hooks it runs. Both nodes share the scratch of the site."""
 

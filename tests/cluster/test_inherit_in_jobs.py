@@ -65,10 +65,10 @@ def test_array_and_heterogeneous_jobs(wired: Wired, home: Path) -> None:
 
 def test_requeued_job_and_attached_step(wired: Wired, home: Path) -> None:
     """Each run begins with the links; a step that is attached joins the run's cache."""
-    go = wired.cluster.scratch / "inherit-go"
-    script = f'{LINKS}\n[ -n "$SLURM_RESTART_COUNT" ] || sleep 60\nuntil [ -e {go} ]; do sleep 0.05; done'
+    go, begun = wired.cluster.scratch / "inherit-go", wired.cluster.scratch / "inherit-begun"
+    script = f'{LINKS}\ntouch {begun}\n[ -n "$SLURM_RESTART_COUNT" ] || sleep 60\nuntil [ -e {go} ]; do sleep 0.05; done'
     job = batch(wired, home, script, "--requeue", "--open-mode=append")
-    wired.wait_for(wired.cache(job) / BUILD)
+    wired.wait_for(begun)  # and not for the cache: a requeue ends the TaskProlog too, before it has printed
     wired.cluster.run("scontrol", "requeue", str(job))
     wired.wait_for(wired.cache(job, 1) / BUILD)
     done = wired.cluster.run(

@@ -86,6 +86,20 @@ def test_job_runs_without_cache_where_every_call_fails(site: Site, number: int, 
     assert_nothing_is_left(site)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOKEY, errno.EKEYEXPIRED], ids=errno.errorcode.get)
+def test_cache_of_a_user_without_a_ticket_stays_until_a_sweep_with_one(site: Site, number: int) -> None:
+    """Scratch with Kerberos refuses the user after the job, and root acts as the user there."""
+    with failing_scratch(site, Faults(errors={"*": number})) as fs:
+        assert prolog(site).cache
+        fs.arm()
+        epilog(site)
+        assert said(site) == [("cache.kept", "kept", "no_access")]
+        assert swept(site).reaped == []
+        fs.disarm()
+        assert left(site) == ["hf-datasets-4242"]
+    assert_nothing_is_left(site)
+
+
 @pytest.mark.parametrize("operation", CHANGES)
 @pytest.mark.parametrize("number", [errno.EIO, errno.EDQUOT, errno.EXDEV], ids=errno.errorcode.get)
 def test_cache_is_whole_or_absent_where_one_call_fails(site: Site, operation: str, number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -43,6 +44,22 @@ def test_one_of_many_epilogs_reaps(site: Site) -> None:
     running = [subprocess.Popen([str(site.hooks / "epilog")], env={**env, "SLURM_JOB_NUM_NODES": "1"}) for _ in range(8)]
     assert [one.wait(timeout=30) for one in running] == [0] * 8
     assert left(site) == [] and len(site.events("cache.reaped")) == 1
+
+
+@pytest.mark.parametrize("user", ["daemon", ALICE])
+def test_epilog_that_does_not_run_as_root_exits_0(site: Site, user: str) -> None:
+    """SlurmdUser is not root. It reaps no cache of another user, and the sweep does so later."""
+    prolog(site)
+    account = pwd.getpwnam(user)
+    env = {
+        "SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(UID), "SLURM_JOB_GID": str(GID), "SLURM_JOB_USER": ALICE,
+        "SLURMD_NODENAME": "n1", "SLURM_JOB_NUM_NODES": "1",
+    }  # fmt: skip
+    ended = run([str(site.hooks / "epilog")], env, 30, user=account.pw_uid, group=account.pw_gid)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+    assert left(site) == ["hf-datasets-4242"]
+    swept(site)
+    assert left(site) == []
 
 
 @pytest.mark.parametrize("user", ["root", "nobody"])

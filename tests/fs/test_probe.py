@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from jobcache.cli.main import main
 from jobcache.diagnostics import hook_scripts, probe_containers, probe_flock, probe_schedule, probe_scratch, probe_wiring
 from jobcache.diagnostics.check_facts import EXCLUDED, OBTAINED, Apptainer
-from jobcache.diagnostics.slurm_conf import read_conf
+from jobcache.diagnostics.slurm_conf import read_conf, values
 from jobcache.system import as_user, gathering
 from support.hungfs import hung
 from support.mounts import mount
@@ -320,17 +320,65 @@ def test_faults_of_the_log_are_found(site: Site, home: Path) -> None:
     assert level(site, "syslog") == "warning"
 
 
-def test_slurm_conf_is_read_like_slurm_reads_it(tmp_path: Path) -> None:
-    """Includes, comments, continued lines, several Epilogs, keys of any case."""
-    (tmp_path / "more.conf").write_text("PrivateData=jobs # who\n")
+@pytest.mark.parametrize("version", [(23, 11), (24, 5), None])
+def test_slurm_conf_is_read_like_slurm_reads_it(tmp_path: Path, version: tuple[int, int] | None) -> None:
+    """Includes, comments, continued lines, keys of any case. From Slurm 24.05, each Epilog and each Prolog counts."""
+    (tmp_path / "more.conf").write_text("PrivateData=jobs # who\nEPILOG=/d\ntaskprolog=/a\n")
     (tmp_path / "slurm.conf").write_text(
-        "# TaskProlog=/no\nTaskProlog=/a\nepilog=/b\nEpilog=/c\nInclude more.conf\nPrologFlags=Alloc,\\\nContain\n"
+        "# TaskProlog=/no\nTaskProlog=/b\nEpilogTimeout=9\nepilog=/b\nEpilog=/c\nInclude more.conf\nProlog=/p/*\nprolog=/q\n"
+        "PrologFlags=Alloc,\\\nContain\n"
     )
-    found = read_conf(str(tmp_path / "slurm.conf"))
-    assert {**found, "PrologFlags": found["PrologFlags"].replace(" ", "")} == {
-        "TaskProlog": "/a", "Epilog": "/b", "Epilog[1]": "/c", "PrivateData": "jobs", "PrologFlags": "Alloc,Contain",
+    found = read_conf(str(tmp_path / "slurm.conf"), version)
+    several = version != (23, 11)
+    assert values(found, "Epilog") == (["/b", "/c", "/d"] if several else ["/d"])
+    assert values(found, "Prolog") == (["/p/*", "/q"] if several else ["/q"])
+    assert values(found, "PrologFlags")[0].replace(" ", "") == "Alloc,Contain"
+    assert {key: found[key] for key in ("TaskProlog", "PrivateData", "EpilogTimeout")} == {
+        "TaskProlog": "/a", "PrivateData": "jobs", "EpilogTimeout": "9",
     }  # fmt: skip
     assert read_conf(str(tmp_path / "none.conf")) == {}
+
+
+JOB_CONTAINER = """\
+# Dirs=/no
+AutoBasePath=true BasePath=/raid
+NodeName=n[1-2] BasePath=/raid Dirs=/tmp,/local
+NodeName=n3 BasePath=/raid dirs="/dev/shm"
+"""
+NAMESPACE = """\
+defaults:
+  base_path: /raid
+  clone_ns_script: /path/to/script   # dirs: /no
+  dirs: "/tmp,/local"
+node_confs:
+  - nodes: [n3]
+    options:
+      dir_confs:
+        - path: "/scratch"
+          tmpfs: true
+        - {base_path: /raid, path: /var/tmp}
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "plugin", "written", "expected"),
+    [
+        ("JobContainerType", "job_container/none", JOB_CONTAINER, ()),
+        ("JobContainerType", "job_container/tmpfs", JOB_CONTAINER, ("/tmp", "/local", "/dev/shm")),
+        ("JobContainerType", "job_container/tmpfs", "BasePath=/raid\n", ("/tmp", "/dev/shm")),
+        ("NamespaceType", "namespace/tmpfs", JOB_CONTAINER, ("/tmp", "/local", "/dev/shm")),
+        ("NamespaceType", "namespace/linux", NAMESPACE, ("/tmp", "/local", "/scratch", "/var/tmp")),
+        ("NamespaceType", "namespace/linux", "defaults: {base_path: /raid}\n", ("/tmp", "/dev/shm")),
+        ("NamespaceType", "(null)", NAMESPACE, ()),
+    ],
+)
+def test_private_directories_are_found(tmp_path: Path, key: str, plugin: str, written: str, expected: tuple[str, ...]) -> None:
+    """Each plugin reads its own file. The file of another plugin is left from an earlier configuration."""
+    files = {"job_container.conf": "Dirs=/other\n", "namespace.yaml": "defaults: {dirs: /other}\n"}
+    files["namespace.yaml" if plugin.endswith("linux") else "job_container.conf"] = written
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert probe_containers.tmpfs_dirs({key: plugin}, str(tmp_path)) == expected
 
 
 @needs_root

@@ -197,6 +197,16 @@ FAULTS: dict[str, tuple[Facts, str, str, str]] = {
         replace(GOOD, wiring=relative("23.02.7", Epilog="epilog.d/*")), "slurm Epilog", "problem", "drains",
     ),
     "Epilog does not run as root": (running(SlurmdUser="slurm(64030)"), "slurm SlurmdUser", "problem", "not run as root"),
+    "Epilog runs as a user whose name begins like root's": (
+        running(SlurmdUser="rootless(1001)"), "slurm SlurmdUser", "problem", "not run as root",
+    ),
+    "TaskProlog is a pattern": (
+        wiring(task_prologs=(Script("/etc/slurm/taskprolog.d/*", "missing", executable=False),)),
+        "slurm TaskProlog", "problem", "is a pattern",
+    ),
+    "Prolog runs a hook": (
+        wiring(hooks_in_prolog=((f"{HOOKS}/task-prolog", "TaskProlog"),)), "slurm Prolog", "problem", "jobcache's TaskProlog",
+    ),
     "keep_failed has no effect": (
         replace(running(SLURM_VERSION="21.08.8-2"), keep_failed=60.0), "slurm keep_failed", "warning", "exit status",
     ),
@@ -358,6 +368,13 @@ def test_remedy_keeps_what_the_site_configured() -> None:
     several = remedies(wiring(epilogs=(MISSING, Script("/etc/slurm/site.sh", "other"), *WIRING.epilogs)))
     assert "sed" not in several and "/x" in several
     assert "sed -i --follow-symlinks" in remedies(wiring(epilogs=(MISSING,)))
+
+
+def test_remedy_of_swapped_hook_keeps_other_epilogs() -> None:
+    """Slurm has several lines with an Epilog, and one of them is the site's."""
+    epilogs = (Script("/etc/slurm/epilog.sh", "other"), Script(f"{HOOKS}/task-prolog", "swapped"))
+    (swapped,) = [one for one in faults(wiring(epilogs=epilogs)) if "jobcache's TaskProlog" in one.fact]
+    assert "sed" not in swapped.remedy and f"{HOOKS}/epilog" in swapped.remedy
 
 
 def test_remedy_is_no_glob_over_other_files() -> None:

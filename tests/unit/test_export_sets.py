@@ -11,6 +11,7 @@ from jobcache.config import configuration, export_sets, policy, settings
 from jobcache.config.keys import schema
 from jobcache.config.settings import Settings
 
+GUIDE = Path(__file__).parents[2] / "docs/admin-guide.md"
 COMPILED = {"config": "/c", "cluster": "c", "python": "/p", "package": "/k", "hash": "h", "former": []}
 
 
@@ -67,11 +68,35 @@ def test_settings_of_an_older_version_have_no_sets(tmp_path: Path) -> None:
     assert settings.Settings(tree, dict(COMPILED)).base["exports"] == {"HF_DATASETS_CACHE": "{cache}"}
 
 
-def test_variables_that_break_jobs_are_reported(tmp_path: Path) -> None:
-    text = 'exports: {HF_HOME: "{cache}", X: "{cache}/x"}\nrules:\n  - match: {user: [a]}\n    exports: {TMPDIR: "{cache}/t"}\n'
+HARMFUL = {
+    "HF_HOME": "login token",
+    "HF_HUB_CACHE": "offline jobs fail",
+    "HF_MODULES_CACHE": "have a script",
+    "HUGGINGFACE_HUB_CACHE": "offline jobs fail",
+    "TMPDIR": "sockets",
+    "TORCH_HOME": "offline jobs fail",
+    "TRANSFORMERS_CACHE": "offline jobs fail",
+    "WANDB_DIR": "not uploaded",
+    "XDG_CACHE_HOME": "download",
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_variable_that_breaks_jobs_is_reported_with_its_harm(tmp_path: Path, name: str) -> None:
+    """In `exports` of the configuration, and of a rule. The guide names it too."""
+    text = f'exports: {{{name}: "{{cache}}/x", X: "{{cache}}/y"}}\n'
+    text += f'rules:\n  - match: {{user: [a]}}\n    exports: {{{name}: "{{cache}}/t"}}\n'
     found = dict(export_sets.warnings(loaded(tmp_path, text).tree))
-    assert set(found) == {"exports.HF_HOME", "rules[0].exports.TMPDIR"}
-    assert "login token" in found["exports.HF_HOME"]
+    assert set(found) == {f"exports.{name}", f"rules[0].exports.{name}"}
+    assert all(HARMFUL[name] in harm for harm in found.values())
+    assert name in GUIDE.read_text()
+
+
+@pytest.mark.parametrize("name", export_sets.SETS)
+def test_guide_has_symptom_and_price_of_each_set(name: str) -> None:
+    (row,) = [line for line in GUIDE.read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == export_sets.SETS[name][0] and len(cells) == 4 and all(cells)
 
 
 def test_sets_are_not_reported(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ _REASONS = {
     errno.EDQUOT: "no_space",
     errno.EACCES: "no_access",
     errno.EPERM: "no_access",
+    errno.ENOKEY: "no_access",  # no Kerberos ticket
+    errno.EKEYEXPIRED: "no_access",
     errno.EROFS: "read_only",
     errno.ELOOP: "not_directory",
     errno.ENOTDIR: "not_directory",

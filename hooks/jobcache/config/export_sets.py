@@ -20,6 +20,7 @@ _HARM = {
     "HUGGINGFACE_HUB_CACHE": "each job downloads models and datasets again, and offline jobs fail",
     "HF_MODULES_CACHE": "offline jobs fail to load datasets that have a script",
     "TMPDIR": "programs put sockets and locks on shared scratch, and temporary files outlive their node",
+    "TORCH_HOME": "each job downloads models again, and offline jobs fail",
     "TRANSFORMERS_CACHE": "each job downloads models again, and offline jobs fail",
     "WANDB_DIR": "runs that are not uploaded yet are deleted with the job's cache",
     "XDG_CACHE_HOME": "each program of a job loses its cache, and jobs download models and datasets again",

@@ -88,6 +88,7 @@ class Wiring:
 
     conf: path of slurm.conf. running, file: its keys, as slurmctld has them and as the file has them.
     task_prologs, epilogs: the scripts that Slurm runs. epilog_pattern: a glob in Epilog that matches no file, or "".
+    hooks_in_prolog: (path, "TaskProlog" or "Epilog") of each hook of jobcache that Slurm runs as a Prolog.
     chain: the site's TaskProlog, which runs after jobcache's. tmpfs_dirs: directories that are private to each job.
     pyxis: the line of plugstack.conf that loads pyxis, or "". container_mounts: paths that enroot mounts into containers.
     apptainer: the configurations of Apptainer and SingularityCE on this host.
@@ -100,6 +101,7 @@ class Wiring:
     task_prologs: tuple[Script, ...] = ()
     epilogs: tuple[Script, ...] = ()
     epilog_pattern: str = ""
+    hooks_in_prolog: tuple[tuple[str, str], ...] = ()
     chain: Optional[Script] = None
     tmpfs_dirs: tuple[str, ...] = ()
     pyxis: str = ""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from jobcache.diagnostics.check_facts import Compiled, Facts, Script, Wiring
 from jobcache.diagnostics.finding import OK, PROBLEM, WARNING, Finding
-from jobcache.diagnostics.slurm_conf import seconds, values
+from jobcache.diagnostics.slurm_conf import is_pattern, seconds, values
 
 
 def wiring(facts: Facts, slurm: Wiring) -> Iterator[Finding]:
@@ -17,6 +17,11 @@ def wiring(facts: Facts, slurm: Wiring) -> Iterator[Finding]:
     yield from _task_prolog(facts, slurm, conf)
     yield from _chain(facts.compiled, slurm)
     yield from _epilog(facts, slurm, conf)
+    for path, hook in slurm.hooks_in_prolog:
+        text = f"Prolog runs {path}, which is jobcache's {hook}: there it does nothing useful"
+        yield Finding(
+            "slurm", "Prolog", PROBLEM, text, f"scontrol show config | grep Prolog    # take {path} out of Prolog in {conf}"
+        )
     for key in ("TaskProlog", "Epilog"):
         running, written = values(slurm.running, key), values(slurm.file, key)
         if slurm.file and running != written:
@@ -89,6 +94,9 @@ def _task_prolog(facts: Facts, slurm: Wiring, conf: str) -> Iterator[Finding]:
     remedy = _set_key(conf, "TaskProlog", f"{facts.hooks}/task-prolog")
     if script is None:
         yield Finding("slurm", "TaskProlog", PROBLEM, "TaskProlog is not set: no job gets a cache", remedy)
+    elif script.kind == "missing" and is_pattern(script.path):
+        text = f"TaskProlog={script.path} is a pattern. Slurm takes the path of one file there, and cancels every task"
+        yield Finding("slurm", "TaskProlog", PROBLEM, text, remedy)
     elif script.kind == "missing":
         text = f"{script.path} does not exist, or is not readable: Slurm cancels every task"
         yield Finding("slurm", "TaskProlog", PROBLEM, text, remedy)
@@ -150,6 +158,7 @@ def _epilog(facts: Facts, slurm: Wiring, conf: str) -> Iterator[Finding]:
 def _epilog_scripts(facts: Facts, slurm: Wiring, conf: str) -> Iterator[Finding]:
     """Yield the faults of Epilogs that do not run jobcache's."""
     hook = f"{facts.hooks}/epilog"
+    alone = len(slurm.epilogs) == 1
     replace = _set_key(conf, "Epilog", hook)
     if slurm.epilog_pattern:
         text = f"Epilog={slurm.epilog_pattern} matches no file on this node: Slurm drains the node"
@@ -157,11 +166,12 @@ def _epilog_scripts(facts: Facts, slurm: Wiring, conf: str) -> Iterator[Finding]
     for script in slurm.epilogs:
         if script.kind == "swapped":
             text = f"Epilog is {script.path}, which is jobcache's TaskProlog: only the sweep reaps caches"
-            yield Finding("slurm", "Epilog", PROBLEM, text, replace)
+            keep_others = f"{hook}    # instead of {script.path}, in {conf} or in the directory that Epilog names"
+            yield Finding("slurm", "Epilog", PROBLEM, text, replace if alone else keep_others)
         elif script.kind == "missing":
             keep_others = f"ls -l {script.path}    # create it, or remove it from Epilog in {conf} and keep the others"
             text = f"{script.path} does not exist: Slurm drains the node"
-            yield Finding("slurm", "Epilog", PROBLEM, text, replace if len(slurm.epilogs) == 1 else keep_others)
+            yield Finding("slurm", "Epilog", PROBLEM, text, replace if alone else keep_others)
         elif script.kind == "other" and not script.executable:
             text = f"{script.path} is not executable: Slurm drains the node"
             yield Finding("slurm", "Epilog", PROBLEM, text, f"chmod 755 {script.path}")
@@ -184,7 +194,7 @@ def _add_epilog(others: list[str], hook: str, epilogs: list[str], conf: str) -> 
 def _slurmd_user(slurm: Wiring, conf: str) -> Iterator[Finding]:
     """Yield the finding on the user that runs the Epilog, such as `root(0)`, if it is not root."""
     user = next(iter(values(slurm.running, "SlurmdUser")), "root(0)")
-    if not user.startswith("root"):
+    if not user.endswith("(0)"):
         text = f"SlurmdUser={user}: the Epilog does not run as root, and reaps no cache of another user"
         yield Finding("slurm", "SlurmdUser", PROBLEM, text, f"SlurmdUser=root    # in {conf}; restart slurmd on each node")
 

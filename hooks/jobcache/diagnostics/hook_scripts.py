@@ -47,6 +47,12 @@ def read_script(path: str, name: str, hooks: str) -> Script:
     return Script(path, "chained" if runs else "other", executable)
 
 
+def hook_at(path: str) -> str:
+    """Return "TaskProlog" or "Epilog" if the file is that hook of jobcache, else ""."""
+    found = _HOOK.search(_head(os.path.realpath(path)))
+    return found[1] if found else ""
+
+
 def _value(pattern: re.Pattern[str], text: str) -> str:
     """Return the value that `pattern` assigns in a shell script, "" where it does not."""
     found = pattern.search(text)

@@ -1,4 +1,4 @@
-"""Read the configuration of containers and private directories: job_container/tmpfs, pyxis, enroot, Apptainer."""
+"""Read the configuration of containers and private directories: job_container, namespace, pyxis, enroot, Apptainer."""
 
 import glob
 import os
@@ -10,7 +10,11 @@ from jobcache.system import files
 
 _MOST_BYTES = 1 << 24  # of one file
 _MOST_DEEP = 5  # files that include each other
-_DIRS = re.compile(r"^[^#]*?\bdirs\s*[=:]\s*[\"']?([^\s\"'#]+)", re.IGNORECASE | re.MULTILINE)
+# By the last part of the plugin's name: its file, and how that names the directories (`dirs`; or `path`, one of `dir_confs`).
+_PRIVATE = {
+    "tmpfs": ("job_container.conf", re.compile(r"\bdirs\s*=\s*[\"']?([^\s\"']+)", re.IGNORECASE)),
+    "linux": ("namespace.yaml", re.compile(r"(?:^|[\s{,-])[\"']?(?:dirs|path)[\"']?\s*:\s*[\"']?([^\s\"'}]+)")),
+}
 _DEFAULT_DIRS = ("/tmp", "/dev/shm")
 _APPTAINER_CONFS = (
     "/etc/apptainer/apptainer.conf",
@@ -22,14 +26,15 @@ _DIRECTIVE = re.compile(r"^\s*([a-zA-Z _-]+?)[ \t]*=[ \t]*(.*?)\s*$")
 
 
 def tmpfs_dirs(running: Mapping[str, str], conf_dir: str) -> tuple[str, ...]:
-    """Return the directories that are private to each job by job_container/tmpfs, or by namespace/tmpfs from Slurm 25.11."""
-    if not any(running.get(key, "").endswith("/tmpfs") for key in ("JobContainerType", "NamespaceType")):
+    """Return the directories that are private to each job, on any node: by job_container/tmpfs, or by namespace/tmpfs or
+    namespace/linux from Slurm 25.11."""
+    plugin = running.get("NamespaceType") or running.get("JobContainerType") or ""
+    name, listed = _PRIVATE.get(plugin.rpartition("/")[2], ("", None))
+    if listed is None:
         return ()
-    for name in ("job_container.conf", "namespace.yaml"):
-        found = _DIRS.search("".join(_lines(f"{conf_dir}/{name}")))
-        if found:
-            return tuple(found[1].split(","))
-    return _DEFAULT_DIRS
+    text = "".join(line.partition("#")[0].rstrip("\n") + "\n" for line in _lines(f"{conf_dir}/{name}"))
+    found = [path for match in listed.finditer(text) for path in match[1].split(",") if path]
+    return tuple(dict.fromkeys(found)) or _DEFAULT_DIRS
 
 
 def pyxis_line(path: str, depth: int = 0) -> str:

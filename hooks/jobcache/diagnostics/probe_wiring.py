@@ -9,7 +9,7 @@ from dataclasses import replace
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.diagnostics import hook_scripts, probe_containers, probing_child
 from jobcache.diagnostics.check_facts import Wiring
-from jobcache.diagnostics.slurm_conf import read_conf, values
+from jobcache.diagnostics.slurm_conf import is_pattern, parse_version, read_conf, values
 from jobcache.system import live_jobs
 from jobcache.system.stuck_processes import Register
 
@@ -26,19 +26,19 @@ def wiring(site: Settings, hooks: str) -> Wiring:
     conf_dir = _local_conf_dir(conf, running)
     # Slurm takes relative paths from the directory of slurm.conf.
     task_prologs = [os.path.join(conf_dir, path) for path in values(running, "TaskProlog")]
-    patterns = [os.path.join(conf_dir, pattern) for pattern in values(running, "Epilog")]
-    epilogs = [path for pattern in patterns for path in (_matches(pattern) if _is_glob(pattern) else [pattern])]
-    unmatched = next((pattern for pattern in patterns if _is_glob(pattern) and not _matches(pattern)), "")
+    epilogs, unmatched = _scripts(values(running, "Epilog"), conf_dir)
+    prologs, _ = _scripts(values(running, "Prolog"), conf_dir)
     enroot = os.environ.get("ENROOT_SYSCONF_PATH", "/etc/enroot")
     chain = site.task_prolog_chain
     plugstack = next(iter(values(running, "PlugStackConfig")), "")
     return Wiring(
         conf=conf,
         running=running,
-        file=read_conf(conf),
+        file=read_conf(conf, parse_version(running.get("SLURM_VERSION", ""))),
         task_prologs=tuple(hook_scripts.read_script(path, "task-prolog", hooks) for path in task_prologs),
         epilogs=tuple(hook_scripts.read_script(path, "epilog", hooks) for path in epilogs),
         epilog_pattern=unmatched,
+        hooks_in_prolog=tuple((path, hook) for path in prologs if (hook := hook_scripts.hook_at(path))),
         chain=hook_scripts.read_script(chain, "task-prolog", hooks) if chain else None,
         tmpfs_dirs=probe_containers.tmpfs_dirs(running, conf_dir),
         pyxis=probe_containers.pyxis_line(plugstack) or probe_containers.pyxis_line(f"{conf_dir}/plugstack.conf"),
@@ -65,6 +65,17 @@ def _local_conf_dir(conf: str, running: Mapping[str, str]) -> str:
     return next((place for place in places if os.path.exists(f"{place}/slurm.conf")), places[0])
 
 
+def _scripts(patterns: list[str], conf_dir: str) -> tuple[list[str], str]:
+    """Return the files that Slurm runs for the values of Epilog or Prolog, and the first pattern that matches none, or ""."""
+    found: list[str] = []
+    unmatched = ""
+    for pattern in (os.path.join(conf_dir, value) for value in patterns):
+        paths = _matches(pattern) if is_pattern(pattern) else [pattern]
+        found.extend(paths)
+        unmatched = unmatched or ("" if paths else pattern)
+    return found, unmatched
+
+
 def _matches(pattern: str) -> list[str]:
     """Return the files in the order in which Slurm runs them: last name first. Return the pattern if its directory is closed."""
     try:
@@ -74,7 +85,3 @@ def _matches(pattern: str) -> list[str]:
     except OSError:
         pass
     return sorted(glob.glob(pattern), reverse=True)
-
-
-def _is_glob(text: str) -> bool:
-    return any(ch in text for ch in "*?[")
