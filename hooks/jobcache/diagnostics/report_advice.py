@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
+from jobcache.diagnostics.rebuilding import ALIKE, rebuilt
 from jobcache.diagnostics.report_model import Advice, Cache
 from jobcache.diagnostics.units import size
 
@@ -12,23 +13,18 @@ _LARGE = 1 << 30  # bytes in each
 _MANY_FILES = 10_000  # in each
 _ORPHANS = 0.2  # of all caches
 # and at most:
-_ALIKE = 0.05  # difference between sizes that count as equal
 _SHORT = 1800.0  # seconds, the lifetime of a short job's cache
 
 
 def advice(user: str, caches: Sequence[Cache]) -> Iterator[Advice]:
     """Yield the advice that fits, each with the numbers behind it."""
-    # Neither links nor what was published count as bytes of a cache: these are what each job made, and what nobody used again.
-    wrote = [cache for cache in caches if cache.bytes > 0]
-    middle = median([cache.bytes for cache in wrote]) if wrote else 0
-    alike = [cache for cache in wrote if abs(cache.bytes - middle) <= _ALIKE * middle]
-    if len(alike) >= _MANY and len(alike) * 2 >= len(wrote) and middle >= _LARGE:
-        again = sum(cache.bytes for cache in alike) - round(middle)
+    same = rebuilt(user, [cache.bytes for cache in caches])
+    if same:
         yield Advice(
             user, "store", "Build a store: jobs seem to make the same data again (jobcache store build, or publish: all).",
-            f"{len(alike)} of {len(wrote)} caches have {size(middle)} within {_ALIKE:.0%}; jobs wrote {size(again)} again",
+            f"{same.caches} of {same.of} caches have {size(same.size)} within {ALIKE:.0%}; jobs wrote {size(same.again)} again",
         )  # fmt: skip
-    built = [cache for cache in wrote if not cache.seeded]
+    built = [cache for cache in caches if cache.bytes > 0 and not cache.seeded]
     lives = [cache.ended - cache.made for cache in built if cache.made is not None]
     middle = median([cache.bytes for cache in built]) if built else 0
     if len(built) >= _MANY and middle >= _LARGE and lives and median(lives) < _SHORT:
