@@ -515,7 +515,7 @@ def begun(alice: User, name: str) -> Path:
         fd = os.open(cache, os.O_RDONLY)
         store = [linking.Source(str(alice.jobs.path), [UNLABELLED], UID)]
         offers = linking.seed(fd, "", ".jobcache/seeds", [], offering=store).offers
-        assert inheriting.inherit(fd, "", alice.env, 9, 20, offers=offers).builds == 1
+        assert inheriting.inherit(inheriting.Request(alice.env, 9), fd, "", 20, offers).builds == 1
 
     assert succeeded(as_alice(work))
     return cache
