@@ -124,7 +124,8 @@ class Seeds:
             except FileExistsError:
                 pass
 
-    def _link(self, cache_fd: int, below: str, place: str) -> None:
+    def _link(self, cache_fd: int, below: str, aside: str) -> None:
+        place = linking.Place(cache_fd, below, aside)
         until = time.monotonic() + min(linking.BUDGET, self.deadline / 4)
         self.began = time.monotonic()
         labels = [self.label, ""] if self.label else [""]
@@ -133,14 +134,14 @@ class Seeds:
         closed: "frozenset[str]" = frozenset()
         if self.store:
             # Jobs with a label do not begin with builds that jobs without a label have published.
-            offering = [linking.Source(self.store, [self.label or store_names.UNLABELLED], self.claim.uid)] if self.most else []
+            offering = [linking.Source(self.store, [self.label or store_names.UNLABELLED], self.claim.uid)]
             user = [linking.Source(self.store, labels, self.claim.uid)]
-            self.result = linking.seed(cache_fd, below, place, user, until - time.monotonic(), offering)
+            self.result = linking.seed(place, user, until - time.monotonic(), offering)
+        offers = self.result.offers if self.result else None
         if self.most:
             self.inherit_began = time.monotonic()
             left = self.hook_began + _END * self.deadline - self.inherit_began
             budget = min(left, _INHERIT_SHARE * self.deadline)
-            offers = self.result.offers if self.result else None
             self.inherited = inheriting.inherit(self.request, cache_fd, below, budget, offers)
             self.inherited.milliseconds = round((time.monotonic() - self.inherit_began) * 1000)
             if self.inherited.refusal:
@@ -156,7 +157,7 @@ class Seeds:
             sources.append(linking.Source(self.site, labels, None, closed))
         if sources:
             until = min(until, self.hook_began + _END * self.deadline)
-            found = linking.seed(cache_fd, below, place, sources, until - time.monotonic())
+            found = linking.seed(place, sources, until - time.monotonic(), offers=offers)
             self.result = linking.added(self.result, found) if self.result else found
 
     def facts(self) -> "dict[str, str]":
