@@ -2,25 +2,32 @@
 # Makes a job's cache, or joins it, where Python is missing or broken: the work of prepare.py in POSIX sh, without a store.
 #
 # The child jc_make_in_shell of task-prolog reads this file, so that it has the names of task-prolog and policy.sh. It runs as
-# the user, within the deadline, and exits with jc_ready, jc_declined or jc_uninherited. It needs mkdir, chmod, rmdir, mv -T, rm,
-# ls and date.
+# the user, within the deadline, and exits with jc_ready, jc_declined, jc_uninherited or jc_other_home. It needs mkdir, chmod, rmdir,
+# mv -T, ln, rm, ls and date.
 # The last line starts it: a file that is cut short does nothing.
 
 jc_make_cache() {
     umask 077
+    jc_source='' jc_home_name=''
     jc_may_begin_empty || exit "$jc_uninherited"
     jc_parent=${jc_job_dir%/*}
     jc_make_parent || exit "$jc_declined"
     read -r jc_nonce </proc/sys/kernel/random/uuid || exit "$jc_declined"
     jc_nonce=${jc_nonce%%-*}${jc_nonce##*-} jc_new_dir=$jc_parent/.jobcache-new-$jc_job_id-$jc_nonce
     if [ "$jc_first_task" = yes ]; then jc_discard_stale_cache; fi
-    jc_join && exit "$jc_ready"
+    jc_join && jc_exit_joined
     if [ -e "$jc_job_dir" ] && ! jc_is_replaceable; then exit "$jc_declined"; fi
     jc_make_directory "$jc_new_dir" || exit "$jc_declined"
     jc_fill_new_dir && jc_move_into_place && exit "$jc_ready"
     jc_remove_new_dir
-    jc_join && exit "$jc_ready" # another task was faster
+    jc_join && jc_exit_joined # another task was faster
     exit "$jc_declined"
+}
+
+# After jc_join, which enters .jobcache: exit. The own directory of a node or task may be missing, by jc_may_begin_empty.
+jc_exit_joined() {
+    jc_check_beginning
+    case $? in "$jc_other_home") exit "$jc_other_home" ;; *) exit "$jc_ready" ;; esac
 }
 
 # This script cannot link the builds of the user's own cache, and a job may need them. Succeed if that cache, which `datasets`
@@ -187,6 +194,12 @@ jc_fill_new_dir() {
             >"$jc_new_dir/.jobcache/job.json" &&
         printf '%s %s\n' "$jc_boot" "$jc_uptime" >"$jc_new_dir/.jobcache/nodes/$jc_node" || return 1
     if [ "$jc_keep" = yes ]; then printf '' >"$jc_new_dir/.jobcache/keep" || return 1; fi
+    # jc_may_begin_empty has set jc_source if the user's own cache was looked at.
+    if [ -n "$jc_source" ]; then
+        jc_name_home
+        /bin/mkdir -m 700 "$jc_new_dir/.jobcache/sources" &&
+            /bin/ln -s "$jc_source/datasets" "$jc_new_dir/.jobcache/sources/$jc_home_name" || return 1
+    fi
     # A default access list gives those whom it names access to new files. No directory of the cache lets them in.
     set -- "$jc_new_dir/.jobcache/id" "$jc_new_dir/.jobcache/job.json" "$jc_new_dir/.jobcache/nodes/$jc_node"
     [ "$jc_keep" = no ] || set -- "$@" "$jc_new_dir/.jobcache/keep"
@@ -203,8 +216,8 @@ jc_move_into_place() {
 
 # Remove by name only files that jc_fill_new_dir made.
 jc_remove_new_dir() {
-    for jc_file in "nodes/$jc_node" id job.json keep; do /bin/rm -f "$jc_new_dir/.jobcache/$jc_file"; done
-    /bin/rmdir "$jc_new_dir/.jobcache/nodes" "$jc_new_dir/.jobcache" "$jc_new_dir"
+    for jc_file in "nodes/$jc_node" id job.json keep "sources/$jc_home_name"; do /bin/rm -f "$jc_new_dir/.jobcache/$jc_file"; done
+    /bin/rmdir "$jc_new_dir/.jobcache/sources" "$jc_new_dir/.jobcache/nodes" "$jc_new_dir/.jobcache" "$jc_new_dir"
 }
 
 jc_make_cache

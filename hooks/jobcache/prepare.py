@@ -24,6 +24,8 @@ EXPORT = 5  # the cache exists. Not 0: an empty file, as after a crash, ends wit
 DECLINE = 3  # there will be no cache: print no exports
 UNINHERITED = 8  # the same, and no task of this run needs to try again
 _UNRECORDED = ("observe", "other_cluster")  # reasons without a line in the history: scratch is not touched for such a job
+OTHER_HOME = 9  # the cache exists, and began with the builds of another home than this task has
+SAME_HOME = 10  # the task needs no directory for its home, which is that of the cache
 
 
 def main(argv: "list[str]") -> int:
@@ -53,8 +55,11 @@ def main(argv: "list[str]") -> int:
     try:
         # Wait for a cache that is being reaped, but leave time to log before the hook's deadline.
         outcome = protocol.enter(claim, began + float(words["deadline"]) / 2)
-        if outcome == "joined" and seeds and claim.below:
-            seeds.seed_directory(claim.path)
+        if outcome == "joined" and seeds:
+            if not (claim.first_task or words.get("base") or seeds.has_home_of(claim.path)):
+                return OTHER_HOME
+            if claim.below and not seeds.seed_directory(claim.path):
+                return SAME_HOME
     except reasons.Refused as refusal:
         details = event_line.quote(str(refusal))
         if seeds and seeds.inherited and seeds.inherited.refusal is refusal:

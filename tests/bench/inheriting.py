@@ -77,7 +77,7 @@ def timed(home: Path, new: Callable[[int], Path], builds: int, rounds: int) -> f
     for at in range(rounds):
         fd = os.open(new(at), os.O_RDONLY)
         began = time.perf_counter()
-        found = inheriting.inherit(fd, "", {"HF_HOME": str(home)}, 10**6, 600)
+        found = inheriting.inherit(inheriting.Request({"HF_HOME": str(home)}, 10**6), fd, "", 600)
         times.append((time.perf_counter() - began) * 1000)
         os.close(fd)
         assert found.refusal is None and found.builds == builds, (found.refusal, found.builds)

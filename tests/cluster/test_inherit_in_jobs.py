@@ -95,5 +95,37 @@ def test_steps_agree_where_links_are_refused(wired: Wired, home: Path) -> None:
     assert not wired.cache(job).exists() and wired.site.debris() == []
 
 
+def test_steps_with_another_home(wired: Wired, home: Path) -> None:
+    """By a variable, by `srun --export`, in an attached step and on two nodes: they share a directory that has its builds."""
+    other = wired.site.dir / "other"
+    put(other / "datasets", "parquet/default-7/0.0.0/x")
+    for path in (other, *other.rglob("*")):
+        shutil.chown(path, ALICE)
+    before = fingerprint(other)
+    shown = 'echo "$HF_HOME" "$HF_DATASETS_CACHE" $(cd "$HF_DATASETS_CACHE" && ls -d json parquet 2>/dev/null)'
+    go = wired.cluster.scratch / "other-go"
+    tries = [
+        f"HF_HOME={other} {step(shown, '-N2', '-n2')}",
+        step(shown, f"--export=ALL,HF_HOME={other}", "-N1", "-n1"),
+        step(shown, f"--export=PATH=/usr/bin:/bin,HF_HOME={other}", "-N1", "-n1"),
+        step(shown, "-N1", "-n1"),
+    ]
+    job = batch(wired, home, "\n".join([shown, *tries, f"until [ -e {go} ]; do sleep 0.05; done"]), "-N2")
+    wired.wait_for(wired.cache(job) / f"home{str(other).replace('/', '+')}")
+    done = wired.cluster.run(
+        "srun", f"--jobid={job}", "--overlap", "-N1", "-n1", "sh", "-c", shown, user=ALICE, env={"HF_HOME": str(other)}
+    )  # fmt: skip
+    go.touch()
+    assert wired.wait(job) == "COMPLETED"
+    base = f"{home} {wired.cache(job)} json"
+    own = f"{other} {wired.cache(job)}/home{str(other).replace('/', '+')} parquet"
+    lines = wired.output(job)
+    # Slurm 22.05 keeps the value of the job for `--export=ALL,…`: the directory is that of the HF_HOME which the task sees.
+    assert lines[3] in (base, own) and lines[:3] + lines[4:] == [base, own, own, own, base]
+    assert done.stdout.strip() == own
+    wired.assert_reaped(job)
+    assert fingerprint(other) == before
+
+
 def skips(site: Site, job: int) -> list[dict[str, object]]:
     return [event for event in site.syslog.events("cache.skipped") if event["job_id"] == job]

@@ -8,6 +8,8 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,8 @@ def user(site: Site) -> Iterator[User]:
     yield User(site)
 
 
-def is_linked(cache: str | None, key: str = KEY) -> bool:
-    return cache is not None and (Path(cache) / key / "json-train.arrow").is_symlink()
+def is_linked(cache: str | None, key: str = KEY, file: str = "json-train.arrow") -> bool:
+    return cache is not None and (Path(cache) / key / file).is_symlink()
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -299,3 +301,174 @@ def test_script_does_not_count_without_inheritance(user: User) -> None:
     assert task.cache and os.listdir(task.cache) == [".jobcache"]
     with Spool(user.site.dir / "spool2", ALICE, NODE, 7, script):
         assert is_linked(user.task(7, step="0", node=NODE).cache)
+
+
+# ------------------------------------------------------------------------------------------------- steps with another home
+
+
+def known(user: User) -> dict[str, str]:
+    """Return the variables that a step has from the batch script."""
+    return {"JOBCACHE_DIR": str(user.site.cache()), "HF_DATASETS_CACHE": str(user.site.cache())}
+
+
+def build(cache: Path, key: str) -> Path:
+    """Put a build of Alice's into a cache; return its directory."""
+    made = put(cache, key)
+    for path in (*made.iterdir(), made, *list(made.parents)[:3]):
+        shutil.chown(path, ALICE)
+    return made
+
+
+def is_other(cache: str | None) -> bool:
+    """Return whether a directory has the builds of `other`, and those alone."""
+    return is_linked(cache, "json/default-2/0.0.0/x") and not is_linked(cache)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("inherits", [True, False])
+@pytest.mark.parametrize("online", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["online", "offline"])
+def test_step_with_another_home_begins_with_its_builds(
+    user: User, other: Path, shell: str, inherits: bool, online: dict[str, str]
+) -> None:
+    """In a directory of its own, which all steps with that home share. Steps of the cache's home see no difference."""
+    assert is_linked(user.task(shell=shell).cache)
+    env = {**online, **(known(user) if inherits else {})}
+    first = user.task(step="0", shell=shell, HF_HOME=str(other), **env)
+    assert is_other(first.cache) and Path(first.cache or "").parent == user.site.cache()
+    assert first.exports["JOBCACHE_DIR"] == str(user.site.cache())
+    build(Path(first.cache or ""), "json/default-9/0.0.0/x")
+    for node in ("n1", "n2"):
+        again = user.task(step="1", node=node, shell=shell, HF_HOME=str(other), **env)
+        assert again.cache == first.cache and (Path(again.cache or "") / "json/default-9").exists()
+    assert user.task(step="2", shell=shell, **env).cache == str(user.site.cache())
+    assert user.task(step="3", shell=shell, **{**first.exports}).cache == str(user.site.cache())
+    for node in ("n2", "n1"):
+        user.site.epilog(node=node, nodes=2)
+    assert not user.site.cache().exists() and user.site.debris() == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("scope", ["node", "task"])
+def test_directory_of_a_node_or_task_with_another_home(user: User, other: Path, shell: str, scope: str) -> None:
+    user.site.configure(scope=scope, exports={"HF_DATASETS_CACHE": "{cache}/datasets", "OTHER": "{cache}/other"})
+    user.task(shell=shell)
+    env = {"JOBCACHE_DIR": str(user.site.cache()), "step": "0", "shell": shell}
+    assert is_other(user.task(HF_HOME=str(other), node="n2", **env).cache), "it is the first task there"
+    theirs = user.task(**env)
+    build(Path(theirs.cache or ""), "csv/default-5/0.0.0/x")
+    task = user.task(HF_HOME=str(other), **env)
+    assert is_other(task.cache) and is_linked(theirs.cache) and task.cache != theirs.cache
+    assert is_linked(task.cache, "csv/default-5/0.0.0/x", "csv-train.arrow") or scope == "task"
+    assert Path(task.exports["OTHER"]).parent == Path(task.cache or "").parent
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_other_spelling_of_the_home_changes_nothing(user: User, shell: str) -> None:
+    """A further step with it needs no Python."""
+    (user.home / "link").symlink_to(".cache/huggingface")
+    user.task(shell=shell)
+    for home in ("link", ".cache/huggingface", ".cache/../.cache/huggingface/"):
+        for _ in range(2):
+            task = user.task(step="0", shell=shell, HF_HOME=f"{user.home}/{home}", **known(user))
+            assert task.cache == str(user.site.cache())
+            user.site.policy(python="/nonexistent")
+        user.site.configure()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("home", ["a+b", "a%2Bb", "a b", "ä", "a'\"\\b", "$HOME"])
+def test_home_with_any_name(user: User, other: Path, shell: str, home: str) -> None:
+    shutil.move(other, user.home / home)
+    put(user.home / "a/b/datasets", "json/default-3/0.0.0/x")
+    user.own()
+    user.task(shell=shell)
+    for name, key in ((home, "json/default-2/0.0.0/x"), ("a/b", "json/default-3/0.0.0/x")):
+        task = user.task(step="0", shell=shell, HF_HOME=f"{user.home}/{name}", **known(user))
+        assert is_linked(task.cache, key) and len(os.listdir(f"{task.cache}/json")) == 1
+    user.task(7, shell=shell, HF_HOME=f"{user.home}/{home}")
+    cache = str(user.site.cache(7))
+    assert user.task(7, step="0", shell=shell, HF_HOME=f"{user.home}/{home}").cache == cache
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_step_with_the_home_of_the_script_uses_the_cache(user: User, other: Path, shell: str) -> None:
+    """And a step without it, by `srun --export`, finds what it finds without jobcache."""
+    task = in_batch(user, f"export HF_HOME={other}\nsrun a", shell)
+    assert user.task(step="0", node=NODE, shell=shell, HF_HOME=str(other), **known(user)).cache == task.cache
+    assert is_linked(user.task(step="1", node=NODE, shell=shell, **known(user)).cache)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("why", ["too many", "damaged home", "no python", "newline", "relative", "late"])
+def test_step_whose_home_cannot_be_linked_gets_no_cache(user: User, other: Path, shell: str, why: str) -> None:
+    """It runs as if jobcache were not installed; later steps of the cache's home use the cache."""
+    home = str(other)
+    user.task(shell=shell)
+    if why == "too many":
+        user.site.configure(inherit_max_builds=1)
+        put(other / "datasets", "json/default-3/0.0.0/x")
+        user.own()
+    elif why == "damaged home":
+        (other / "datasets").chmod(0o300)
+    elif why == "no python":
+        user.site.policy(python="/nonexistent")
+    elif why == "late":
+        user.site.configure(task_prolog={"deadline": "3s"})
+    home = {"newline": f"{user.home}/a\nb", "relative": "hf"}.get(why, home)
+    with hung(other / "datasets") if why == "late" else nullcontext():
+        task = user.task(step="0", shell=shell, HF_HOME=home, **known(user))
+    assert task.exports == {} and task.unsets == ["HF_DATASETS_CACHE"]
+    assert user.task(step="1", shell=shell, **known(user)).cache == str(user.site.cache())
+    user.site.configure()
+    user.site.epilog()
+    assert not user.site.cache().exists() and user.site.debris() == []
+
+
+def test_builds_that_the_job_made_are_found_with_another_home(user: User, other: Path) -> None:
+    """A program of the batch script, whose directory does not depend on HF_HOME, can have made them for this step."""
+    user.task()
+    made = build(user.site.cache(), "csv/default-5/0.0.0/x")
+    task = user.task(step="0", HF_HOME=str(other), **known(user))
+    assert is_other(task.cache)
+    assert (Path(task.cache or "") / "csv/default-5/0.0.0/x/csv-train.arrow").samefile(made / "csv-train.arrow")
+
+
+def test_home_without_builds_begins_empty(user: User) -> None:
+    user.task()
+    task = user.task(step="0", HF_HOME="/nonexistent", **known(user))
+    assert task.cache and task.cache.startswith(f"{user.site.cache()}/home") and os.listdir(task.cache) == []
+
+
+@pytest.mark.parametrize("env", [{"JOBCACHE_INHERIT": "off"}, {"JOBCACHE": "off"}, {"HF_DATASETS_CACHE": "/own"}])
+def test_home_does_not_count_for_a_step_without_links(user: User, other: Path, env: dict[str, str]) -> None:
+    user.task()
+    task = user.task(step="0", HF_HOME=str(other), **{**known(user), **env})
+    assert task.cache == (None if "HF_DATASETS_CACHE" in env else str(user.site.cache()))
+    assert [name for name in os.listdir(user.site.cache()) if name.startswith("home")] == []
+
+
+@pytest.mark.parametrize("way", ["earlier version", "off"])
+def test_home_does_not_count_in_a_cache_without_one(user: User, other: Path, way: str) -> None:
+    """A job that began under an earlier version goes on as it began."""
+    user.task(JOBCACHE_INHERIT="off" if way == "off" else "")
+    if way != "off":
+        shutil.rmtree(user.site.cache() / ".jobcache/sources")
+    assert user.task(step="0", HF_HOME=str(other), **known(user)).cache == str(user.site.cache())
+
+
+def test_tasks_with_two_homes_start_together(user: User, other: Path) -> None:
+    """Without a batch script, on two nodes: each finds the builds of its home."""
+    with ThreadPoolExecutor(8) as pool:
+
+        def start(at: int) -> Prologue:
+            home = {"HF_HOME": str(other)} if at % 2 else {}
+            return user.task(step="0", node=f"n{at % 4}", SLURM_LOCALID=str(at // 4), SLURM_PROCID=str(at), **home)
+
+        found = list(pool.map(start, range(8)))
+    assert all(is_linked(task.cache) for task in found[::2])
+    assert all(is_other(task.cache) for task in found[1::2])
+    assert len({task.cache for task in found}) == 2
+    (created,) = user.site.syslog.events("cache.created")
+    for node in ("n0", "n1", "n2", "n3"):
+        user.site.epilog(node=node, nodes=4)
+    assert not user.site.cache().exists() and user.site.debris() == []

@@ -98,6 +98,28 @@ def test_warm_cache_elsewhere(warm: Warm, place: dict[str, str]) -> None:
         aside.rename(warm.huggingface)
 
 
+def test_step_with_another_home_finds_what_it_finds_without_jobcache(warm: Warm) -> None:
+    """That home has only the older revision of a dataset. The batch script and the step each find their own, offline."""
+    other = warm.home / "other"
+    warm.copy(other)
+    for build in (other / "datasets/acme___rows/default/0.0.0").iterdir():
+        if _rows(build) == 200:
+            shutil.rmtree(build)
+    code = "result = len(load_dataset('acme/rows')['train'])"
+    env = {"HF_HOME": str(other), **OFFLINE}
+    assert warm.run(code, **env) == 100
+    batch = warm.begin()
+    step = warm.site.task_prolog(warm.number, step="0", HOME=str(warm.home), **{**batch, **env}).exports
+    assert Path(step["HF_DATASETS_CACHE"]).parent == warm.site.cache(warm.number)
+    with untouched(warm):
+        assert warm.run(HUB, **{**batch, **OFFLINE}) == HUB_RESULT
+        assert warm.run(code, **{**batch, **env, **step}) == 100
+        assert warm.run(warm.local, **{**batch, **env, **step}) == warm.local_result
+        assert computed(Path(step["HF_DATASETS_CACHE"])) == []
+    warm.end()
+    assert not warm.site.cache(warm.number).exists()
+
+
 def test_local_data_is_not_built_again(warm: Warm) -> None:
     """Builds of JSON, CSV and Parquet, from_generator, and chains of map, filter, sort and shuffle are all found."""
     before = set(warm.cache.rglob("*.arrow"))

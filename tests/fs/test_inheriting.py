@@ -37,7 +37,7 @@ def inherit(scratch: Path) -> Iterator[Callable[..., inheriting.Inherited]]:
     fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
 
     def call(most: int = 10_000, budget: float = BUDGET, below: str = "", **env: str) -> inheriting.Inherited:
-        return inheriting.inherit(fd, below, env or {"HF_HOME": str(scratch / "hf")}, most, budget)
+        return inheriting.inherit(inheriting.Request(env or {"HF_HOME": str(scratch / "hf")}, most), fd, below, budget)
 
     yield call
     os.close(fd)

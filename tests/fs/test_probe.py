@@ -382,6 +382,20 @@ def test_private_directories_are_found(tmp_path: Path, key: str, plugin: str, wr
 
 
 @needs_root
+@pytest.mark.parametrize("jobs", [4, 5])
+def test_users_who_build_the_same_again_are_named(site: Site, home: Path, jobs: int) -> None:
+    """By the end of the log. The Epilog and the sweep can each delete a part of one cache."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    end = {"ts": stamp, "level": "info", "outcome": "reaped", "user": ALICE, "cluster": "test"}
+    with site.log.open("a") as file:
+        for job in range(jobs):
+            for kind in ("cache.reaped", "cache.orphan_reaped"):
+                file.write(json.dumps({**end, "event": kind, "job_id": job + 1, "run": 0, "bytes": 10**9}) + "\n")
+    found = findings(site)[1].get("same data again", [])
+    assert [(row["level"], f"{ALICE} (5 caches of 2.0 GB)" in row["fact"]) for row in found] == [("warning", True)] * (jobs == 5)
+
+
+@needs_root
 def test_events_before_a_rotation_count(site: Site, home: Path) -> None:
     """The log was rotated just now; its last hour is in another file."""
     site.epilog(SLURM_JOB_ID="x")

@@ -215,6 +215,20 @@ def test_node_and_task_directories_are_linked_and_published(jobs: Jobs, template
     assert len(jobs.seeded()) == 4
 
 
+def test_directory_of_another_home_is_linked_and_published(jobs: Jobs, template: Template) -> None:
+    """A step with another HF_HOME has a directory of its own, which begins with the store's builds."""
+
+    def begin() -> Path:
+        cache = jobs.begin(LABEL)
+        step = jobs.site.task_prolog(jobs.number, step="0", JOBCACHE_STORE=LABEL, HF_HOME="/nonexistent+x")
+        assert step.cache and Path(step.cache) == cache / "home+nonexistent%2Bx"
+        return Path(step.cache)
+
+    template.put(begin())
+    assert jobs.end()[0]["builds"] == 1
+    assert links(begin() / template.key)[0] > 0
+
+
 # ------------------------------------------------------------------------------------------------------------- damage
 
 

@@ -20,7 +20,19 @@ from support import hf, os_calls
 from support.damage import shards
 from support.home import fingerprint
 from support.site_dir import ALICE, BOB
-from support.store_jobs import LABEL, UID, as_alice, filled, prune_entries, queue, running, store_command, succeeded, used
+from support.store_jobs import (
+    LABEL,
+    UID,
+    as_alice,
+    filled,
+    prune_entries,
+    queue,
+    running,
+    site_store,
+    store_command,
+    succeeded,
+    used,
+)
 from support.stores import Jobs, Template, info, links, write_rows
 
 MAP = "def half(row):\n    return {'half': row['id'] / 2}\nmapped = ds['train'].map(half)\n"
@@ -203,6 +215,68 @@ def test_base_built_again_during_the_job_gets_no_results(user: User) -> None:
     user.run(load(user.jobs).replace("})\n", "}, download_mode='force_redownload')\n"))
     user.jobs.end()
     assert results_in(build_in(user.begin())) == (0, 0)
+
+
+def test_next_job_finds_map_on_build_of_a_generator(user: User) -> None:
+    """Its directory is one level higher. The store gets the results, and no copy of the build."""
+    code = "from datasets import Dataset\ndef rows():\n    for at in range(50):\n        yield {'id': at}\n"
+    code += "ds = {'train': Dataset.from_generator(rows)}\n" + MAP + "result = sum(mapped['half'])\n"
+    user.run(code.replace(MAP, "mapped = {'half': [0]}\n"))
+    before = fingerprint(user.own)
+    made = []
+    for _ in range(3):
+        cache = user.begin()
+        assert user.run(code, cache) == 49 * 50 / 4
+        (build,) = (path.parent for path in cache.glob("generator/default-*/0.0.0/dataset_info.json"))
+        made.append(results_in(build))
+        user.jobs.end()
+    assert made == [(0, 1), (1, 0), (1, 0)]
+    assert fingerprint(user.own) == before and len(user.stored()) == 1
+
+
+# --------------------------------------------------------------------------------- on builds of other parts of the store
+
+
+def other_build(jobs: Jobs, template: Template, place: str) -> Path:
+    """Put the template's build into the store without a label, or into the site's; return it."""
+    if place == "default":
+        return filled(jobs, template, "")
+    return site_store(jobs, template)
+
+
+@pytest.mark.parametrize("label", ["", LABEL], ids=["all", "label"])
+@pytest.mark.parametrize("place", ["default", "site"])
+@pytest.mark.parametrize("inherit", ["on", "off"])
+def test_results_on_builds_of_another_section_are_handed_on(
+    jobs: Jobs, template: Template, label: str, place: str, inherit: str
+) -> None:
+    """They enter the section of the job. The build stays as it was; another one at its place gets no results."""
+    stored = other_build(jobs, template, place)
+    jobs.site.configure(inherit=inherit)
+    if not label:
+        publish_all(jobs)
+    before = fingerprint(stored / "files")
+    section = label or UNLABELLED
+    cache = jobs.begin(label)
+    assert (cache / template.key / "dataset_info.json").is_symlink()
+    result = compute(template, cache)
+    (event,) = jobs.end()
+    assert (event["outcome"], event["builds"], event["files"]) == ("published", 1, 1)
+    (made,) = jobs.stored(section)
+    os.utime(made, (5, 5))
+    linked = jobs.begin(label) / template.key / result.name
+    assert linked.is_symlink() and linked.resolve().parent == made / "files"
+    lock = linked.parents[4] / f"_x_{template.key.replace('/', '_')}.lock"
+    lock.touch()
+    shutil.chown(lock, ALICE)
+    jobs.end()
+    assert made.stat().st_mtime > 5
+    assert not (jobs.begin("another") / template.key / result.name).exists()
+    assert fingerprint(stored / "files") == before
+    path = made / "contents"
+    head, _, state = path.read_text().rstrip("\n").rpartition(" ")
+    rewrite(path, f"{head} {int(state) ^ 1}\n".encode())
+    assert not (jobs.begin(label) / template.key / result.name).exists(), "it belongs to another state of the build"
 
 
 # ------------------------------------------------------------------------------------------------- forged and damaged
@@ -514,8 +588,8 @@ def begun(alice: User, name: str) -> Path:
         (cache / ".jobcache").mkdir(parents=True)
         fd = os.open(cache, os.O_RDONLY)
         store = [linking.Source(str(alice.jobs.path), [UNLABELLED], UID)]
-        offers = linking.seed(fd, "", ".jobcache/seeds", [], offering=store).offers
-        assert inheriting.inherit(fd, "", alice.env, 9, 20, offers=offers).builds == 1
+        offers = linking.seed(linking.Place(fd, "", ".jobcache/seeds"), [], offering=store).offers
+        assert inheriting.inherit(inheriting.Request(alice.env, 9), fd, "", 20, offers).builds == 1
 
     assert succeeded(as_alice(work))
     return cache

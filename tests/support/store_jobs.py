@@ -182,7 +182,7 @@ def link_cache(jobs: Jobs, cache: Path) -> int:
     (cache / ".jobcache").mkdir(parents=True)
     fd = open_cache(cache)
     try:
-        return linking.seed(fd, "", ".jobcache/seeds", [linking.Source(str(jobs.path), [LABEL], UID)]).builds
+        return linking.seed(linking.Place(fd, "", ".jobcache/seeds"), [linking.Source(str(jobs.path), [LABEL], UID)]).builds
     finally:
         os.close(fd)
 

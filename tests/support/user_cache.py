@@ -26,7 +26,7 @@ from jobcache.cache import inheriting, workers
 workers.THREADS = 1
 fd = os.open({new!r}, os.O_RDONLY)
 os.write(2, b"begin")
-assert inheriting.inherit(fd, "", {{"HF_HOME": {home!r}}}, 10**6, 600).refusal is None
+assert inheriting.inherit(inheriting.Request({{"HF_HOME": {home!r}}}, 10**6), fd, "", 600).refusal is None
 """
 
 

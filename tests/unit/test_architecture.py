@@ -152,7 +152,8 @@ def test_inheritance_loads_few_modules(tmp_path: Path) -> None:
     put(tmp_path / "hf/datasets")
     code = f"import os, sys; sys.path.append({str(PACKAGE.parent)!r}); from jobcache.cache import inheriting; lines = [];"
     code += f"fd = os.open({str(tmp_path)!r}, os.O_RDONLY); env = {{'HF_HOME': {str(tmp_path / 'hf')!r}}};"
-    code += "inheriting._inherit(fd, '', env, 9, float('inf'), ('n1', 7, 1), {}, lines.append);"
+    code += "request = inheriting.Request(env, 9, ('n1', 7, 1));"
+    code += "inheriting._Inheritance(request, fd, '', float('inf'), {}).run(lines.append);"
     code += f"assert lines[-1] == 'complete', lines; {PRINT_MODULES}"
     found = loaded(code, "-S") - loaded(PRINT_MODULES, "-S")
     assert {name for name in found if not (name + ".").startswith("jobcache.cache.")} <= HOT | {"_json"}

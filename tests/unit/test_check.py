@@ -22,6 +22,7 @@ from jobcache.diagnostics.check_facts import (
     Wiring,
 )
 from jobcache.diagnostics.finding import OK, Finding
+from jobcache.diagnostics.rebuilding import Rebuilt
 
 LIB = "/var/lib/jobcache"
 HOOKS = "/usr/libexec/jobcache"
@@ -261,6 +262,10 @@ FAULTS: dict[str, tuple[Facts, str, str, str]] = {
     "syslog is off": (log(syslog=None), "log syslog", "warning", "lost"),
     "syslog does not answer": (log(syslog_error="Connection refused"), "log syslog", "warning", "refused"),
     "hooks fail": (log(failures={"deadline": 3}), "log hook failures", "warning", "3 deadline"),
+    "jobs build the same again": (
+        log(rebuilt=(Rebuilt("bob", 5, 6, 2 * 10**9, 8 * 10**9), Rebuilt("alice", 9, 9, 3 * 10**9, 24 * 10**9))),
+        "log same data again", "warning", "alice (9 caches of 3.0 GB), bob (5 caches of 2.0 GB)",
+    ),
     "timer is missing": (replace(GOOD, schedule=Schedule(systemd=True, timer="missing")), "sweep schedule", "warning", "missing"),
     "cron is idle": (
         replace(GOOD, schedule=Schedule(cron=True, cron_idle="no cron daemon runs")), "sweep schedule", "warning", "daemon",

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from jobcache.cache import default_cache
 from jobcache.cache.path_template import Template
 from jobcache.config import apptainer, configuration, errors, policy
 from jobcache.config.settings import Settings
@@ -53,6 +54,26 @@ def test_quoted_text_keeps_its_bytes(shell: str, texts: list[str]) -> None:
         quoted = policy.quote(text)
         lines.append(f'word {quoted}; value={quoted}; word "$value"; case {quoted} in {quoted}) word yes ;; *) word no ;; esac')
     assert output_of(shell, "\n".join(lines)).split("\0")[:-1] == [word for text in texts for word in (text, text, "yes")]
+
+
+# ------------------------------------------------------------------------------------------------------------- homes
+
+HOMES = st.one_of(st.text("/+%~ab .*$\"'\\ä", max_size=12), TEXTS.filter(lambda text: "\n" not in text))
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@few
+@given(st.lists(st.dictionaries(st.sampled_from(["HF_HOME", "XDG_CACHE_HOME", "HOME"]), HOMES), min_size=1, max_size=20))
+def test_name_of_home_is_that_of_python(shell: str, environments: list[dict[str, str]]) -> None:
+    """Two homes have one name only if they are spelled alike."""
+    lines = [policy.render(compiled())]
+    for env in environments:
+        lines.append("unset HF_HOME XDG_CACHE_HOME HOME")
+        lines += [f"{name}={policy.quote(value)}" for name, value in env.items()]
+        lines.append("jc_name_home; printf '%s\\000' \"$jc_home_name\"")
+    names = output_of(shell, "\n".join(lines)).split("\0")[:-1]
+    assert names == [default_cache.home_name(env) for env in environments]
+    assert all("/" not in name for name in names)
 
 
 # ---------------------------------------------------------------------------------------------------------- patterns

@@ -54,6 +54,16 @@ def cache_after(script: str, **env: str) -> str:
         "export HF_HOME=$SCRATCH/hf\nexport HF_DATASETS_CACHE=$HF_HOME/datasets\npython train.py",
         "HF_DATASETS_CACHE=/data/x\nexport HF_HOME=$SCRATCH/hf",
         "unset HF_DATASETS_CACHE\nexport HF_HOME=$(scratch)",
+        "HF_HOME=/data/hf srun python train.py",
+        "HF_HOME=$SCRATCH/hf srun -n1 python train.py",
+        "for x in a b; do HF_HOME=/data/$x XDG_CACHE_HOME=/y HOME=/z srun python x & done; wait",
+        "srun --export=ALL,HF_HOME=/data/hf python train.py",
+        "srun -n1 --export=HF_HOME=$SCRATCH python train.py",
+        "# HOME=/x\necho HOME=/x is my HOME; cd $HOME; ls ${HOME}/x ~",
+        "export HOME=/home/alice",
+        "python - <<EOF\nimport os; print(os.environ['HOME'], os.environ.get('HOME', ''))\nEOF",
+        "case $1 in a) cd $HOME ;; esac; JAVA_HOME=/x; export CUDA_HOME=$(x)",
+        "unset HOME",
     ],
 )  # fmt: skip
 def test_script_can_change_nothing(script: str) -> None:
@@ -100,6 +110,13 @@ def test_script_can_set_a_known_path(script: str) -> None:
         ('export HF_HOME="${HOME}/my hf"', "/home/alice/my hf"),
         ("export HF_HOME=/scratch/$USER/hf", "/scratch/alice/hf"),
         ("export XDG_CACHE_HOME=/data/xdg", "/data/xdg/huggingface"),
+        ("export HOME=/x", "/x/.cache/huggingface"),
+        ("export HOME=/scratch/$USER\npython x", "/scratch/alice/.cache/huggingface"),
+        ("HOME=/x", "/x/.cache/huggingface"),
+        ("export HOME=/x\nexport HF_HOME=$HOME/hf", "/x/hf"),
+        ("export HF_HOME=$HOME/hf\nexport HOME=$(x)", "/home/alice/hf"),
+        ("srun prepare\nexport HF_HOME=/data/hf\nsrun train", "/data/hf"),
+        ("export HF_HOME=/data/hf\nHF_HOME=/other srun train", "/data/hf"),
     ],
 )
 def test_path_can_name_the_user(script: str, path: str) -> None:
@@ -152,7 +169,19 @@ def test_variables_of_the_job_count() -> None:
         "! export HF_HOME=/data/hf",
         "HF_HOME=/data/hf python train.py",
         "env HF_HOME=/data/hf python train.py",
-        "srun --export=ALL,HF_HOME=/data/hf python train.py",
+        "srun sh -c 'export HF_HOME=/data/hf; python train.py'",
+        "HF_HOME=${X:=${HF_HOME:=/x}} srun python train.py\nexport HF_HOME",
+        "srun() { python x; }\nHF_HOME=/x srun",
+        "HF_HOME=/x env srun python",
+        "export HOME=$SCRATCH",
+        "export HOME=$(mktemp -d)",
+        "HOME=/x python train.py",
+        "python a.py\nexport HOME=/x\npython b.py",
+        "if true; then export HOME=/x; fi",
+        "read HOME",
+        "for HOME in /a /b; do python x; done",
+        "export HOME=~/x",
+        "python - <<EOF\nimport os; os.environ['HOME'] = '/data/hf'\nEOF",
         "python a.py\nexport HF_HOME=/data/hf\npython b.py",
         "X=$(python a.py)\nexport HF_HOME=/data/hf",
         "export HF_HOME=/data/hf\npython a.py\nexport HF_HOME=/data/two\npython b.py",
@@ -165,7 +194,6 @@ def test_variables_of_the_job_count() -> None:
         "cat <<EOF\n'\nexport HF_HOME=/data/hf",
         "echo HF_HOME=/data/hf >>~/.bashrc\n. ~/.bashrc",
         "export HF_HOME='/data/hf",
-        "export HOME=/x\nexport HF_HOME=$HOME/hf",
         "export HOME=/x\nexport HF_HOME=~/hf",
         "export HF_HOME=~/hf\nexport HOME=/x\nexport XDG_CACHE_HOME=/y",
         "#!/usr/bin/env python3\nimport os\nos.environ['HF_HOME'] = '/data/hf'",
@@ -197,6 +225,8 @@ LINES = [
     "export A=1 HF_HOME=/t", "X=`python x`", "$HF_HOME", "(", 'export HF_HOME="$USER/u"', "export HF_HOME=", "export -n HF_HOME",
     "python x <<EOF && export HF_HOME=/v", "\techo \\# HF_HOME", "echo a#b; export HF_HOME=/w", "{ python x; }", "X=(a b)",
     "trap 'python x' EXIT", 'eval "export HF_HOME=/y"', "export HF_HOME=/z >/dev/null 2>&1",
+    "HF_HOME=/aa srun x", "srun --export=ALL,HF_HOME=/ab x", "srun x", "HOME=/ac", "export HOME=$(echo /ad)", "HOME=/ae python x",
+    "export HOME=$USER", "echo HOME=/af", "for HOME in /ag; do", "unset HOME", "srun() { python x; }", "HOME=$HOME/ah",
 ]  # fmt: skip
 # Balanced code around such a line.
 AROUND = [
@@ -215,6 +245,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     names = " ".join(f'"${{{name}-unset}}"' for name in ("HF_DATASETS_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME"))
     (directory / "python").write_text(f'#!/bin/sh\nprintf "%s|%s|%s|%s\\n" {names} >>"$SEEN"\n')
     (directory / "python").chmod(0o755)
+    (directory / "srun").write_text("#!/bin/sh\n")  # the TaskProlog of a step sees its variables
+    (directory / "srun").chmod(0o755)
     yield directory
 
 

@@ -14,6 +14,7 @@ RECORD = "job.json"  # the record
 NODES = "nodes"  # the directory of leases
 KEEP = "keep"  # empty file: a task had JOBCACHE=keep
 SHARED = "shared"  # empty file: more than one node has held a lease
+SOURCES = "sources"  # the homes from whose builds the cache began: by default_cache.home_name, a symlink to each
 SEEDS = "seeds"  # the directory in which builds of a store are linked, before they get their names
 
 
@@ -54,9 +55,14 @@ def is_lease(name: str) -> bool:
     return component(node) and node[0] != "."
 
 
+HOME = "home"  # begins the name of a directory in a cache, for tasks with another home than that of the cache
+
+
 def is_scope(name: str) -> bool:
-    """Return whether `name` is a directory that `scope: node` or `scope: task` creates in a cache."""
-    return name == "batch" or name.startswith("node-") or (name.startswith("step-") and "-task-" in name)
+    """Return whether `name` is a directory in a cache that `scope: node`, `scope: task` or a task with another home creates."""
+    if name.startswith((f"{HOME}+", f"{HOME}~", "node-")):
+        return True
+    return name.partition("+")[0] == "batch" or (name.startswith("step-") and "-task-" in name)
 
 
 # ---- of a cache: the text that replaces `{job_id}` in the path template

@@ -20,7 +20,7 @@ def path(env: "Mapping[str, str]") -> str:
     Without HOME, `~` is looked up in the user database. An empty variable counts: `datasets` has a default for an unset one.
     """
     home = env.get("HF_HOME", os.path.join(env.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
-    found = os.path.expanduser(env.get("HF_DATASETS_CACHE", os.path.join(os.path.expanduser(home), "datasets")))
+    found = _expanded(env.get("HF_DATASETS_CACHE", os.path.join(_expanded(home, env), "datasets")), env)
     if not found.startswith("/"):
         raise reasons.Refused("inherit_relative", f"the datasets cache of this job would be {found}, which is a relative path")
     return found
@@ -33,6 +33,21 @@ def require_one_for_containers(env: "Mapping[str, str]") -> None:
         if inside and path({**env, **inside}) != path(env):
             words = " ".join(f"{program}ENV_{name}={value}" for name, value in inside.items())
             raise reasons.Refused("inherit_container", f"containers of this job would have another datasets cache: {words}")
+
+
+def _expanded(path: str, env: "Mapping[str, str]") -> str:
+    """Return what os.path.expanduser does with HOME of `env`."""
+    if "HOME" in env and (path == "~" or path.startswith("~/")):
+        return env["HOME"].rstrip("/") + path[1:] or "/"
+    return os.path.expanduser(path)
+
+
+def home_name(env: "Mapping[str, str]") -> str:
+    """Return a name for the home of `path(env)`, as jc_name_home in policy.sh does. One home can have several names."""
+    home = env.get("HF_HOME", env.get("XDG_CACHE_HOME", env.get("HOME", "~") + "/.cache") + "/huggingface")
+    if home == "~" or home.startswith("~/"):
+        home = env.get("HOME", "~") + home[1:]
+    return cache_names.HOME + home.replace("%", "%25").replace("+", "%2B").replace("/", "+")
 
 
 def resolve(found: str) -> "str | None":

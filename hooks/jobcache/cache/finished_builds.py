@@ -74,13 +74,15 @@ class _Dataset:
 class Scan:
     """A scan of the cache at `root`, until `until` (time.monotonic), for `most` builds at most.
 
+    of_job: the cache is a job's, and only builds that the job made count, not those that are links.
     builds: of all complete datasets. left_out: why, by name of dataset. candidates: the number of possible builds.
     """
 
-    def __init__(self, root: str, until: float, most: int) -> None:
+    def __init__(self, root: str, until: float, most: float, of_job: bool = False) -> None:
         self.root = root
         self.until = until
         self.most = most
+        self.of_job = of_job
         self.builds: "list[Build]" = []
         self.left_out: "dict[str, reasons.Refused]" = {}
         self.candidates = 0
@@ -91,7 +93,7 @@ class Scan:
         found: called when `candidates` is known, before the builds are checked.
         """
         directories, _ = self._list("")
-        names = [name for name in directories if name != _DOWNLOADS]
+        names = [name for name in directories if name != _DOWNLOADS and not (self.of_job and cache_names.is_scope(name))]
         for _ in range(_ATTEMPTS):
             datasets = [_Dataset(name) for name in names]
             self._scan(datasets, found)
@@ -155,6 +157,8 @@ class Scan:
 
     def _check_build(self, dataset: _Dataset, path: str, names: "list[str] | None") -> None:
         """Add a finished build. Raise Refused for a damaged one, _Changed if that may be temporary, OSError, OutOfTime."""
+        if self.of_job and os.path.islink(f"{self.root}/{path}/{build_info.INFO}"):
+            return
         mtime = self._mtime(path)
         present = set(self._list(path)[1] if names is None else names)
         if not present:
@@ -197,7 +201,7 @@ class Scan:
             for entry in entries:
                 if store_names.is_build_file(entry.name):
                     (directories if entry.is_dir() else files).append(entry.name)
-                elif entry.name == cache_names.META:
+                elif entry.name == cache_names.META and not self.of_job:
                     return [], []  # a private cache
         return directories, files
 

@@ -32,10 +32,14 @@ class Inherited:
     candidates: the number of possible builds in it. builds, files: the numbers of linked builds and files. bytes: the size of
     these files. results: the number of linked files of result sets, which the others leave out. milliseconds: the duration.
     left_out: (dataset, reason, details) of each dataset that is not linked. closed: names of datasets to which no other builds
-    may be added. refusal: why the result is incomplete, so that the job gets no private cache.
+    may be added. home: its name and its datasets cache. same_home: the home of the request is that of the cache, by another
+    name, and nothing was linked. refusal: why the result is incomplete, so that the job gets no private cache.
     """
 
-    __slots__ = ("source", "candidates", "builds", "files", "bytes", "results", "milliseconds", "left_out", "closed", "refusal")
+    __slots__ = (
+        "source", "candidates", "builds", "files", "bytes", "results", "milliseconds", "left_out", "closed", "home", "same_home",
+        "refusal",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.source = ""
@@ -47,25 +51,41 @@ class Inherited:
         self.milliseconds = 0
         self.left_out: "list[tuple[str, str, str]]" = []
         self.closed: "frozenset[str]" = frozenset()
+        self.home = "", ""
+        self.same_home = False
         self.refusal: "reasons.Refused | None" = reasons.Refused("inherit_budget", "the user's own cache did not answer in time")
 
 
-def inherit(
-    cache_fd: int, below: str, env: "Mapping[str, str]", most: int, budget: float,
-    batch: "tuple[str, int, int] | None" = None, offers: "Offers | None" = None,
-) -> Inherited:  # fmt: skip
+class Request:
+    """The builds with which a directory in a cache is to begin: those of the cache that a task would use without jobcache.
+
+    env: the variables of the task. most: the number of builds that are allowed. batch: (node, job id, uid) before the batch
+    script runs, which can set these variables; None for any other task. base: "" if the directory is the first one in its
+    cache. Else its task has another home than the cache: the path of the directory that tasks with the home of the cache have.
+    homes: the datasets caches of the homes that the cache has already.
+    """
+
+    __slots__ = ("env", "most", "batch", "base", "homes")
+
+    def __init__(self, env: "Mapping[str, str]", most: int, batch: "tuple[str, int, int] | None" = None, base: str = "") -> None:
+        self.env = env
+        self.most = most
+        self.batch = batch
+        self.base = base
+        self.homes: "frozenset[str]" = frozenset()
+
+
+def inherit(request: Request, cache_fd: int, below: str, budget: float, offers: "Offers | None" = None) -> Inherited:
     """Link all finished builds of the user's own cache into a new one, within `budget` seconds. Raise nothing.
 
     below: the directory in the new cache that becomes HF_DATASETS_CACHE, "" for the cache itself; nobody may use it yet.
-    A build that is in it already stays. env: the variables of the job. most: the number of builds that are allowed.
-    batch: (node, job id, uid) before the batch script runs, which can set these variables; None for any other task.
-    offers: the result sets of the user's store; None if the user has no store. With a store, the states of the builds are
-    recorded in the new cache, for the results that the job computes.
+    A build that is in it already stays. offers: the result sets of the user's store; None if the user has no store. With a
+    store, the states of the builds are recorded in the new cache, for the results that the job computes.
     """
     result = Inherited()
     until = time.monotonic() + budget
     try:
-        lines, _ = bounded.run(lambda report: _inherit(cache_fd, below, env, most, until, batch, offers, report), until)
+        lines, _ = bounded.run(_Inheritance(request, cache_fd, below, until, offers).run, until)
     except OSError as error:
         result.refusal = reasons.Refused("inherit_failed", str(error))
         return result
@@ -84,6 +104,11 @@ def inherit(
             result.closed |= {name}
         elif word == "closed":
             result.closed |= {rest}
+        elif word == "home":
+            name, slash, path = rest.partition("/")
+            result.home = name, slash + path
+        elif word == "same_home":
+            result.same_home = True
         elif word == "refused":
             reason, _, details = rest.partition(" ")
             result.refusal = reasons.Refused(reason, details)
@@ -92,48 +117,78 @@ def inherit(
     return result
 
 
-# ---- in a child, which reports lines to its parent: "source PATH", "candidates NUMBER", "left_out REASON DATASET/DETAILS",
-# "closed DATASET", "linked BUILDS FILES BYTES RESULTS", and one of "refused REASON DETAILS" and "complete"
+# ---- in a child, which reports lines to its parent: "home NAME/PATH", "same_home", "source PATH", "candidates NUMBER",
+# "left_out REASON DATASET/DETAILS", "closed DATASET", "linked BUILDS FILES BYTES RESULTS", and one of
+# "refused REASON DETAILS" and "complete"
 
 _OF_HUB = "___"  # in the name of a dataset of the Hub. Offline, `datasets` takes the newest of its builds
 
 
-def _inherit(
-    cache_fd: int, below: str, env: "Mapping[str, str]", most: int, until: float, batch: "tuple[str, int, int] | None",
-    offers: "Offers | None", report: "bounded.Report",
-) -> None:  # fmt: skip
-    links = None
-    try:
-        script = job_script.read(*batch, until) if batch else None
+class _Inheritance:
+    """One call of `inherit`, with its arguments."""
+
+    def __init__(self, request: Request, cache_fd: int, below: str, until: float, offers: "Offers | None") -> None:
+        self.request = request
+        self.cache_fd = cache_fd
+        self.below = below
+        self.until = until
+        self.offers = offers
+        self.links: "Links | None" = None
+
+    def run(self, report: "bounded.Report") -> None:
+        try:
+            self._link(report)
+            report_end = "complete"
+        except finished_builds.OutOfTime:
+            report_end = "refused inherit_budget the deadline has passed"
+        except finished_builds.TooMany:
+            report_end = f"refused inherit_too_many the user's own cache has more than {self.request.most} builds"
+        except reasons.Refused as refusal:
+            report_end = f"refused {refusal.reason} {refusal}"
+        except OSError as error:
+            report_end = f"refused inherit_failed {error}"
+        links = self.links
+        if links:
+            report(f"linked {links.builds} {links.files} {links.bytes} {links.results}")
+        report(report_end)
+
+    def _link(self, report: "bounded.Report") -> None:
+        """Raise finished_builds.OutOfTime, finished_builds.TooMany, Refused, OSError."""
+        env = self.request.env
+        script = job_script.read(*self.request.batch, self.until) if self.request.batch else None
         if script:
             env = script_variables.after_script(script, env)
         # Links lead through the path that the job would use: a container sees the home, and not what a symlink in it stands for.
         source = default_cache.path(env)
         default_cache.require_one_for_containers(env)
         resolved = default_cache.resolve(source)
-        if resolved and not default_cache.is_private(resolved):
+        is_private = resolved is not None and default_cache.is_private(resolved)
+        report(f"home {default_cache.home_name(env)}{resolved or source}")
+        if self.request.base and (is_private or (resolved or source) in self.request.homes):
+            report("same_home")
+            return
+        left_out: "set[str]" = set()
+        if resolved and not is_private:
             report(f"source {source}")
-            scan = finished_builds.Scan(source, until, most)
+            scan = finished_builds.Scan(source, self.until, self.request.most)
             scan.run(found=lambda: report(f"candidates {scan.candidates}"))
             for name, refusal in sorted(scan.left_out.items()):
                 report(f"left_out {refusal.reason} {name}/{refusal}")
             for name in sorted({build.path.partition("/")[0] for build in scan.builds}):
                 if _OF_HUB in name:
                     report(f"closed {name}")
-            links = Links(source, os.open(below or ".", dirfd.DIRECTORY, dir_fd=cache_fd), until, offers)
-            links.create(scan.builds)
-        report_end = "complete"
-    except finished_builds.OutOfTime:
-        report_end = "refused inherit_budget the deadline has passed"
-    except finished_builds.TooMany:
-        report_end = f"refused inherit_too_many the user's own cache has more than {most} builds"
-    except reasons.Refused as refusal:
-        report_end = f"refused {refusal.reason} {refusal}"
-    except OSError as error:
-        report_end = f"refused inherit_failed {error}"
-    if links:
-        report(f"linked {links.builds} {links.files} {links.bytes} {links.results}")
-    report(report_end)
+            self.links = self._links_to(source, self.offers)
+            self.links.create(scan.builds)
+            left_out = set(scan.left_out)
+        if self.request.base and os.path.isdir(self.request.base):
+            # What the job has made so far can be meant for any of its tasks.
+            scan = finished_builds.Scan(self.request.base, self.until, float("inf"), of_job=True)
+            scan.run()
+            builds = [build for build in scan.builds if build.path.partition("/")[0] not in left_out]
+            self._links_to(self.request.base).create(builds)
+
+    def _links_to(self, source: str, offers: "Offers | None" = None) -> "Links":
+        return Links(source, os.open(self.below or ".", dirfd.DIRECTORY, dir_fd=self.cache_fd), self.until, offers)
 
 
 class Links:

@@ -8,7 +8,11 @@ and nothing else.
 import os
 import time
 
-from jobcache.cache import bounded, dirfd, reasons, result_sets, store_names, store_reading
+from jobcache.cache import bases, bounded, build_info, dirfd, reasons, result_sets, store_names, store_reading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BUDGET = 1.0  # seconds
 
@@ -46,26 +50,39 @@ class Seeded:
         self.offers: "result_sets.Offers" = {}
 
 
+class Place:
+    """The place of links. cache_fd: a cache. below: the directory in it that becomes HF_DATASETS_CACHE, "" for the cache itself;
+    nobody may use it yet. aside: the path of a directory in the cache, where a build is linked before it gets its name.
+    """
+
+    __slots__ = ("cache_fd", "below", "aside")
+
+    def __init__(self, cache_fd: int, below: str, aside: str) -> None:
+        self.cache_fd = cache_fd
+        self.below = below
+        self.aside = aside
+
+
 def seed(
-    cache_fd: int,
-    below: str,
-    place: str,
+    place: Place,
     sources: "list[Source]",
     budget: float = BUDGET,
     offering: "list[Source] | None" = None,
+    offers: "result_sets.Offers | None" = None,
 ) -> Seeded:
     """Link the most recently used builds of `sources` into a cache, within `budget` seconds. Raise nothing.
 
-    below: the directory in the cache that becomes HF_DATASETS_CACHE, "" for the cache itself; nobody may use it yet.
-    place: the path of a directory in the cache, where a build is linked before it gets its name.
-    offering: stores whose result sets are read.
+    offering: stores whose result sets are read. offers: result sets that were read before. With either, their results are linked
+    on top of the builds, whose states are recorded for the results that the job computes.
     """
     seeded = Seeded()
     until = time.monotonic() + budget
+
+    def work(report: "bounded.Report") -> None:
+        _Linking(place, until, report, offers, offering is not None or offers is not None).link(sources, offering or [])
+
     try:
-        lines, ended = bounded.run(
-            lambda report: _link_all(cache_fd, below, place, sources, offering or [], until, report), until
-        )
+        lines, ended = bounded.run(work, until)
     except OSError as error:
         seeded.refused.append((reasons.reason_of(error), str(error)))
         return seeded
@@ -97,86 +114,95 @@ def added(one: Seeded, other: Seeded) -> Seeded:
 # result_sets
 
 
-def _link_all(
-    cache_fd: int,
-    below: str,
-    place: str,
-    sources: "list[Source]",
-    offering: "list[Source]",
-    until: float,
-    report: "bounded.Report",
-) -> None:
-    """Link the builds of all sources, then report the result sets of those in `offering`. Raise OSError."""
-    into_fd = os.open(below or ".", dirfd.DIRECTORY, dir_fd=cache_fd)
-    if not dirfd.exists(cache_fd, place):
-        os.mkdir(place, 0o700, dir_fd=cache_fd)
-    place_fd = os.open(place, dirfd.DIRECTORY, dir_fd=cache_fd)
-    for source, offers in [*((source, False) for source in sources), *((source, True) for source in offering)]:
+class _Linking:
+    """Links from stores into one place. offers: as of `seed`. records: the states of the builds are recorded."""
+
+    def __init__(
+        self, place: Place, until: float, report: "bounded.Report", offers: "result_sets.Offers | None", records: bool
+    ) -> None:
+        self.into_fd = os.open(place.below or ".", dirfd.DIRECTORY, dir_fd=place.cache_fd)
+        if not dirfd.exists(place.cache_fd, place.aside):
+            os.mkdir(place.aside, 0o700, dir_fd=place.cache_fd)
+        self.aside_fd = os.open(place.aside, dirfd.DIRECTORY, dir_fd=place.cache_fd)
+        self.until = until
+        self.report = report
+        self.offers = dict(offers or {})
+        self.records = records
+        self.linked: "dict[str, bases.Base]" = {}
+
+    def link(self, sources: "list[Source]", offering: "list[Source]") -> None:
+        """Report the result sets of `offering`, then link the builds of `sources`. Raise OSError."""
+        for source in offering:
+            self._each_section(source, self._read_offers)
+        try:
+            for source in sources:
+                self._each_section(source, self._link_section)
+        finally:
+            if self.records:
+                bases.add_stored(self.into_fd, self.linked)
+        if time.monotonic() >= self.until:
+            self.report("cut")
+
+    def _each_section(self, source: Source, work: "Callable[[Source, int, int, str], None]") -> None:
+        """Call work(source, section_fd, owner, path in the store) for each section, and report errors."""
         for label in source.labels:
+            section = f"{store_names.VERSION}/{store_names.section(label)}"
             try:
-                _read_section(source, label, into_fd, place_fd, offers, until, report)
+                store_fd, owner = store_reading.open_store(source.path, source.owner)
+                try:
+                    section_fd = store_reading.open_below(store_fd, section, owner)
+                finally:
+                    os.close(store_fd)
+                try:
+                    work(source, section_fd, owner, section)
+                finally:
+                    os.close(section_fd)
             except reasons.Refused as refusal:
-                report(f"refused {refusal.reason} {source.path}: {refusal}")
+                self.report(f"refused {refusal.reason} {source.path}: {refusal}")
             except FileNotFoundError:
                 continue
             except OSError as error:
-                report(f"refused {reasons.reason_of(error)} {source.path}: {error}")
-    if time.monotonic() >= until:
-        report("cut")
+                self.report(f"refused {reasons.reason_of(error)} {source.path}: {error}")
 
+    def _read_offers(self, source: Source, section_fd: int, owner: int, section: str) -> None:
+        lines: "list[str]" = []
+        result_sets.report_section(source.path, section_fd, owner, section, self.until, lines.append)
+        for line in lines:
+            self.report(line)
+        self.offers.update(result_sets.parse(lines))
 
-def _read_section(
-    source: Source, label: str, into_fd: int, place_fd: int, offers: bool, until: float, report: "bounded.Report"
-) -> None:
-    """Link the builds of one section, or report its result sets if `offers`. Raise Refused, OSError.
-
-    Spend half of the time at most on reading the section.
-    """
-    section = f"{store_names.VERSION}/{store_names.section(label)}"
-    store_fd, owner = store_reading.open_store(source.path, source.owner)
-    try:
-        section_fd = store_reading.open_below(store_fd, section, owner)
-    finally:
-        os.close(store_fd)
-    try:
-        if offers:
-            result_sets.report_section(source.path, section_fd, owner, section, until, report)
-            return
+    def _link_section(self, source: Source, section_fd: int, owner: int, section: str) -> None:
+        """Link the builds of one section. Spend half of the time at most on reading it. Raise OSError."""
         began = time.monotonic()
-        for name in store_reading.by_last_use(section_fd, began + (until - began) / 2):
-            if time.monotonic() >= until:
+        for name in store_reading.by_last_use(section_fd, began + (self.until - began) / 2):
+            if time.monotonic() >= self.until:
                 return
-            target = f"{source.path}/{section}/{name}/{store_names.FILES}"
+
+            def is_wanted(contents: store_names.Contents) -> bool:
+                is_closed = contents.key.partition("/")[0] in source.closed
+                return not is_closed and not dirfd.exists(self.into_fd, contents.key)
+
             try:
-                linked = _link_build(section_fd, target, name, owner, into_fd, place_fd, source.closed)
+                found = store_reading.read_whole(section_fd, name, owner, is_wanted)
+                if found:
+                    self._link_build(name, f"{source.path}/{section}/{name}/{store_names.FILES}", *found)
             except (OSError, reasons.Refused):
                 continue  # deleted meanwhile, or damaged: the job builds it anew
-            if linked:
-                report(f"seeded {linked[0]} {linked[1]}")
-    finally:
-        os.close(section_fd)
 
-
-def _link_build(
-    section_fd: int, target: str, name: str, owner: int, into_fd: int, place_fd: int, closed: "frozenset[str]"
-) -> "tuple[int, int] | None":
-    """Link one build; return its (files, bytes), or None if it is retired, closed, or already exists in the cache.
-
-    target: the path of the build's files. Raise OSError, and Refused for a damaged build.
-    """
-
-    def is_wanted(contents: store_names.Contents) -> bool:
-        return contents.key.partition("/")[0] not in closed and not dirfd.exists(into_fd, contents.key)
-
-    found = store_reading.read_whole(section_fd, name, owner, is_wanted)
-    if found is None:
-        return None
-    contents, mtime = found
-    os.mkdir(name, 0o700, dir_fd=place_fd)
-    with dirfd.Opened(place_fd, name) as made_fd:
-        for file in contents.files:
-            os.symlink(f"{target}/{file}", file, dir_fd=made_fd)
-        dirfd.make_directories(into_fd, contents.key.rpartition("/")[0])
-        os.utime(made_fd, ns=(mtime, mtime))  # offline, `datasets` uses the newest directory
-        os.rename(name, contents.key, src_dir_fd=place_fd, dst_dir_fd=into_fd)
-    return len(contents.files), sum(size for size, _ in contents.files.values())
+    def _link_build(self, name: str, target: str, contents: store_names.Contents, mtime: int) -> None:
+        """Link one build, and the results that are offered for its state. target: the path of its files. Raise OSError."""
+        files = contents.files
+        parts = [(file, *files[file]) for file in files if file != build_info.INFO and not build_info.is_map(file)]
+        base = bases.Base(target, bases.stored_state(contents.checksum, parts))
+        os.mkdir(name, 0o700, dir_fd=self.aside_fd)
+        with dirfd.Opened(self.aside_fd, name) as made_fd:
+            for file in files:
+                os.symlink(f"{target}/{file}", file, dir_fd=made_fd)
+            for file, (result, _) in self.offers.get((contents.key, base.state), {}).items():
+                if file not in files:
+                    os.symlink(result, file, dir_fd=made_fd)
+            dirfd.make_directories(self.into_fd, contents.key.rpartition("/")[0])
+            os.utime(made_fd, ns=(mtime, mtime))  # offline, `datasets` uses the newest directory
+            os.rename(name, contents.key, src_dir_fd=self.aside_fd, dst_dir_fd=self.into_fd)
+        self.linked[contents.key] = base
+        self.report(f"seeded {len(files)} {sum(size for size, _ in files.values())}")

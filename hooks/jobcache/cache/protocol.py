@@ -311,13 +311,14 @@ def _remove_seeds(parent_fd: int, new: str) -> bool:
     Return False if that takes longer than _REMOVAL, after removing some of them.
     """
     until = time.monotonic() + _REMOVAL
-    seeds = f"{new}/{cache_names.META}/{cache_names.SEEDS}"
     if not _remove_symlinks(parent_fd, new, 0, until):
         return False
-    if dirfd.exists(parent_fd, seeds):
-        if not _remove_symlinks(parent_fd, seeds, 1, until):
-            return False
-        os.rmdir(seeds, dir_fd=parent_fd)
+    for name in (cache_names.SEEDS, cache_names.SOURCES):
+        path = f"{new}/{cache_names.META}/{name}"
+        if dirfd.exists(parent_fd, path):
+            if not _remove_symlinks(parent_fd, path, 1, until):
+                return False
+            os.rmdir(path, dir_fd=parent_fd)
     return True
 
 

@@ -1,8 +1,8 @@
 """The result sets of a store, offered to the builds of a new cache.
 
-A result set holds results of `map` on top of a build that is not in the store, but in the user's own cache. It is of use only
-where that build is linked, and has the state that it had when the results were computed. A child process reads the sets and
-reports lines; its parent keeps what they offer.
+A result set holds results of `map` on top of a build that is elsewhere: in the user's own cache, in another section, or in the
+site's store. It is of use only where that build is linked, and has the state that it had when the results were computed. A child
+process reads the sets and reports lines; its parent keeps what they offer.
 """
 
 import time

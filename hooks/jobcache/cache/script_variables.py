@@ -10,9 +10,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_NAMES = ("HF_HOME", "XDG_CACHE_HOME")
+_NAMES = ("HF_HOME", "XDG_CACHE_HOME", "HOME")  # `datasets` obeys the first one that is set
+_HOME = "HOME"
+_MENTIONS = "mentions HF_HOME, XDG_CACHE_HOME or HOME"
 _OWN = "HF_DATASETS_CACHE"
-_PARTS = ("HOME", "USER", "LOGNAME")  # variables whose values a path may contain
+_PARTS = ("USER", "LOGNAME")  # further variables whose values a path may contain
+_BEFORE_NAME = ("read", "-r", "for", "-v", "local", "declare", "typeset", "-x", "getopts")
+_NO_PROGRAM = ("srun()", "srun ()", "alias srun")  # in a script for which srun is not Slurm's
 _SHELLS = ("sh", "bash", "dash", "ksh", "zsh", "ash")
 _SHELL_OPTIONS = frozenset("leux")
 _SHOWN = 80  # characters of a script in a message: other ones can be secret
@@ -32,13 +36,15 @@ _LITERAL = "_/.,+-@%=:"  # characters without a meaning for the shell, beside le
 def after_script(text: str, env: "Mapping[str, str]") -> "Mapping[str, str]":
     """Return the variables that name the user's own cache for all programs of the batch script `text`, and the rest of `env`.
 
-    env: the variables at its begin. Raise Refused if it sets one, and it is not certain that all programs see one known value.
+    The steps that it starts do not count: the TaskProlog of each one sees its variables. env: the variables at its begin.
+    Raise Refused if it sets one, and it is not certain that all programs see one known value.
     """
     for name in default_cache.OF_CONTAINERS:
         if _places(text, name):
             what = f"the batch script mentions {name}, which gives containers another datasets cache"
             raise reasons.Refused("inherit_container", what)
-    places = [place + len(name) for name in _NAMES for place in _places(text, name)]
+    places = [place + len(name) for name in _NAMES[:2] for place in _places(text, name)]
+    places += [place + len(_HOME) for place in _places(text, _HOME) if _can_set_home(text, place)]
     if not places:
         return env
     _require_shell(text)
@@ -47,8 +53,8 @@ def after_script(text: str, env: "Mapping[str, str]") -> "Mapping[str, str]":
     except shell_commands.Odd as odd:
         line = text.count("\n", 0, odd.at) + 1
         shown = text[odd.at :].partition("\n")[0][:_SHOWN]
-        raise _refused(f"mentions HF_HOME or XDG_CACHE_HOME, and line {line} is more than jobcache can read: {shown}") from None
-    script = _Script(env)
+        raise _refused(f"{_MENTIONS}, and line {line} is more than jobcache can read: {shown}") from None
+    script = _Script(env, has_srun=not any(mark in text for mark in _NO_PROGRAM))
     for command in commands:
         if script.sets_own_value(command):
             return env
@@ -59,8 +65,10 @@ def after_script(text: str, env: "Mapping[str, str]") -> "Mapping[str, str]":
 class _Script:
     """The variables while the commands are followed one by one."""
 
-    def __init__(self, env: "Mapping[str, str]") -> None:
+    def __init__(self, env: "Mapping[str, str]", has_srun: bool) -> None:
         self.env = dict(env)
+        self.has_srun = has_srun
+        self.sets_home = False
         self.exported = set(env)
         self.known: "dict[str, str | None]" = {name: env.get(name) for name in (*_NAMES, *_PARTS)}  # None: unset
         self.program = ""  # the first one that may load a dataset
@@ -80,6 +88,7 @@ class _Script:
         first = next((word for word in words if not _is_assignment(word)), "")
         sets = command.plain and (not first or (first == "export" == words[0])) and not any(word[0] == "-" for word in words)
         prints = command.plain and first in ("echo", "printf") and "-v" not in words and len(words) == len(command.words)
+        is_step = self.has_srun and first == "srun"
         for word in [*command.words, command.document]:
             name, equals, value = word.partition("=")
             if sets and name in _NAMES:
@@ -92,18 +101,23 @@ class _Script:
                 for place in _writes(word, name):
                     if prints and first == words[0] and _is_text(word, place):
                         continue
+                    if is_step and _is_of_step(word, place):
+                        continue
+                    if name == _HOME and word != _HOME and not _is_set(word, place):
+                        continue
                     self._doubt(name, f"sets {name} in a way that jobcache cannot follow: {word[place : place + _SHOWN]}")
         if first == "set" and any(word == "allexport" or (word[0] in "-+" and "a" in word) for word in words[1:]):
-            for name in _NAMES:
+            for name in _NAMES[:2]:
                 self._doubt(name, "uses `set -a`")
-        if first and not _is_harmless(first, words):
+        if first and not is_step and not _is_harmless(first, words):
             self.program = self.program or first
 
     def _assign(self, name: str, written: str) -> None:
         value = _value(written, self.known)
-        if value is None or (value.startswith("~") and "HOME" not in self.known):
+        if value is None or (value.startswith("~") and (name == _HOME or _HOME not in self.known)):
             self._doubt(name, f"sets {name} to a value that jobcache cannot know: {written[:_SHOWN]}")
         else:
+            self.sets_home = self.sets_home or name == _HOME
             self.known[name] = value
             if name in self.exported:
                 self._export(name)
@@ -127,10 +141,13 @@ class _Script:
         for name in _NAMES:
             if name in self.doubts:
                 raise self.doubts[name]
-            if self.env.get(name, "").startswith("~") and "HOME" in self.doubts:
-                raise self.doubts["HOME"]
+            if self.env.get(name, "").startswith("~"):
+                if _HOME in self.doubts:
+                    raise self.doubts[_HOME]
+                if self.sets_home:
+                    raise _refused(f"sets HOME, and {name} to a path below ~")
             if name in self.env:
-                break  # `datasets` ignores XDG_CACHE_HOME if HF_HOME is set
+                break
         return self.env
 
 
@@ -150,7 +167,7 @@ def _require_shell(text: str) -> None:
         or words[0].rpartition("/")[2] not in _SHELLS
         or not all(option == "--login" or (option[0] == "-" and _SHELL_OPTIONS.issuperset(option[1:])) for option in options)
     ):
-        raise _refused(f"mentions HF_HOME or XDG_CACHE_HOME, and jobcache cannot read its language: {line[:_SHOWN]}")
+        raise _refused(f"{_MENTIONS}, and jobcache cannot read its language: {line[:_SHOWN]}")
 
 
 # ---- words
@@ -178,6 +195,25 @@ def _writes(word: str, name: str) -> "list[int]":
 
 def _reads(word: str, begin: int, end: int) -> bool:
     return word[:begin].endswith("$") or (word[:begin].endswith("${") and word[end:].startswith(_READS))
+
+
+def _can_set_home(text: str, at: int) -> bool:
+    """Return whether HOME at this place of a script can be set there: scripts read it often."""
+    if _reads(text, at, at + len(_HOME)) or text[text.rfind("\n", 0, at) + 1 : at].lstrip().startswith("#"):
+        return False
+    return _is_set(text, at) or text[:at].rpartition("\n")[2].split()[-1:] in [[word] for word in _BEFORE_NAME]
+
+
+def _is_set(text: str, at: int) -> bool:
+    """Return whether a `=` follows HOME at this place, as in `HOME=` and `environ["HOME"] =`."""
+    return "=" in text[at + len(_HOME) : at + len(_HOME) + 5]
+
+
+def _is_of_step(word: str, place: int) -> bool:
+    """Return whether a name at `place` in a word of an `srun` command is set for the step alone, and not in ${…} or $((…))."""
+    if place == 0:
+        return _is_assignment(word)
+    return word.startswith("--export=") and word[place - 1] in "=,"
 
 
 def _is_text(word: str, place: int) -> bool:

@@ -85,14 +85,19 @@ FILES = "files"  # the directory of files that `datasets` wrote
 CONTENTS = "contents"  # the build's key and its files, for programs that link them; see `format_contents`
 MANIFEST = "manifest.json"  # CONTENTS and more, for people
 RETIRED = "retired"  # empty file: the build is linked no more, and deleted once no job can hold a link to it
-_KEY_LEVELS = 4  # <dataset>/<config>/<version>/<hash>
+_KEY_LEVELS = (3, 4)  # <dataset>/<config>/<version>, of `Dataset.from_generator` and the like, or with /<hash>
 _LINES_LIMIT = 100_000  # of one `contents`
 
 
 def is_key(key: str) -> bool:
-    """Return whether `key` is the path of a build in a cache: <dataset>/<config>/<version>/<hash>, none of them hidden."""
+    """Return whether `key` is the path of a build in a cache: <dataset>/<config>/<version>[/<hash>], none of them hidden."""
     parts = key.split("/")
-    return len(parts) == _KEY_LEVELS and all(component(part) and part[0] != "." for part in parts)
+    return len(parts) in _KEY_LEVELS and all(component(part) and part[0] != "." for part in parts)
+
+
+def has_hash(key: str) -> bool:
+    """Return whether the directory of a build is named by its hash. Others, of `Dataset.from_generator`, are not published."""
+    return key.count("/") + 1 == _KEY_LEVELS[1]
 
 
 def is_build_file(name: str) -> bool:

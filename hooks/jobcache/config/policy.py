@@ -29,6 +29,7 @@ def render(settings: Settings) -> str:
     for number, rule in enumerate(settings.rules, 1):
         lines += _rule_matches(number, rule["match"])
     lines += apptainer.FUNCTIONS
+    lines += _CHECK_BEGINNING
     lines += _for_each_export(settings)
     lines += _is_in_cache(settings)
     lines.append(f"jc_policy_end={quote(settings.hash)}")
@@ -130,6 +131,31 @@ _CHOOSE_BEGINNING = """\
     jc_begins_with=$jc_user_store$jc_site_store
     [ "$jc_inherit" = off ] || jc_begins_with=inherited
     jc_choose_binds""".splitlines()
+
+
+# task-prolog calls jc_check_beginning before each task, and has no room for it within the block that a shell reads first. A
+# cache without sources/ began without the user's own builds, or an earlier version made it. default_cache.py has the same name
+# of a home.
+_CHECK_BEGINNING = """\
+jc_check_beginning() {
+    if [ "$jc_inherit$jc_any_home" = onno ]; then
+        jc_name_home
+        [ -h "sources/$jc_home_name" ] || [ ! -e sources ] || return "$jc_other_home"
+    fi
+    # The own directory of a node, a task or a home begins with links.
+    [ "$jc_export_dir" = "$jc_job_dir" ] || [ -z "$jc_begins_with" ] || [ -e "$jc_export_dir" ] || return "$jc_unseeded"
+}
+jc_name_home() {
+    jc_tilde='~' jc_home_name=home
+    jc_home=${HF_HOME-${XDG_CACHE_HOME-${HOME-$jc_tilde}/.cache}/huggingface}
+    case $jc_home in "$jc_tilde" | "$jc_tilde"/*) jc_home=${HOME-$jc_tilde}${jc_home#?} ;; esac
+    while :; do
+        jc_part=${jc_home%%[/+%]*}
+        jc_home_name=$jc_home_name$jc_part jc_home=${jc_home#"$jc_part"}
+        case $jc_home in /*) jc_part=+ ;; +*) jc_part=%2B ;; %*) jc_part=%25 ;; *) return ;; esac
+        jc_home_name=$jc_home_name$jc_part jc_home=${jc_home#?}
+    done
+}""".splitlines()
 
 
 def _assignments(keys: "dict[str, Any]", rule: int) -> "list[str]":

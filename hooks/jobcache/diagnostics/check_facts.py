@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Optional
 
+from jobcache.diagnostics.rebuilding import Rebuilt
+
 # Results of a process that tried to take a lock while another process held it.
 EXCLUDED, OBTAINED = "excluded", "obtained"
 
@@ -152,6 +154,7 @@ class Log:
 
     syslog: path of the socket; None: off. failures: number of hook.failed events of the last day, by reason.
     last_sweep: seconds since its end; None: the log has no sweep. sweep_error: the error that it reported, or "".
+    rebuilt: by user, data that jobs seem to build again and again, as far as the end of the log shows it.
     """
 
     file: Optional[str]
@@ -162,6 +165,7 @@ class Log:
     failures: dict[str, int] = field(default_factory=dict)
     last_sweep: Optional[float] = None
     sweep_error: str = ""
+    rebuilt: tuple[Rebuilt, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ from typing import Optional
 
 from jobcache.diagnostics.check_facts import Log, Schedule
 from jobcache.diagnostics.finding import OK, PROBLEM, WARNING, Finding
+from jobcache.diagnostics.rebuilding import Rebuilt
+from jobcache.diagnostics.units import size
 
 _STALE_SWEEP = 26 * 3600.0  # seconds; the timer fires hourly, and a large sweep takes hours
+_MOST_USERS = 5  # in one finding
 _ENABLE_TIMER = "systemctl enable --now jobcache-sweep.timer"
 
 
@@ -35,6 +38,18 @@ def log(facts: Log) -> Iterator[Finding]:
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(facts.failures.items()))
         text = f"failures in the last day, by reason: {counts}"
         yield Finding("log", "hook failures", WARNING, text, f"grep -a hook.failed {facts.file} | tail")
+    if facts.rebuilt:
+        yield _rebuilt(facts.rebuilt)
+
+
+def _rebuilt(found: tuple[Rebuilt, ...]) -> Finding:
+    """Return the finding on users whose jobs build the same data again. Name those who wrote the most."""
+    worst = sorted(found, key=lambda one: (-one.again, one.user))
+    named = [f"{one.user} ({one.caches} caches of {size(one.size)})" for one in worst[:_MOST_USERS]]
+    more = f" and {len(worst) - _MOST_USERS} more users" if len(worst) > _MOST_USERS else ""
+    text = f"jobs seem to build the same data again and again: {', '.join(named)}{more}"
+    remedy = "store: {publish: all}    # in jobcache.yaml, with store.user; or these users set JOBCACHE_STORE=LABEL"
+    return Finding("log", "same data again", WARNING, text, remedy)
 
 
 def schedule(facts: Schedule, events: Optional[Log]) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from typing import Any, Optional
 from jobcache.config.settings import Settings
 from jobcache.diagnostics.check_facts import Log
 from jobcache.diagnostics.file_safety import change_by_others
+from jobcache.diagnostics.rebuilding import rebuilt
 from jobcache.system import event_log, files, log_files
 
 _TAIL = 4 << 20  # bytes at the end of a log file
@@ -60,10 +61,11 @@ def _recent_events(log_file: str) -> Iterator[event_log.Event]:
 
 
 def _history(events: Iterator[event_log.Event], now: float) -> dict[str, Any]:
-    """Return the fields `failures`, `last_sweep` and `sweep_error` of `Log`. now: seconds since the epoch."""
+    """Return the fields of `Log` that come from events. now: seconds since the epoch."""
     failures: dict[str, int] = {}
     last: Optional[float] = None
     error = ""
+    sizes: dict[str, dict[tuple[Any, ...], int]] = {}
     for event in events:
         at = event_log.epoch_or_none(event["ts"])
         if at is None:
@@ -74,4 +76,10 @@ def _history(events: Iterator[event_log.Event], now: float) -> dict[str, Any]:
             failures[reason] = failures.get(reason, 0) + 1
         elif event["event"] == "sweep.finished":
             last, error = ago, str(event.get("error") or event.get("reason") or "")
-    return {"failures": failures, "last_sweep": last, "sweep_error": error}
+        elif event["event"] in ("cache.reaped", "cache.orphan_reaped"):
+            # A cache can end in several events: the Epilog deletes a part, and the sweep the rest.
+            caches = sizes.setdefault(str(event.get("user") or event.get("uid") or ""), {})
+            cache = tuple(event.get(key) for key in ("cluster", "job_id", "run", "path"))
+            caches[cache] = caches.get(cache, 0) + event.get("bytes", 0)
+    same = tuple(found for user, caches in sizes.items() if user and (found := rebuilt(user, list(caches.values()))))
+    return {"failures": failures, "last_sweep": last, "sweep_error": error, "rebuilt": same}

@@ -29,7 +29,7 @@ REASONS = {
         "the user sets an absolute path, or JOBCACHE_INHERIT=off",
     ),
     "inherit_script": (
-        "the batch script sets HF_HOME or XDG_CACHE_HOME, to a value that the TaskProlog, which runs before it, cannot know",
+        "the batch script sets HF_HOME, XDG_CACHE_HOME or HOME to a value that the TaskProlog, which runs before it, cannot know",
         "the user sets it to a plain path before any program, or with `sbatch --export`, or sets JOBCACHE_INHERIT=off",
     ),
     "inherit_container": (

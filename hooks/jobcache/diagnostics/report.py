@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Callable, Optional
 
 from jobcache.cache import timestamps
-from jobcache.diagnostics import report_advice, report_table
+from jobcache.diagnostics import rebuilding, report_advice, report_table
 from jobcache.diagnostics.report_model import Cache, Report, Without
 from jobcache.diagnostics.report_sums import UNKNOWN, Sums
 from jobcache.diagnostics.report_table import EventTable
@@ -107,7 +107,7 @@ class Collector:
             user = name or UNKNOWN
             caches = [_cache(user, *row) for row in rows]
             report.advice += report_advice.advice(user, caches)
-            same = report_advice.rebuilt(user, caches)
+            same = rebuilding.rebuilt(user, [cache.bytes for cache in caches])
             report.rebuilt += [same] if same else []
         report.advice.sort(key=lambda one: one.user)
         report.rebuilt.sort(key=lambda one: (-one.again, one.user))

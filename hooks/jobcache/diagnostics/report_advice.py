@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
-from typing import Optional
 
-from jobcache.diagnostics.report_model import Advice, Cache, Rebuilt
+from jobcache.diagnostics.rebuilding import ALIKE, rebuilt
+from jobcache.diagnostics.report_model import Advice, Cache
 from jobcache.diagnostics.units import size
 
 # Advice needs at least:
@@ -13,7 +13,6 @@ _LARGE = 1 << 30  # bytes in each
 _MANY_FILES = 10_000  # in each
 _ORPHANS = 0.2  # of all caches
 # and at most:
-_ALIKE = 0.05  # difference between sizes that count as equal
 _SHORT = 1800.0  # seconds, the lifetime of a short job's cache
 
 # For SQLite: the caches of a user for whom advice is possible. A median is large only if half of the values are.
@@ -23,14 +22,13 @@ CONDITION = f"sum(bytes >= {_LARGE}) >= {_HALF} or sum(files >= {_MANY_FILES}) >
 
 def advice(user: str, caches: Sequence[Cache]) -> Iterator[Advice]:
     """Yield the advice that fits, each with the numbers behind it."""
-    wrote = [cache for cache in caches if cache.bytes > 0]
-    same = rebuilt(user, caches)
-    if same is not None:
+    same = rebuilt(user, [cache.bytes for cache in caches])
+    if same:
         yield Advice(
             user, "store", "Build a store: jobs seem to make the same data again (jobcache store build, or publish: all).",
-            f"{same.caches} of {same.of} caches have {size(same.size)} within {_ALIKE:.0%}; jobs wrote {size(same.again)} again",
+            f"{same.caches} of {same.of} caches have {size(same.size)} within {ALIKE:.0%}; jobs wrote {size(same.again)} again",
         )  # fmt: skip
-    built = [cache for cache in wrote if not cache.seeded]
+    built = [cache for cache in caches if cache.bytes > 0 and not cache.seeded]
     lives = [cache.ended - cache.made for cache in built if cache.made is not None]
     middle = median([cache.bytes for cache in built]) if built else 0
     if len(built) >= _MANY and middle >= _LARGE and lives and median(lives) < _SHORT:
@@ -50,17 +48,6 @@ def advice(user: str, caches: Sequence[Cache]) -> Iterator[Advice]:
             user, "orphans", "Look at how the jobs end: many caches were not reaped by an Epilog.",
             f"{orphans} of {len(caches)} caches were orphans",
         )  # fmt: skip
-
-
-def rebuilt(user: str, caches: Sequence[Cache]) -> Optional[Rebuilt]:
-    """Return how much the jobs of a user seem to have built again, None if their caches differ or are small."""
-    # Neither links nor what was published count as bytes of a cache: these are what each job made, and what nobody used again.
-    wrote = [cache.bytes for cache in caches if cache.bytes > 0]
-    middle = median(wrote) if wrote else 0
-    alike = [size for size in wrote if abs(size - middle) <= _ALIKE * middle]
-    if len(alike) < _MANY or len(alike) * 2 < len(wrote) or middle < _LARGE:
-        return None
-    return Rebuilt(user, len(alike), len(wrote), round(middle), sum(alike) - round(middle))
 
 
 def inheritance_advice(refused: Mapping[str, int], unclear: Mapping[str, int], incomplete: Mapping[str, int]) -> Iterator[Advice]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Optional
 
+from jobcache.diagnostics.rebuilding import Rebuilt
+
 
 @dataclass
 class Cache:
@@ -70,17 +72,6 @@ class Without:
     reason: str
     outcome: str
     jobs: int
-
-
-@dataclass
-class Rebuilt:
-    """Caches of a user that hold the same amount, so that jobs seem to build the same data. of: caches. again: bytes."""
-
-    user: str
-    caches: int
-    of: int
-    size: int
-    again: int
 
 
 @dataclass

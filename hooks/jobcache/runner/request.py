@@ -31,8 +31,8 @@ class Request:
     refusal: why it gets none, in words; "" if it gets one. exports: value by name, with `{cache}` in it. keep_max,
     keep_failed: seconds. syslog: path of a socket. cluster: as configured. user_store, site_store: templates of the stores
     whose builds the cache begins with. An empty string means that the site has none. inherit: the most builds of the
-    command's usual cache with which the new one begins; 0: none. binds: containers of Apptainer mount the cache. history: write the
-    user's own history.
+    command's usual cache with which the new one begins; 0: none. binds: containers of Apptainer mount the cache.
+    history: write the user's own history.
     """
 
     template: path_template.Template

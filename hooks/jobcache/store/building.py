@@ -31,7 +31,7 @@ class BuildCache:
         os.mkdir(cache_names.META, 0o700, dir_fd=self._fd)
         if self.sources:
             seeds = f"{cache_names.META}/{cache_names.SEEDS}"
-            linking.seed(self._fd, "", seeds, self.sources, budget=10 * linking.BUDGET)
+            linking.seed(linking.Place(self._fd, "", seeds), self.sources, budget=10 * linking.BUDGET)
         return self
 
     def _open(self) -> int:

@@ -62,8 +62,8 @@ def find(cache_fd: int, until: float) -> "Iterator[tuple[str, str]]":
                 continue
             paths = [path]
             for _ in range(_LEVELS_BELOW_DATASET):
-                paths = [below for above in paths for below in _directories(cache_fd, above, until)]
-            for path in paths:
+                versions, paths = paths, [below for above in paths for below in _directories(cache_fd, above, until)]
+            for path in [*versions, *paths]:
                 key = path[len(root) + 1 :] if root else path
                 if store_names.is_key(key) and os.path.lexists(f"/proc/self/fd/{cache_fd}/{path}/{build_info.INFO}"):
                     yield root, key

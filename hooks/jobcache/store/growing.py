@@ -40,7 +40,7 @@ def add_map_results(run: "Publication", build_fd: int, key: str) -> None:
 
 
 def add_to_result_set(run: "Publication", build_fd: int, key: str, base: "Base") -> None:
-    """Publish a job's results of `map` in a build that is linked from the user's own cache, as a new generation of their set.
+    """Publish a job's results of `map` in a build that is linked from elsewhere, as a new generation of their result set.
 
     Raise as add_map_results.
     """

@@ -4,10 +4,9 @@
         contents, manifest.json, files/…                      and `retired` once the build is retired
 
 A build enters a store whole, by one rename. The first writer wins, and nobody changes the build afterwards. Results of
-`map` that a job computes on top of a stored build become a new generation of it (`growing`); those on top of a build of the
-user's own cache, which is not in the store, become a result set. A build leaves in two steps:
-once retired, it is linked into no new cache; when all jobs that lived then have ended, no cache links to it, and a pruning
-deletes it. All of this runs as the store's owner.
+`map` that a job computes on top of a build in the section become a new generation of it (`growing`); those on top of a build
+from elsewhere become a result set. A build leaves in two steps: once retired, it is linked into no new cache; when all jobs that
+lived then have ended, no cache links to it, and a pruning deletes it. All of this runs as the store's owner.
 """
 
 import os
@@ -38,7 +37,8 @@ def publish(cache_fd: int, to: "Destination", until: float, sync: bool = False) 
     def publish_build(build_fd: int, below: str, key: str) -> None:
         link = builds.link_of(build_fd)
         if link is None:
-            _publish_build(run, build_fd, key)
+            if store_names.has_hash(key):
+                _publish_build(run, build_fd, key)
         elif to.maps and not to.shared and map_results.made_here(build_fd, until):
             with_map_results.append((below, key))
 

@@ -1,7 +1,9 @@
-"""Which results of `map` on top of a build of the user's own cache may enter the store, and the next state of their result set.
+"""Which results of `map` on top of a build from elsewhere may enter a section of the store, and the next state of their set.
+
+Elsewhere is the user's own cache, another section of the store, or the site's store.
 
 A job leaves them as regular files among the links. They belong to the state that the build had when it was linked
-(`bases`). The user's own cache is not read here: it can hang, and it can have changed since.
+(`bases`). The build is not read here: its filesystem can hang, and it can have changed since.
 """
 
 import os

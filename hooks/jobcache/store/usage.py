@@ -42,7 +42,7 @@ def _links(build_fd: int, below: str, until: float) -> "list[str]":
     found: "dict[str, str]" = {}
     link = builds.link_of(build_fd)
     if link is not None and link.startswith(below):
-        return [link]
+        found[os.path.dirname(link)] = link
     with os.scandir(build_fd) as entries:
         for entry in entries:
             if time.monotonic() >= until:
@@ -50,7 +50,7 @@ def _links(build_fd: int, below: str, until: float) -> "list[str]":
             if link is not None and build_info.is_map(entry.name) and entry.is_symlink():
                 target = os.readlink(entry.name, dir_fd=build_fd)
                 if target.startswith(below):
-                    found[os.path.dirname(target)] = target
+                    found.setdefault(os.path.dirname(target), target)
     return list(found.values())
 
 
