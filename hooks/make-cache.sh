@@ -3,12 +3,14 @@
 #
 # The child jc_make_in_shell of task-prolog reads this file, so that it has the names of task-prolog and policy.sh. It runs as
 # the user, within the deadline, and exits with jc_ready, jc_declined, jc_uninherited or jc_other_home. It needs mkdir, chmod, rmdir,
-# mv -T, ln, rm, ls and date.
+# mv -T, ln, rm, ls and date, and in a user namespace cat.
 # The last line starts it: a file that is cut short does nothing.
 
 jc_make_cache() {
     umask 077
     jc_source='' jc_home_name=''
+    jc_read_user_namespace
+    jc_sees_scratch || exit "$jc_declined"
     jc_may_begin_empty || exit "$jc_uninherited"
     jc_parent=${jc_job_dir%/*}
     jc_make_parent || exit "$jc_declined"
@@ -47,9 +49,51 @@ jc_may_begin_empty() {
     done
 }
 
+# Set what file_owners.py knows: jc_euid, jc_in_container, jc_roots_uid, jc_hidden_uid (the uid that files of unmapped users have)
+# and jc_hidden_root (the same if root is one of these). An uid that no file has is "-".
+jc_read_user_namespace() {
+    jc_euid=$jc_uid jc_in_container=no jc_roots_uid=0 jc_hidden_uid=- jc_hidden_root=-
+    while read -r jc_key _ jc_id _; do
+        case $jc_key in Uid:) jc_euid=$jc_id; break ;; esac
+    done </proc/self/status
+    if [ "$jc_euid" = 0 ] && [ "$jc_uid" != 0 ]; then jc_in_container=yes jc_roots_uid=-; fi
+    [ -r /proc/self/uid_map ] || return 0
+    jc_first_ids=''
+    while read -r jc_key _ jc_id; do jc_first_ids="$jc_first_ids $jc_key-$jc_id "; done </proc/self/uid_map
+    case $jc_first_ids in *" 0-4294967295 "*) return 0 ;; esac
+    jc_hidden_uid=$(/bin/cat /proc/sys/kernel/overflowuid) # `read` reads single bytes, and gets the first one alone
+    jc_hidden_uid=${jc_hidden_uid:--}
+    case $jc_first_ids in *" 0-"*) ;; *) jc_in_container=yes jc_hidden_root=$jc_hidden_uid ;; esac
+}
+
+# Succeed unless this is a container in which a cache would not lie on the scratch of the node: see visible_scratch.py.
+jc_sees_scratch() {
+    [ "$jc_in_container" = yes ] || return 0
+    jc_scratch=${jc_above_user:-/} jc_existing=$jc_job_dir
+    [ -d "$jc_scratch" ] || return 1
+    [ -O "$jc_scratch/." ] || return 0
+    until [ -d "${jc_existing:-/}" ]; do jc_existing=${jc_existing%/*}; done
+    jc_read_mount_id "${jc_existing:-/}"
+    jc_existing_mount=$jc_mount_id
+    jc_read_mount_id "$jc_scratch"
+    [ "${jc_mount_id:-?}" != "$jc_existing_mount" ]
+}
+
+# DIRECTORY: set jc_mount_id, '' if it is unknown.
+jc_read_mount_id() {
+    jc_mount_id=''
+    {
+        while read -r jc_key jc_id; do
+            case $jc_key in mnt_id:) jc_mount_id=$jc_id ;; esac
+        done </proc/self/fdinfo/4
+    } 4<"$1"
+}
+
 # Create the directories above the cache that are missing. Fail if another user than root could exchange one of them: see
 # safe_path.py. Each check holds for good, because the directory above has been checked before.
 jc_make_parent() {
+    jc_look /
+    jc_note_openness
     jc_prefix='' jc_remaining=${jc_parent#/}/ jc_any_owner=yes
     while [ -n "$jc_remaining" ]; do
         jc_prefix=$jc_prefix/${jc_remaining%%/*} jc_remaining=${jc_remaining#*/}
@@ -63,11 +107,17 @@ jc_make_parent() {
 # all users can write. A symlink is root's: the Epilog follows no other, so it could not reap a cache beyond one.
 jc_is_safe() {
     jc_look "$1"
-    case $jc_mode_text in l*) [ "$jc_owner" = 0 ] && jc_look "$1/." || return 1 ;; esac
+    case $jc_mode_text in
+    l*)
+        jc_is_roots || return 1
+        jc_look "$1/.." # the directory above the target
+        jc_note_openness
+        jc_look "$1/." ;;
+    esac
     case $jc_mode_text in d*) ;; *) return 1 ;; esac
     jc_is_own_part=yes
     case $jc_above_user/ in "$1"/*) jc_is_own_part=no ;; esac
-    if [ "$jc_is_own_part$jc_any_owner" != noyes ]; then [ "$jc_owner" = 0 ] || [ -O "$1/." ] || return 1; fi
+    if [ "$jc_is_own_part$jc_any_owner" != noyes ]; then jc_is_roots || [ -O "$1/." ] || return 1; fi
     case $jc_mode_text in
     d????????[tT]*) ;;
     d???????w*) return 1 ;;
@@ -77,6 +127,18 @@ jc_is_safe() {
     esac
     jc_any_owner=yes
     case $jc_mode_text in d???????w*) jc_any_owner=no ;; esac
+    jc_note_openness
+}
+
+# Set jc_is_open: whether others than its owner can create entries of the directory that jc_look saw.
+jc_note_openness() {
+    jc_is_open=no
+    case $jc_mode_text in d????w* | d???????w*) jc_is_open=yes ;; esac
+}
+
+# Succeed if the owner that jc_look saw is root, by jc_is_open of the directory above: see file_owners.py.
+jc_is_roots() {
+    [ "$jc_owner" = "$jc_roots_uid" ] || { [ "$jc_is_open" = no ] && [ "$jc_owner" = "$jc_hidden_root" ]; }
 }
 
 # PATH: set jc_mode_text, jc_owner (a number) and jc_group (a name).
@@ -108,7 +170,7 @@ jc_make_directory() {
 # Succeed if a directory of the user's is at the job's path, which no other user can exchange then, and nothing else.
 jc_is_own_directory() {
     jc_look "$jc_job_dir"
-    case $jc_mode_text:$jc_owner in d*:0 | d*:"$jc_uid") [ -O "$jc_job_dir" ] ;; *) return 1 ;; esac
+    case $jc_mode_text in d*) [ -O "$jc_job_dir" ] ;; *) return 1 ;; esac
 }
 
 # Succeed if the job's directory is the user's, a directory itself, and without a record.
@@ -168,7 +230,7 @@ jc_find_other_step() {
         "slurmstepd: [$jc_job_id.batch]"* | "slurmstepd: [$jc_job_id.extern]"*) ;;
         "slurmstepd: [$jc_job_id."*)
             jc_look "$jc_process"
-            case $jc_owner in 0 | "$jc_uid") jc_other_step=yes ;; esac ;;
+            case $jc_owner in 0 | "$jc_euid" | "$jc_hidden_uid") jc_other_step=yes ;; esac ;;
         esac
     done
 }

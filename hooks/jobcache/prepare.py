@@ -111,6 +111,7 @@ def _claim(words: "dict[str, str]") -> protocol.Claim:
     claim.keep = words["keep"] == "yes"
     claim.record = {"user": event_line.quote(words["user"]), "policy": event_line.quote(words["policy"])}
     claim.above = words.get("above")  # hooks of an earlier version, which `jobcache apply --hooks` has copied, pass none
+    claim.scratch = claim.above  # the site, or the system, has created it
     claim.below = words["below"]
     return claim
 

@@ -279,13 +279,14 @@ def test_no_cache_without_inodes(site: Site, python: bool) -> None:
 
 
 def test_scratch_remounted_read_only_during_job(site: Site) -> None:
-    """Its tasks continue with their exports, new jobs run without a cache, and later everything is reaped."""
+    """New tasks of the job lose the path, new jobs run without a cache, and later everything is reaped."""
     place = site.scratch / ALICE
     place.mkdir()
     with mount("none", place, "tmpfs", f"uid={UID},gid={GID}"):
-        prolog(site)
+        inherited = prolog(site).exports
         subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
-        assert prolog(site, step="0").exports.keys() == EXPORTED
+        later = prolog(site, step="0", **inherited)
+        assert later.exports == {} and set(later.unsets) == EXPORTED
         assert prolog(site, SLURM_JOB_ID="7").exports == {}
         epilog(site)
         assert swept(site).trouble == []

@@ -19,6 +19,7 @@ import pytest
 from jobcache.store import builds, inventory, removal, retention
 from support import os_calls
 from support.damage import DAMAGE, delete_info
+from support.in_container import MAPPINGS, Container
 from support.site_dir import ALICE, BOB, entries
 from support.store_jobs import (
     LABEL,
@@ -72,6 +73,23 @@ def test_next_job_is_linked_to_build_of_previous_job(jobs: Jobs, template: Templ
     before_end = jobs.print()
     assert jobs.end() == [] and jobs.print() == before_end, "a link is never published"
     assert jobs.left() == [] and jobs.site.debris() == []
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize("is_site", [False, True])
+def test_builds_are_linked_in_a_container_with_mapped_uids(jobs: Jobs, template: Template, mapping: str, is_site: bool) -> None:
+    """In the container, the owner of a store can have another uid than outside."""
+    mounts = [(jobs.site.scratch, jobs.site.scratch)]
+    if is_site:
+        site_store(jobs, template)
+        mounts.append((jobs.site.dir / "site-store",) * 2)
+    else:
+        published(jobs, template)
+    inside = Container(jobs.site, mapping=mapping, mounts=mounts)
+    cache = inside.task_prolog(7, JOBCACHE_STORE=LABEL).cache
+    assert cache and links(Path(cache) / template.key)[1] == 0
+    jobs.site.epilog(7)
+    assert not Path(cache).exists(), jobs.site.events()
 
 
 def test_publishes_nothing_without_valid_label_or_store(jobs: Jobs, template: Template) -> None:

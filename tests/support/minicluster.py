@@ -173,10 +173,13 @@ class Cluster:
         """Report the node as lost, so that the controller requeues its jobs at once and not after fifteen seconds."""
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
 
-    def start_slurmd(self, node: str) -> None:
-        """Return when the node's new slurmd listens; the controller may learn of it later (see wait_node)."""
+    def start_slurmd(self, node: str, prefix: Sequence[str] = ()) -> None:
+        """Return when the node's new slurmd listens; the controller may learn of it later (see wait_node).
+
+        prefix: a command that executes slurmd as its arguments, for example in another mount namespace.
+        """
         daemon = _slurmd(node)
-        self._launch(daemon, "-D", "-N", node)
+        self._launch(daemon, "-D", "-N", node, prefix=prefix)
         self._wait_ready(daemon, lambda: _listening(self._ports[daemon]))
 
     def stop_controller(self) -> None:
@@ -392,9 +395,9 @@ class Cluster:
             *self._conf,
         ]
 
-    def _launch(self, daemon: str, *arguments: str) -> None:
+    def _launch(self, daemon: str, *arguments: str, prefix: Sequence[str] = ()) -> None:
         program = self._programs[daemon.partition("-")[0]]
-        kept = _Kept([program, *arguments], self.dir, self.dir / "log" / f"{daemon}.err", self.env, keep=self.keep)
+        kept = _Kept([*prefix, program, *arguments], self.dir, self.dir / "log" / f"{daemon}.err", self.env, keep=self.keep)
         self._kept.setdefault(daemon, []).append(kept)
 
     def _lives(self, daemon: str) -> bool:

@@ -7,6 +7,8 @@ import errno
 import os
 import stat
 
+from jobcache.cache import file_owners
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +64,7 @@ def open_unmarked(path: str, flags: int, dir_fd: "int | None" = None) -> int:
         return os.open(path, flags, dir_fd=dir_fd)
 
 
-def open_directory(path: str, visit: "Visit | None" = None, make: "Make | None" = None) -> int:
+def open_directory(path: str, visit: "Visit | None" = None, make: "Make | None" = None, uid: "int | None" = None) -> int:
     """Open an absolute directory path; return its descriptor.
 
     Follow root's symlinks: sites put them into paths (/scratch, a user's directory on another filesystem). A user's symlink
@@ -71,6 +73,7 @@ def open_directory(path: str, visit: "Visit | None" = None, make: "Make | None" 
     visit: called for each directory on the way, from the top, with the descriptor of the one above and its own, and with
         the index of the component of `path` that leads to it, -1 for a directory within the target of a symlink.
     make: creates a missing component of `path`, given the descriptor of the directory above and the name; returns its own.
+    uid: as of file_owners.is_roots.
     """
     fd = os.open("/", SEARCH)
     pending = [(part, level) for level, part in enumerate(_parts(path))][::-1]
@@ -83,7 +86,7 @@ def open_directory(path: str, visit: "Visit | None" = None, make: "Make | None" 
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.ENOTDIR) or followed >= _SYMLINK_LIMIT:
                     raise
-                target = _target_of_root_symlink(fd, part, error)
+                target = _target_of_root_symlink(fd, part, uid, error)
                 *above, last = _parts(target) or ["."]
                 pending += [(last, level), *((one, -1) for one in above[::-1])]  # it may lead through a user's symlink
                 followed += 1
@@ -117,10 +120,10 @@ def _open_part(dir_fd: int, part: str, level: int, visit: "Visit | None", make: 
     return fd
 
 
-def _target_of_root_symlink(dir_fd: int, name: str, error: OSError) -> str:
+def _target_of_root_symlink(dir_fd: int, name: str, uid: "int | None", error: OSError) -> str:
     """Return the target of the symlink `name`. Raise `error` unless it is a symlink that root owns."""
     found = os.lstat(name, dir_fd=dir_fd)
-    if found.st_uid != 0 or not stat.S_ISLNK(found.st_mode):
+    if not stat.S_ISLNK(found.st_mode) or not file_owners.is_roots(found, os.fstat(dir_fd), uid):
         raise error
     return os.readlink(name, dir_fd=dir_fd)
 

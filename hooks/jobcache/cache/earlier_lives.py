@@ -9,7 +9,7 @@ joins. docs/decisions/earlier-lives.md has the reasons.
 import os
 import time
 
-from jobcache.cache import cache_names, dirfd, node_leases, timestamps
+from jobcache.cache import cache_names, dirfd, file_owners, node_leases, timestamps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def runs_other_step(claim: "Claim") -> "bool | None":
     for pid in os.listdir("/proc"):
         if pid.isdigit():
             found = _title(pid)
-            if found.startswith(title) and not found.startswith(without) and _owner(pid) in (0, claim.uid):
+            if found.startswith(title) and not found.startswith(without) and _can_be_slurms(pid, claim.uid):
                 return True
     return False
 
@@ -82,9 +82,10 @@ def _title(pid: str) -> str:
         return ""
 
 
-def _owner(pid: str) -> int:
-    """Return the uid of a process, -1 if it is gone. Any user can give a process any title."""
+def _can_be_slurms(pid: str, uid: int) -> bool:
+    """Return whether root or the user `uid` owns a process. Any user can give a process any title."""
     try:
-        return os.stat(f"/proc/{pid}").st_uid
+        owner = os.stat(f"/proc/{pid}").st_uid
     except OSError:
-        return -1
+        return False
+    return owner == file_owners.own(uid) or file_owners.can_be_roots_process(owner)

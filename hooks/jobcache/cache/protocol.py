@@ -14,7 +14,18 @@ import errno
 import os
 import time
 
-from jobcache.cache import cache_names, dirfd, event_line, job_record, node_leases, reasons, safe_path, timestamps
+from jobcache.cache import (
+    cache_names,
+    dirfd,
+    event_line,
+    file_owners,
+    job_record,
+    node_leases,
+    reasons,
+    safe_path,
+    timestamps,
+    visible_scratch,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +56,7 @@ class Claim:
     keep: the task has JOBCACHE=keep.
     record: further fields of job.json, as JSON text by key.
     above: the part of `path` above the first component that names the user, None if unknown (see safe_path.open_safe).
+    scratch: as of visible_scratch.require, None to create the cache on any filesystem.
     below: the directory in the cache that becomes HF_DATASETS_CACHE, "" for the cache itself.
     on_made: called with the descriptor of the directory above the cache and with the outcome, if that is not "joined".
     seed: a function that fills a new cache, given its descriptor, before anybody else can find it. It may create symlinks,
@@ -53,7 +65,7 @@ class Claim:
 
     __slots__ = (
         "path", "cluster", "job_id", "run", "uid", "node", "first_task", "job_start", "stepd", "given_before", "keep", "record",
-        "below", "seed", "above", "on_made",
+        "below", "seed", "above", "scratch", "on_made",
     )  # fmt: skip
 
     def __init__(self, path: str, cluster: str, job_id: int, run: int, uid: int, node: str) -> None:
@@ -70,6 +82,7 @@ class Claim:
         self.keep = False
         self.record: "dict[str, str]" = {}
         self.above: "str | None" = None
+        self.scratch: "str | None" = None
         self.below = ""
         self.seed: "Callable[[int], None] | None" = None
         self.on_made: "Callable[[int, str], None] | None" = None
@@ -86,6 +99,8 @@ def enter(claim: Claim, until: float, clock: "Clock" = time) -> str:
     path belongs to somebody else, stays taken, or could be exchanged by another user; OSError if the filesystem fails.
     """
     parent, _, name = claim.path.rpartition("/")
+    if claim.scratch is not None:
+        visible_scratch.require(claim.path, claim.scratch, claim.uid)
     parent_fd = safe_path.open_safe(parent, claim.uid, claim.above, make=True)
     try:
         while True:
@@ -112,7 +127,7 @@ def _enter_once(parent_fd: int, name: str, claim: Claim) -> "str | None":
             raise reasons.Refused("foreign", "a file or a symlink is at the path") from None
         raise
     try:
-        if os.fstat(fd).st_uid != claim.uid:
+        if os.fstat(fd).st_uid != file_owners.own(claim.uid):
             raise reasons.Refused("foreign", "the directory at the path belongs to another user")
         found = job_record.identity(fd)
         if found == claim.identity:
@@ -195,6 +210,8 @@ def join(fd: int, claim: Claim) -> "str | None":
                 dirfd.write_new(meta_fd, cache_names.KEEP, b"")
     except FileNotFoundError:
         return None
+    if lease_fd is None and os.fstatvfs(fd).f_flag & os.ST_RDONLY:  # `datasets` cannot use it, though the lease exists
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     return "joined"
 
 

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from jobcache.cache import dirfd, reasons, write_access
+from jobcache.cache import dirfd, file_owners, reasons, write_access
 
 _ACCESS_LIST = "system.posix_acl_access"
 _NO_ACCESS_LIST = (errno.ENODATA, errno.EOPNOTSUPP)
@@ -24,7 +24,7 @@ def open_safe(path: str, uid: int, above: "str | None" = None, make: bool = Fals
     """
     steps = _Steps(path, uid, above)
     try:
-        return dirfd.open_directory(path, steps.check, make_directory if make else None)
+        return dirfd.open_directory(path, steps.check, make_directory if make else None, uid)
     except OSError as error:
         error.filename = path
         raise
@@ -42,7 +42,8 @@ class _Steps:
         """Raise Refused if another user could exchange the directory open at `fd`, or an entry of it. As dirfd.Visit."""
         above, found = os.fstat(above_fd), os.fstat(fd)
         in_own_part = level >= self._own
-        weak = write_access.weakness_of_step(found, above, in_own_part, owners(self._uid))
+        is_trusted = found.st_uid == file_owners.own(self._uid) or file_owners.is_roots(found, above, self._uid)
+        weak = write_access.weakness_of_step(found, above, in_own_part, is_trusted)
         if weak == write_access.WRITABLE and in_own_part and _is_private_group(fd, found, self._uid):
             weak = ""
         if weak == write_access.FOREIGN:
@@ -54,11 +55,6 @@ class _Steps:
     def _name(self, level: int) -> str:
         path = "/" + "/".join(self._parts[: level + 1])
         return path if level >= 0 else f"a directory behind a symlink in /{'/'.join(self._parts)}"
-
-
-def owners(uid: int) -> "tuple[int, int]":
-    """Return the uids that may own a directory above a cache of the user `uid`."""
-    return 0, uid
 
 
 def _is_private_group(fd: int, found: "os.stat_result", uid: int) -> bool:

@@ -9,7 +9,7 @@ import os
 import stat
 import time
 
-from jobcache.cache import build_info, dirfd, reasons, safe_path, store_names, write_access
+from jobcache.cache import build_info, dirfd, file_owners, reasons, safe_path, store_names, write_access
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def open_store(path: str, owner: "int | None", is_users: bool = True) -> "tuple[
         if owner is None:
             _check_site_path(path)
             owner = os.fstat(fd).st_uid
+        else:
+            owner = file_owners.own(owner)
         _check_owner(fd, owner)
     except (OSError, reasons.Refused):
         os.close(fd)
@@ -97,7 +99,8 @@ def _check_site_path(path: str) -> None:
     """
     above = "/"
     for at in _prefixes(path):
-        if write_access.is_open(os.stat(above).st_mode) and os.lstat(at).st_uid != 0:
+        found = os.stat(above)
+        if write_access.is_open(found.st_mode) and not file_owners.is_roots(os.lstat(at), found):
             raise reasons.Refused("writable", f"others can write to {above}, so root has to own {at}")
         above = at
 

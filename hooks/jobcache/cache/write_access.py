@@ -30,15 +30,16 @@ def weakness(found: "os.stat_result", owners: "Container[int]", sticky: bool = F
     return ""
 
 
-def weakness_of_step(found: "os.stat_result", above: "os.stat_result", in_own_part: bool, owners: "Container[int]") -> str:
+def weakness_of_step(found: "os.stat_result", above: "os.stat_result", in_own_part: bool, is_trusted: bool) -> str:
     """Return as `weakness` does for a directory above a cache or a store, given it and the directory above it.
 
-    in_own_part: the directory is a user's own, or below one, so one of `owners` has to own it. Any account may own one above
+    in_own_part: the directory is a user's own, or below one, so its owner has to be trusted. Any account may own one above
     these, and any group may write it: the site has named it in its configuration. There, only what all users can write is
-    weak, and an entry of it that is not one of the owners': any user can have created that.
+    weak, and an entry of it that no trusted user owns: any user can have created that.
+    is_trusted: root or the user owns the directory.
     """
     if in_own_part:
-        return weakness(found, owners, sticky=True)
-    if above.st_mode & stat.S_IWOTH and found.st_uid not in owners:
+        return weakness(found, (found.st_uid,) if is_trusted else (), sticky=True)
+    if above.st_mode & stat.S_IWOTH and not is_trusted:
         return FOREIGN
     return WRITABLE if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX else ""

@@ -50,6 +50,10 @@ REASONS = {
     "not_directory": ("a file or a user's symlink is in the path", "namei -l PATH"),
     "no_space": ("the disk or the user's quota was full", "free space: `jobcache list --sort bytes`, or the quota"),
     "no_access": ("permission denied", "check that this user can write there: `jobcache check --user NAME`"),
+    "not_mounted": (
+        "the task ran in a container that does not see scratch, and a cache in the container would stay there",
+        "mount scratch in the container: for pyxis, `srun --container-mounts`, or a file in /etc/enroot/mounts.d",
+    ),
     "read_only": ("the filesystem was read-only", _REPAIR),
     "io_error": ("the filesystem returned an error", _REPAIR),
     "bad_name": ("the user's name cannot be part of a path, or JOBCACHE_STORE is not a label", ""),
