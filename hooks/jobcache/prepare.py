@@ -73,6 +73,7 @@ def _claim(words: "dict[str, str]") -> protocol.Claim:
     claim.keep = words["keep"] == "yes"
     claim.record = {"user": event_line.quote(words["user"]), "policy": event_line.quote(words["policy"])}
     claim.above = words.get("above")  # hooks of an earlier version, which `jobcache apply --hooks` has copied, pass none
+    claim.job_directory = words.get("job_directory", "")
     claim.below = words["below"]
     return claim
 

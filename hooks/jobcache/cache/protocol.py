@@ -45,6 +45,7 @@ class Claim:
     keep: the task has JOBCACHE=keep.
     record: further fields of job.json, as JSON text by key.
     above: the part of `path` above the first component that names the user, None if unknown (see safe_path.open_safe).
+    job_directory: the part of `path` that only the site makes, "" for none.
     below: the directory in the cache that becomes HF_DATASETS_CACHE, "" for the cache itself.
     seed: a function that fills a new cache, given its descriptor, before anybody else can find it. It may create symlinks,
         and directories of its own, may add to `record`, and may raise Refused: then no cache is made.
@@ -52,7 +53,7 @@ class Claim:
 
     __slots__ = (
         "path", "cluster", "job_id", "run", "uid", "node", "first_task", "job_start", "stepd", "given_before", "keep", "record",
-        "below", "seed", "above",
+        "below", "seed", "above", "job_directory",
     )  # fmt: skip
 
     def __init__(self, path: str, cluster: str, job_id: int, run: int, uid: int, node: str) -> None:
@@ -69,6 +70,7 @@ class Claim:
         self.keep = False
         self.record: "dict[str, str]" = {}
         self.above: "str | None" = None
+        self.job_directory = ""
         self.below = ""
         self.seed: "Callable[[int], None] | None" = None
 
@@ -84,7 +86,7 @@ def enter(claim: Claim, until: float, clock: "Clock" = time) -> str:
     path belongs to somebody else, stays taken, or could be exchanged by another user; OSError if the filesystem fails.
     """
     parent, _, name = claim.path.rpartition("/")
-    parent_fd = safe_path.open_safe(parent, claim.uid, claim.above, make=True)
+    parent_fd = safe_path.open_safe(parent, claim.uid, claim.above, make=True, given=claim.job_directory)
     try:
         while True:
             outcome = _enter_once(parent_fd, name, claim)

@@ -8,6 +8,8 @@ import time
 
 from jobcache.cache import dirfd, job_record, node_leases, path_template, reasons, timestamps
 from jobcache.system import event_fields, mounts, reaper
+from jobcache.system.epilog_places import Whereabouts
+from jobcache.system.user_names import UserNames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,9 +32,10 @@ class Cache:
     """A directory at the path of a cache of the job.
 
     fd: the directory, held open. parent_fd, name: where it lies. path: the whole path. run: the run in its name.
+    user: the name by which the user's directory was found.
     """
 
-    __slots__ = ("parent_fd", "name", "path", "run", "fd")
+    __slots__ = ("parent_fd", "name", "path", "run", "fd", "user")
 
     def __init__(self, parent_fd: int, name: str, path: str, run: int, fd: int) -> None:
         self.parent_fd = parent_fd
@@ -40,6 +43,7 @@ class Cache:
         self.path = path
         self.run = run
         self.fd = fd
+        self.user = ""
 
     def fact(self, event: str, level: str, outcome: str, reason: "str | None", **more: "Any") -> "Fact":
         """Return a fact about this cache."""
@@ -75,19 +79,51 @@ class Work:
         """Handle all caches. Report a fact for each error, and go on."""
         self.report = report
         self.boot = node_leases.now()[0]
-        user = self.job.path_user()
-        for template in self.templates:
-            try:
-                place = template.bind(user=user, uid=self.job.uid, cluster=self.site.cluster, node=self.job.node)
-                self._handle_parent(place)
-            except FileNotFoundError:
-                continue
-            except (OSError, path_template.BadName) as error:
-                reason = reason_of(error)
-                report(event_fields.fact("cache.kept", "warning", template.text, None, "kept", reason, error=str(error)))
+        self.found = False
+        names = UserNames(self.job.uid, self.job.user)
+        by_user = [template for template in self.templates if (True, "user") in template.parts]
+        # Those in use by which the user has no directory of any name that was tried.
+        unknown = [template for template in by_user if template.text in self.site.current]
+        for count, user in enumerate(names):
+            where = Whereabouts(self.job, self.site.cluster, user)
+            self.user = user
+            for template in by_user if count else self.templates:
+                self._handle_template(template, where, is_first=count == 0)
+            if self.found or not by_user:
+                return
+            unknown = [template for template in unknown if where.lack_directory(template)]
+        if unknown and names.are_uncertain():
+            error = f"neither Slurm nor this node has a name for uid {self.job.uid}; tried {', '.join(names)}"
+            self._report_place(unknown[0], "unknown_user", error)
 
-    def _handle_parent(self, place: "path_template.Place") -> None:
-        parent_fd = dirfd.open_directory(place.parent)
+    def _handle_template(self, template: "path_template.Template", where: Whereabouts, is_first: bool) -> None:
+        """Handle the caches of one template.
+
+        Any name of the user but the first, and any account that Slurm did not name, is a guess: below such a directory, only a
+        cache with the identity of the job counts.
+        """
+        self.is_guess = not is_first or where.lack_account(template)
+        try:
+            for place in where.places(template):
+                self._handle_place(place)
+        except FileNotFoundError:
+            return
+        except (OSError, path_template.BadName, reasons.Refused) as error:
+            if is_first:
+                reason = error.reason if isinstance(error, reasons.Refused) else reason_of(error)
+                self._report_place(template, reason, str(error))
+
+    def _report_place(self, template: "path_template.Template", reason: str, error: str) -> None:
+        self.report(event_fields.fact("cache.kept", "warning", template.text, None, "kept", reason, error=error))
+
+    def _handle_place(self, place: "path_template.Place") -> None:
+        """Handle the caches of the job in one directory, if the directory exists. Raise OSError."""
+        try:
+            parent_fd = dirfd.open_directory(place.parent)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or self.is_guess:
+                return
+            raise
         try:
             for run in self._find_runs(place, parent_fd):
                 began = time.monotonic()
@@ -128,24 +164,35 @@ class Work:
         try:
             fd = mounts.open_beside(parent_fd, name)
             try:
-                return self._release(Cache(parent_fd, name, path, run, fd))
+                cache = Cache(parent_fd, name, path, run, fd)
+                cache.user = self.user
+                return self._handle_cache(cache, place)
             finally:
                 os.close(fd)
         except FileNotFoundError:
             return None
         except (OSError, reaper.Kept) as error:
+            if self.is_guess and not self.found:
+                return None
             return event_fields.fact("cache.kept", "warning", path, run, "kept", reason_of(error), error=str(error))
+
+    def _handle_cache(self, cache: Cache, place: "path_template.Place") -> "Fact | None":
+        """Release and reap a cache of the job; else return why the directory is kept. Raise OSError, reaper.Kept."""
+        job = self.job
+        is_own = os.fstat(cache.fd).st_uid == job.uid
+        identity = job_record.identity(cache.fd) if is_own else None
+        if identity == (self.site.cluster, job.job_id, cache.run, job.uid):
+            self.found = True
+            return self._release(cache)
+        if self.is_guess:
+            return None
+        if identity is None and is_own:
+            return self._handle_unrecorded(cache, place)
+        return cache.kept("info" if is_own else "warning", "foreign")
 
     def _release(self, cache: Cache) -> "Fact | None":
         """Release the node's lease, and reap the cache if it was the last lease. Raise OSError, reaper.Kept."""
         job = self.job
-        if os.fstat(cache.fd).st_uid != job.uid:
-            return cache.kept("warning", "foreign")
-        identity = job_record.identity(cache.fd)
-        if identity is None:
-            return self._handle_unrecorded(cache)
-        if identity != (self.site.cluster, job.job_id, cache.run, job.uid):
-            return cache.kept("info", "foreign")
         outcome = node_leases.release(cache.fd, job.node, self.boot, self.uptime)
         if outcome == "none":
             return None
@@ -156,14 +203,17 @@ class Work:
         record = job_record.read_record(cache.fd)
         return self._keep(cache, record) or self._reap(cache, record)
 
-    def _handle_unrecorded(self, cache: Cache) -> "Fact":
+    def _handle_unrecorded(self, cache: Cache, place: "path_template.Place") -> "Fact | None":
         """Reap a directory without a record if only this job can have created it; else keep it. Raise OSError, reaper.Kept.
 
         Either the job's script removed its cache and created the directory again, or somebody keeps the directory by hand.
         The Epilog is the last one only if the job had one node, no other part and no earlier run. A directory that changed
         last before the job began is not the job's. Slurm before 23.02 does not report when the job began.
+        In a directory that the site makes for each job, the site deletes it, perhaps at this moment.
         """
         job = self.job
+        if place.job_directory:
+            return None
         if job.nodes != 1 or job.het or cache.run != 0:
             return cache.kept("info", "unrecorded")
         since = time.time() - _RECENT if job.start is None else job.start - timestamps.CLOCK_SKEW
