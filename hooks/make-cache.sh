@@ -97,7 +97,10 @@ jc_make_parent() {
     jc_prefix='' jc_remaining=${jc_parent#/}/ jc_any_owner=yes
     while [ -n "$jc_remaining" ]; do
         jc_prefix=$jc_prefix/${jc_remaining%%/*} jc_remaining=${jc_remaining#*/}
-        if [ ! -e "$jc_prefix" ] && [ ! -h "$jc_prefix" ]; then jc_make_directory "$jc_prefix" || [ -d "$jc_prefix" ] || return 1; fi
+        if [ ! -e "$jc_prefix" ] && [ ! -h "$jc_prefix" ]; then
+            case $jc_job_directory/ in "$jc_prefix"/*) return 1 ;; esac # the site makes it
+            jc_make_directory "$jc_prefix" || [ -d "$jc_prefix" ] || return 1
+        fi
         jc_is_safe "$jc_prefix" || return 1
     done
 }

@@ -82,8 +82,13 @@ def end_job(job: Job, site: "settings.Settings", emit: "Emit", uptime: float, un
         except OSError as error:
             reason = "stuck" if isinstance(error, stuck_processes.Stuck) else "internal"
             _emit_failure(emit, reason, str(error), **known)
+    has_unknown_user = False
     for child in started:
         for fact in child.facts(until):
+            if fact["reason"] == "unknown_user":
+                if has_unknown_user:
+                    continue  # reported for another filesystem
+                has_unknown_user = True
             emit(fact.pop("event"), fact.pop("level"), **{**known, **fact})
         if child.status != "done":
             _emit_failure(emit, "deadline" if child.status == "late" else "child_died", child.error or None, **known)
@@ -99,7 +104,8 @@ def by_filesystem(site: "settings.Settings", job: Job) -> "Iterable[tuple[stuck_
     groups: dict[tuple[int, str], tuple[stuck_processes.Place, list[path_template.Template]]] = {}
     for template in site.templates:
         try:
-            above = template.bind(user=job.user or "", uid=job.uid, cluster=site.cluster, node=job.node).parent
+            names = {"user": job.user or "", "cluster": site.cluster, "node": job.node, "account": job.account or ""}
+            above = template.bind(uid=job.uid, job_id=job.job_id, **names).parent
         except path_template.BadName:
             above = template.text.partition("{")[0].rpartition("/")[0]
         place = register.place(job.uid, above)

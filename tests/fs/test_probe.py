@@ -72,6 +72,36 @@ def test_scratch_without_directories_needs_a_user(site: Site) -> None:
 
 
 @needs_root
+@pytest.mark.parametrize(
+    ("path", "variable", "value"),
+    [("{job_id}/hf-{job_id}", "SLURM_JOB_ID", "4242"), ("{account}/{user}/hf-{job_id}", "SLURM_JOB_ACCOUNT", "astro")],
+)
+def test_path_of_a_job_is_tried_in_a_job(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str, variable: str, value: str
+) -> None:
+    """Outside of a job, its directory does not exist, and its account is unknown."""
+    site.configure(path=f"{site.scratch}/local/{path}")
+    directory = site.scratch / "local" / value
+    directory.mkdir(parents=True)
+    os.chown(directory, pwd.getpwnam(ALICE).pw_uid, -1)
+    monkeypatch.delenv(variable, raising=False)
+    (row,) = findings(site, "--user", ALICE)[1]["writable"]
+    assert row["level"] == "warning" and "was not tested" in row["fact"] and "srun jobcache check" in row["mend"]
+    monkeypatch.setenv(variable, value)
+    (row,) = findings(site, "--user", ALICE)[1]["writable"]
+    assert row["level"] == "ok", row
+
+
+@needs_root
+def test_directory_with_another_name_than_its_owner_is_a_warning(site: Site, home: Path) -> None:
+    """passwd of this host and the name by which the directory was made differ: `alice@corp`."""
+    assert "names" not in findings(site)[1]
+    home.parent.rename(site.scratch / f"{ALICE}@corp")
+    (row,) = findings(site)[1]["names"]
+    assert row["level"] == "warning" and f"{ALICE}@corp belongs to {ALICE}" in row["fact"] and "{uid}" in row["mend"]
+
+
+@needs_root
 def test_scratch_without_permission_has_a_remedy(site: Site) -> None:
     """Users cannot create their directories. The message has no path of a descriptor."""
     site.scratch.chmod(0o755)

@@ -117,6 +117,96 @@ def test_orphan_is_reaped_and_live_caches_stay(site: Site, slurm: FakeSlurm) -> 
     assert (finished["found"], finished["reaped"], finished["kept"], finished["troubles"]) == (3, 1, 2, 0)
 
 
+# ------------------------------------------------------------------------------ placeholders without a known value
+
+
+@pytest.mark.parametrize(
+    "path", ["p-{account}/{user}/hf-{job_id}", "{user}/{account}/x/hf-{job_id}", "{account}/{node}/{uid}/hf-{job_id}"]
+)
+def test_caches_of_any_account_are_found(site: Site, slurm: FakeSlurm, path: str) -> None:
+    """The sweep does not know the accounts of users. Each template puts them elsewhere."""
+    site.configure(path=f"{site.scratch}/{path}")
+    for level in ("p-astro", "p-bio", "astro/n1", "bio/n1"):
+        (site.scratch / level).mkdir(parents=True)
+        (site.scratch / level).chmod(0o1777)
+    caches = []
+    for job, account in ((7, "astro"), (8, "bio")):
+        cache = site.task_prolog(job, SLURM_JOB_ACCOUNT=account).cache
+        assert cache is not None
+        caches.append(Path(cache))
+    slurm.answer(f"8|8|RUNNING|{UID}")
+    assert sweep(site).exit_code == 0
+    assert [cache.exists() for cache in caches] == [False, True]
+
+
+JOB_DIRECTORIES = [
+    ("{job_id}/hf-{job_id}", ALICE, 0o700),
+    ("{job_id}/hf-{job_id}", "root", 0o1777),
+    ("j-{job_id}/tmp/hf-{job_id}", "root", 0o755),
+    ("{job_id}/{user}/hf-{job_id}", "root", 0o755),
+]
+
+
+@pytest.mark.parametrize(("path", "owner", "mode"), JOB_DIRECTORIES)
+def test_caches_in_directories_of_jobs_are_found(site: Site, slurm: FakeSlurm, path: str, owner: str, mode: int) -> None:
+    """After a crash, the site's directory stays, and so does a directory that is no job's."""
+    site.configure(path=f"{site.scratch}/local/{path}")
+    top = path.partition("/")[0]
+    (site.scratch / "local/4242x").mkdir(parents=True)
+    caches = []
+    for job in (7, 8, 9):
+        directory = site.scratch / "local" / top.replace("{job_id}", str(job))
+        directory.mkdir()
+        for below in [directory / "tmp"] if "tmp" in path else [directory / ALICE] if "{user}" in path else []:
+            below.mkdir()
+            os.chown(below, UID, -1)
+        os.chown(directory, pwd.getpwnam(owner).pw_uid, -1)
+        directory.chmod(mode)
+        cache = site.task_prolog(job).cache
+        assert cache is not None
+        caches.append(Path(cache))
+    stray = caches[0].with_name("hf-71")  # of another job than its directory: its user has renamed it
+    caches[2].rename(stray)
+    slurm.answer(f"8|8|RUNNING|{UID}")
+    assert sweep(site).exit_code == 0
+    assert [cache.exists() for cache in caches] == [False, True, False] and stray.exists()
+    assert all((site.scratch / "local" / top.replace("{job_id}", str(job))).exists() for job in (7, 8, 9))
+    assert [event["job_id"] for event in site.events("cache.orphan_reaped")] == [7]
+
+
+def test_user_can_have_many_directories_of_jobs(site: Site, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike directories with the user's name. A bound holds also here."""
+    site.configure(path=f"{site.scratch}/local/{{job_id}}/hf-{{job_id}}")
+    for job in range(1, user_directories.MOST_SIDE_BY_SIDE + 5):
+        directory = site.scratch / "local" / str(job)
+        directory.mkdir(parents=True)
+        os.chown(directory, UID, -1)
+        site.task_prolog(job)
+    slurm.answer("9|9|RUNNING|33")
+    monkeypatch.setattr(user_directories, "MOST_UNATTRIBUTED", 3)
+    result = sweep(site)
+    assert (result.exit_code, result.output) == (0, "")
+    assert list((site.scratch / "local").glob("*/*")) == []
+    monkeypatch.setattr(user_directories, "MOST_JOBS", 3)
+    result = sweep(site)
+    assert "has more than 3 directories here" in result.output
+
+
+def test_former_template_with_directories_of_jobs_is_kept_while_caches_exist(site: Site, slurm: FakeSlurm) -> None:
+    """Of any run of the job; the directory of the job alone is not enough."""
+    former = f"{site.scratch}/local/{{job_id}}/hf-{{job_id}}"
+    site.configure(path=former)
+    directory = site.scratch / "local/7"
+    directory.mkdir(parents=True)
+    os.chown(directory, UID, -1)
+    site.task_prolog(7, SLURM_RESTART_COUNT="2")
+    compiled = site.configure(path=f"{site.scratch}/{{user}}/hf-{{job_id}}")
+    assert former in compiled.former
+    slurm.answer("9|9|RUNNING|33")
+    assert sweep(site).exit_code == 0 and directory.exists()
+    assert former not in site.configure().former
+
+
 def test_slurm_is_not_asked_without_candidates(site: Site, slurm: FakeSlurm) -> None:
     """An empty scratch costs the controller nothing."""
     assert sweep(site).exit_code == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,84 @@ def test_cache_name_can_be_parsed(name: str, user: str, uid: int, node: str, job
     assert place.parse(place.cache_name(job_id, run)) == (job_id, run)
     assert place.cache(job_id, run) == f"{place.parent}/{place.cache_name(job_id, run)}"
     assert place.parent == f"/s/{user}"
+
+
+ACCOUNTS = st.text(st.characters(blacklist_categories=["Cc", "Cs"], blacklist_characters="/"), min_size=1, max_size=8).filter(
+    lambda name: not name.startswith(".")
+)
+DIRECTORIES = st.sampled_from([
+    "/s/{user}", "/s/{uid}/x", "/p/{account}/{user}", "/p/{user}/a-{account}", "/{account}/{uid}/c", "/l/{job_id}",
+    "/l/{cluster}-{job_id}.d/x", "/l/{user}/{job_id}", "/l/{job_id}/{uid}", "/n/{node}/{account}/j{job_id}/{user}",
+])  # fmt: skip
+JOBS = st.fixed_dictionaries(
+    {"user": USERS, "uid": UIDS, "account": ACCOUNTS, "node": NODES, "job_id": JOB_IDS, "cluster": st.just("c1")}
+)
+
+
+@given(DIRECTORIES, NAMES, JOBS, RUNS)
+def test_path_has_the_values_that_it_was_bound_to(directory: str, name: str, job: dict[str, Any], run: int) -> None:
+    """The sweep reads a path component by component, as here: with the cluster's name alone."""
+    template = Template(f"{directory}/{name}")
+    place = template.bind(**job)
+    assert place.parse(place.cache_name(job["job_id"], run)) == (job["job_id"], run)
+    read: dict[str, str] = {}
+    for parts, text in zip(path_template.components(template.parent), place.parent[1:].split("/")):
+        known = path_template.matcher(parts, {"cluster": "c1"})(text)
+        assert known is not None
+        read.update(known)
+    assert read == {placeholder: str(job[placeholder]) for placeholder in read}
+    assert set(read) == {part for variable, part in template.parent if variable} - {"cluster"}
+    assert template.has_job(place.parent, job["job_id"])
+    assert template.has_job(place.parent, job["job_id"] + 1) is (not template.job_directory)
+
+
+@given(DIRECTORIES, NAMES, JOBS, JOBS, RUNS, RUNS)
+def test_two_jobs_never_share_a_path(
+    directory: str, name: str, one: dict[str, Any], other: dict[str, Any], run: int, later: int
+) -> None:
+    """Neither do two runs of a job. The names are those of one user, and similar ones of another user."""
+    template = Template(f"{directory}/{name}")
+    paths = {template.bind(**job).cache(job["job_id"], number) for job in (one, other) for number in (run, later)}
+    jobs = {(job["user"], job["uid"], job["account"], job["node"], job["job_id"]) for job in (one, other)}
+    assert len(paths) >= len({job["job_id"] for job in (one, other)}) * len({run, later})
+    assert len(paths) <= len(jobs) * len({run, later})
+
+
+@pytest.mark.parametrize("directory", ["/s/{user}", "/p/{account}/{user}", "/p/{user}/{account}", "/l/{job_id}/{user}"])
+@given(st.lists(st.tuples(st.text("ab-1", min_size=1, max_size=3), st.text("ab-1", min_size=1, max_size=3)), min_size=2))
+def test_two_users_never_share_a_directory(directory: str, names: list[tuple[str, str]]) -> None:
+    """No account makes the directory of one user look like that of another."""
+    template = Template(f"{directory}/hf-{{job_id}}")
+    owners: dict[str, str] = {}
+    for user, account in names:
+        place = template.bind(user=user, uid=1, cluster="c", node="n", account=account, job_id=12)
+        assert owners.setdefault(place.parent, user) == user
+
+
+@pytest.mark.parametrize(
+    ("text", "job_directory", "above"),
+    [
+        ("/local/{job_id}/hf-{job_id}", "/local/42", "/local"),
+        ("/local/{cluster}/j-{job_id}/x/y/hf-{job_id}", "/local/c1/j-42", "/local/c1"),
+        ("/local/{job_id}/{user}/hf-{job_id}", "/local/42", "/local"),
+        ("/s/{user}/{job_id}/hf-{job_id}", "/s/u/42", "/s"),
+        ("/p/{account}/{user}/hf-{job_id}", "", "/p/acc"),
+    ],
+)
+def test_directory_of_a_job_has_the_raw_job_id(text: str, job_directory: str, above: str) -> None:
+    """A requeue changes the name of the cache alone: the site names its directory by SLURM_JOB_ID."""
+    place = Template(text).bind(user="u", uid=7, cluster="c1", node="n1", account="acc", job_id=42)
+    assert (place.job_directory, place.above) == (job_directory, above)
+    assert place.cache(42, 3) == f"{place.parent}/hf-42-r3"
+
+
+def test_place_without_job_or_account_is_refused() -> None:
+    """Only if the template needs them: a command outside of jobs has neither."""
+    names: dict[str, Any] = {"user": "u", "uid": 7, "cluster": "c", "node": "n"}
+    assert Template(DEFAULT).bind(**names).parent == "/scratch/gpfs/u/.cache"
+    for text in ("/l/{job_id}/{job_id}", "/p/{account}/{user}/{job_id}"):
+        with pytest.raises(BadName):
+            Template(text).bind(**names)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +181,18 @@ def test_bind_refuses_a_name_that_no_path_can_hold(bad: str) -> None:
         ("/s/{user}", "job_id"),
         ("/s/{user}/hf", "job_id"),
         ("/s/{user}/{job_id}/x", "job_id"),
-        ("/s/{user}/{job_id}/{job_id}", "job_id"),
+        ("/s/{job_id}/{job_id}/{job_id}", "more than one"),
+        ("/s/{job_id}{job_id}/{job_id}", "more than one"),
+        ("/s/{user}{job_id}/{job_id}", "in one directory"),
+        ("/s/{node}-{job_id}/{job_id}", "in one directory"),
+        ("/s/{job_id}/{node}/{job_id}", "below the directory of a job"),
+        ("/s/{job_id}/{account}/{job_id}", "below the directory of a job"),
+        ("/s/{account}/{job_id}", "neither"),
+        ("/s/{user}/{account}-{job_id}", "last component"),
+        ("/s/{account}-{user}/{job_id}", "in one directory"),
+        ("/s/{account}{node}/{user}/{job_id}", "in one directory"),
+        ("{home}/.cache/{job_id}", "homes"),
+        ("/s/{home}/{user}/{job_id}", "homes"),
         ("/s/{user}/{job_id}-{job_id}", "job_id"),
         ("/s/{job_id}", "neither"),
         ("/s/{user}-{job_id}", "neither"),
@@ -136,7 +227,7 @@ def test_any_text_is_a_template_or_is_refused(text: str) -> None:
         template = Template(text)
     except TemplateError:
         return
-    path = template.bind(user="u", uid=1, cluster="c", node="n").cache(1, 0)
+    path = template.bind(user="u", uid=1, cluster="c", node="n", account="a", job_id=1).cache(1, 0)
     assert path.startswith("/") and path.count("/") >= 2
     assert not {"", ".", ".."} & set(path[1:].split("/"))
 

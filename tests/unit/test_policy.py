@@ -224,6 +224,10 @@ TEMPLATES = [
     "/n/{node}/{user}/{job_id}.{node}",
     "/m/a{node}b/{cluster}/{user}/{node}-{job_id}",
     "/o/{user}/it's $HOME * [a]/{user}{job_id}-r1",
+    "/p/{account}/{user}/hf-{job_id}",
+    "/q/{user}/a{account}b/{node}-{job_id}",
+    "/local/{job_id}/hf-{job_id}",
+    "/l/{cluster}-{job_id}.d/{user}/x/{job_id}-r1",
 ]
 USER, UID, CLUSTER = "al.i*ce", 1000, "c1"
 
@@ -235,13 +239,18 @@ def lies_in(value: str, text: str) -> int | None:
         "uid": str(UID),
         "cluster": CLUSTER,
         "node": "[^/]*",
-        "job_id": "([1-9][0-9]{0,9})(?:-r[1-9][0-9]{0,9})?",
+        "account": "[^/]*",
     }
-    parts = Template(text).parts
-    found = re.fullmatch(
-        "".join(known[part] if variable else re.escape(part) for variable, part in parts) + "(?:/.*)?", value, re.DOTALL
+    raw, name = "[1-9][0-9]{0,9}", "(?P<job>[1-9][0-9]{0,9})(?:-r[1-9][0-9]{0,9})?"
+    template = Template(text)
+    above, last = (
+        "".join({**known, "job_id": job}[part] if variable else re.escape(part) for variable, part in parts)
+        for parts, job in ((template.parent, f"(?P<directory>{raw})"), (template.name, name))
     )
-    return int(found[1]) if found else None
+    found = re.fullmatch(f"{above}/{last}(?:/.*)?", value, re.DOTALL)
+    if found is None or found.groupdict().get("directory", found["job"]) != found["job"]:
+        return None
+    return int(found["job"])
 
 
 def values(text: str) -> st.SearchStrategy[str]:
@@ -251,8 +260,10 @@ def values(text: str) -> st.SearchStrategy[str]:
         "uid": st.sampled_from([str(UID)] * 4 + ["1001"]),
         "cluster": st.sampled_from([CLUSTER] * 4 + ["c2"]),
         "node": st.sampled_from(["n1", "rack-3-r7", "n-r", "*", "a.b"]),
+        "account": st.sampled_from(["acc", "a-b", "", "*", "x/y"]),
         "job_id": st.sampled_from(
-            ["7", "4242", "7-r1", "4242-r12", "7-r0", "7-r", "07", "0", "12abc", "2024-corpus", "12345678901", "", "7-r01", "*"]
+            ["7"] * 3
+            + ["4242", "7-r1", "4242-r12", "7-r0", "7-r", "07", "0", "12abc", "2024-corpus", "12345678901", "", "7-r01", "*"]
         ),
     }
     parts = [known[part] if variable else st.just(part) for variable, part in Template(text).parts]

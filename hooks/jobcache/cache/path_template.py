@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     Parts = list[tuple[bool, str]]  # (is it a placeholder?, the placeholder's name or the literal text)
     Matcher = Callable[[str], "dict[str, str] | None"]
 
-PLACEHOLDERS = ("user", "uid", "cluster", "node", "job_id")
+PLACEHOLDERS = ("user", "uid", "cluster", "node", "account", "job_id")
+_OWNERS = (True, "user"), (True, "uid")
+_JOB, _NODE, _ACCOUNT = (True, "job_id"), (True, "node"), (True, "account")
 ANY = "\0"  # in the result of `joined`: any text that a placeholder without a value may have
 
 
@@ -24,17 +26,18 @@ class TemplateError(ValueError):
 
 
 class BadName(ValueError):
-    """A user, node or cluster has a name that cannot be part of a path."""
+    """A user, node, cluster or account has a name that cannot be part of a path."""
 
 
 class Template:
     """A path template: its `text`, and that text as `parts`. Raise TemplateError for an invalid one.
 
     parent, name: the parts of the directory and of the last component.
-    above: the parts of the path above the first component that names the user.
+    above: the parts of the path above the first component that names the user or the job.
+    job_directory: the parts of the path down to a directory that names the job, which the site makes and deletes; [] for none.
     """
 
-    __slots__ = ("text", "parts", "parent", "above", "name")
+    __slots__ = ("text", "parts", "parent", "above", "job_directory", "name")
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -43,7 +46,10 @@ class Template:
         self.parent = cut(above)
         self.name = cut(last)
         _check(text, self.parent, self.name)
-        self.above = _above_user(above)
+        self.above = cut(above[: _first(above, "{user}", "{uid}", "{job_id}")].rpartition("/")[0])
+        levels = above.split("/")
+        at = next((at for at, level in enumerate(levels) if "{job_id}" in level), -1)
+        self.job_directory = cut("/".join(levels[: at + 1]))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Template) and other.text == self.text
@@ -54,25 +60,50 @@ class Template:
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
 
-    def bind(self, *, user: str, uid: int, cluster: str, node: str) -> "Place":
-        """Return the place of a user's caches on a node. Raise BadName."""
-        values = checked(self.parts, {"user": user, "uid": str(uid), "cluster": cluster, "node": node})
-        at = self.name.index((True, "job_id"))
+    def bind(self, *, user: str, uid: int, cluster: str, node: str, account: str = "", job_id: int = 0) -> "Place":
+        """Return the place of a user's caches on a node. Raise BadName.
+
+        account, job_id: only a template that has them in a directory needs them.
+        """
+        values = {"user": user, "uid": str(uid), "cluster": cluster, "node": node, "account": account}
+        checked(self.parts, values)
+        if self.job_directory:
+            checked(self.parent, {"job_id": str(job_id or "")})
+        at = self.name.index(_JOB)
+        values["job_id"] = str(job_id)
         parent, above = fill(self.parent, values), fill(self.above, values)
-        return Place(parent, above, fill(self.name[:at], values), fill(self.name[at + 1 :], values))
+        place = Place(parent, above, fill(self.name[:at], values), fill(self.name[at + 1 :], values))
+        place.job_directory = fill(self.job_directory, values)
+        return place
+
+    def names_user(self) -> bool:
+        """Return whether a directory above the last component has the user's name or uid."""
+        return any(part in self.parent for part in _OWNERS)
+
+    def has_job(self, parent: str, job_id: int) -> bool:
+        """Return whether `parent`, a directory of this template, can hold a cache of this job.
+
+        It cannot if it is the directory of another job.
+        """
+        if not self.job_directory:
+            return True
+        levels = components(self.job_directory)
+        return matcher(levels[-1], {"job_id": str(job_id)})(parent.split("/")[len(levels)]) is not None
 
 
 class Place:
     """Where one user's caches are on one node: in the directory `parent`, with names `prefix`<job>`suffix`.
 
-    above: the part of `parent` above the first component that names the user.
+    above: the part of `parent` above the first component that names the user or the job.
+    job_directory: the part of `parent` that the site makes for each job, and deletes; "" for none.
     """
 
-    __slots__ = ("parent", "above", "prefix", "suffix")
+    __slots__ = ("parent", "above", "job_directory", "prefix", "suffix")
 
     def __init__(self, parent: str, above: str, prefix: str, suffix: str) -> None:
         self.parent = parent
         self.above = above
+        self.job_directory = ""
         self.prefix = prefix
         self.suffix = suffix
 
@@ -109,6 +140,9 @@ def cut(text: str) -> "list[tuple[bool, str]]":
             name, closing, rest = rest.partition("}")
             if not closing:
                 raise TemplateError("a { without its }", "placeholders are written {user}")
+            if name == "home":
+                remedy = "write where they are, such as /home/{user}/.cache/hf-datasets-{job_id}"
+                raise TemplateError("{home}: the sweep cannot list the homes of all users", remedy)
             if name not in PLACEHOLDERS:
                 known = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)
                 raise TemplateError(f"unknown placeholder {{{name}}}", f"known are {known}")
@@ -116,10 +150,9 @@ def cut(text: str) -> "list[tuple[bool, str]]":
     return parts
 
 
-def _above_user(directory: str) -> "Parts":
-    """Return the parts of a template above its first component with {user} or {uid}."""
-    first = min(at for at in (directory.find("{user}"), directory.find("{uid}")) if at >= 0)
-    return cut(directory[:first].rpartition("/")[0])
+def _first(text: str, *placeholders: str) -> int:
+    """Return where the first of these placeholders stands in `text`. One of them does."""
+    return min(at for at in map(text.find, placeholders) if at >= 0)
 
 
 def _check(text: str, parent: "Parts", name: "Parts") -> None:
@@ -130,16 +163,39 @@ def _check(text: str, parent: "Parts", name: "Parts") -> None:
         raise TemplateError("a control character in it", "remove it")
     if any(part in ("", ".", "..") for part in text[1:].split("/")):
         raise TemplateError("an empty component, `.` or `..` in it", "write the path out, without a slash at its end")
-    if sum(part == (True, "job_id") for part in name) != 1 or (True, "job_id") in parent:
+    if name.count(_JOB) != 1:
         raise TemplateError("{job_id} has to stand once, in the last component", "end it like /hf-datasets-{job_id}")
-    if (True, "user") not in parent and (True, "uid") not in parent:
+    if parent.count(_JOB) > 1:
+        raise TemplateError("{job_id} in more than one directory", "name the directory that the site makes for each job once")
+    if _JOB not in parent and not any(part in parent for part in _OWNERS):
         problem = "neither {user} nor {uid} in a directory above the last component"
         raise TemplateError(problem, "give each user a directory of their own")
-    if any({one, other} == {(True, "node"), (True, "job_id")} for one, other in zip(name, name[1:])):
+    if any({one, other} == {_NODE, _JOB} for one, other in zip(name, name[1:])):
         raise TemplateError("{node} and {job_id} side by side", "put a `-` between them: n1 and 42 would be n14 and 2")
+    if _ACCOUNT in name:
+        raise TemplateError("{account} in the last component", "write it in a directory: an Epilog may not know the account")
+    for level in components(parent):
+        _check_directory(level)
+    _check_job_directory(parent)
     if not name[0][0] and name[0][1].startswith(cache_names.META):
         problem = f"a last component that begins with {cache_names.META}"
         raise TemplateError(problem, "begin it differently: jobcache's own files have such names")
+
+
+def _check_directory(level: "Parts") -> None:
+    """Raise TemplateError for a directory whose name could stand for two accounts or jobs."""
+    placeholders = [part for part in level if part[0] and part[1] != "cluster"]
+    if _ACCOUNT in placeholders and set(placeholders) != {_ACCOUNT}:
+        raise TemplateError("{account} and another placeholder in one directory", "put a `/` between them")
+    if _JOB in placeholders and set(placeholders) != {_JOB}:
+        raise TemplateError("{job_id} and another placeholder in one directory", "put a `/` between them")
+
+
+def _check_job_directory(parent: "Parts") -> None:
+    """Raise TemplateError if the sweep could not know the owner of what is below the directory of a job."""
+    below = parent[parent.index(_JOB) + 1 :] if _JOB in parent else []
+    if not any(part in parent for part in _OWNERS) and (_NODE in below or _ACCOUNT in below):
+        raise TemplateError("{node} or {account} below the directory of a job", "name the user above it: {user} or {uid}")
 
 
 def checked(parts: "Parts", values: "dict[str, str]") -> "dict[str, str]":
@@ -166,6 +222,13 @@ def components(parts: "Parts") -> "list[Parts]":
         cut[-1].append((variable, first))
         cut += [[(False, other)] for other in others]
     return [[part for part in component if part[1]] for component in cut[1:]]
+
+
+def down_to(template: Template, placeholder: "tuple[bool, str]") -> "list[Parts]":
+    """Return the parts of each directory down to the first one with a placeholder; of all directories if none has it."""
+    levels = components(template.parent)
+    at = next((at for at, level in enumerate(levels) if placeholder in level), len(levels) - 1)
+    return levels[: at + 1]
 
 
 def joined(parts: "Parts", values: "dict[str, str]") -> str:

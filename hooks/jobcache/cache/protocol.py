@@ -57,6 +57,7 @@ class Claim:
     record: further fields of job.json, as JSON text by key.
     above: the part of `path` above the first component that names the user, None if unknown (see safe_path.open_safe).
     scratch: as of visible_scratch.require, None to create the cache on any filesystem.
+    job_directory: the part of `path` that only the site makes, "" for none.
     below: the directory in the cache that becomes HF_DATASETS_CACHE, "" for the cache itself.
     on_made: called with the descriptor of the directory above the cache and with the outcome, if that is not "joined".
     seed: a function that fills a new cache, given its descriptor, before anybody else can find it. It may create symlinks,
@@ -65,7 +66,7 @@ class Claim:
 
     __slots__ = (
         "path", "cluster", "job_id", "run", "uid", "node", "first_task", "job_start", "stepd", "given_before", "keep", "record",
-        "below", "seed", "above", "scratch", "on_made",
+        "below", "seed", "above", "scratch", "job_directory", "on_made",
     )  # fmt: skip
 
     def __init__(self, path: str, cluster: str, job_id: int, run: int, uid: int, node: str) -> None:
@@ -83,6 +84,7 @@ class Claim:
         self.record: "dict[str, str]" = {}
         self.above: "str | None" = None
         self.scratch: "str | None" = None
+        self.job_directory = ""
         self.below = ""
         self.seed: "Callable[[int], None] | None" = None
         self.on_made: "Callable[[int, str], None] | None" = None
@@ -101,7 +103,7 @@ def enter(claim: Claim, until: float, clock: "Clock" = time) -> str:
     parent, _, name = claim.path.rpartition("/")
     if claim.scratch is not None:
         visible_scratch.require(claim.path, claim.scratch, claim.uid)
-    parent_fd = safe_path.open_safe(parent, claim.uid, claim.above, make=True)
+    parent_fd = safe_path.open_safe(parent, claim.uid, claim.above, make=True, given=claim.job_directory)
     try:
         while True:
             outcome = _enter_once(parent_fd, name, claim)

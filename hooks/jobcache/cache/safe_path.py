@@ -15,16 +15,17 @@ _ACCESS_LIST = "system.posix_acl_access"
 _NO_ACCESS_LIST = (errno.ENODATA, errno.EOPNOTSUPP)
 
 
-def open_safe(path: str, uid: int, above: "str | None" = None, make: bool = False) -> int:
+def open_safe(path: str, uid: int, above: "str | None" = None, make: bool = False, given: str = "") -> int:
     """Open a directory in which only root and the user `uid` can exchange an entry; return its descriptor.
 
     above: the part of `path` above its first component that names the user; None: all above the last component.
-    make: create the directories that are missing, accessible to this user alone.
+    make: create the directories that are missing, accessible to this user alone, but never one of `given`.
+    given: the part of `path` that only the site makes.
     Raise Refused if another user could exchange a directory on the way, OSError.
     """
-    steps = _Steps(path, uid, above)
+    steps = _Steps(path, uid, above, given)
     try:
-        return dirfd.open_directory(path, steps.check, make_directory if make else None, uid)
+        return dirfd.open_directory(path, steps.check, steps.make if make else None, uid)
     except OSError as error:
         error.filename = path
         raise
@@ -33,13 +34,16 @@ def open_safe(path: str, uid: int, above: "str | None" = None, make: bool = Fals
 class _Steps:
     """The checks of the directories on one path."""
 
-    def __init__(self, path: str, uid: int, above: "str | None") -> None:
+    def __init__(self, path: str, uid: int, above: "str | None", given: str) -> None:
         self._uid = uid
+        self._given = given.count("/")  # the number of components that the site makes
+        self._reached = -1  # index of the last component that exists
         self._parts = [part for part in path.split("/") if part]
         self._own = len(self._parts) - 1 if above is None else above.count("/")  # index of the user's first component
 
     def check(self, above_fd: int, fd: int, level: int) -> None:
         """Raise Refused if another user could exchange the directory open at `fd`, or an entry of it. As dirfd.Visit."""
+        self._reached = max(self._reached, level)
         above, found = os.fstat(above_fd), os.fstat(fd)
         in_own_part = level >= self._own
         is_trusted = found.st_uid == file_owners.own(self._uid) or file_owners.is_roots(found, above, self._uid)
@@ -51,6 +55,13 @@ class _Steps:
         if weak:
             remedy = "chmod go-w" if in_own_part else "chmod +t"
             raise reasons.Refused("writable", f"other users can write to {self._name(level)}: `{remedy}` it")
+
+    def make(self, dir_fd: int, name: str) -> int:
+        """Create the next component; return its descriptor. As dirfd.Make. Raise Refused, OSError."""
+        if self._reached + 1 < self._given:
+            missing = self._name(self._reached + 1)
+            raise reasons.Refused("no_job_directory", f"{missing} does not exist: the site's Prolog has to make it")
+        return make_directory(dir_fd, name)
 
     def _name(self, level: int) -> str:
         path = "/" + "/".join(self._parts[: level + 1])

@@ -51,8 +51,11 @@ def _exists_below(path: str, levels: "list[Parts]", template: Template, known: "
     known: the values of placeholders in `path`.
     """
     if not levels:
-        matches = matcher(template.name, known)
-        return any(parse_entry(entry.name, matches) and entry.is_dir(follow_symlinks=False) for entry in _entries(path))
+        matches = matcher(template.name, {name: value for name, value in known.items() if name != "job_id"})
+        entries = ((entry, parse_entry(entry.name, matches)) for entry in _entries(path))
+        return any(
+            parsed and template.has_job(path, parsed[1]) and entry.is_dir(follow_symlinks=False) for entry, parsed in entries
+        )
     name = joined(levels[0], known)
     if ANY not in name:
         return _exists_below(f"{path}/{name}", levels[1:], template, known)

@@ -5,7 +5,7 @@ lists each variable and function with its meaning.
 """
 
 from jobcache.cache import cache_names
-from jobcache.cache.path_template import Template, cut
+from jobcache.cache.path_template import Template, components, cut
 from jobcache.config import apptainer
 from jobcache.config.settings import Settings
 
@@ -108,17 +108,25 @@ def _seconds(value: float) -> str:
 
 def _apply_rules(settings: Settings) -> "list[str]":
     """Return jc_apply_rules: set what holds for the job that jc_user, jc_partition, jc_account and jc_qos describe."""
-    lines = ["jc_apply_rules() {", "    jc_cache_allowed=on", *_assignments(settings.base, 0)]
+    has_account = any((True, "account") in Template(text).parts for text in settings.current)
+    lines = ["jc_apply_rules() {", "    jc_refusal=''", *(_READ_ACCOUNT if has_account else []), *_assignments(settings.base, 0)]
     for name, template in (("user", settings.store_user), ("site", settings.store_site)):
         lines.append(f"    jc_{name}_store={_word(cut(template)) if template else quote('')}")
     for number, rule in enumerate(settings.rules, 1):
         lines.append(f"    {'if' if number == 1 else 'elif'} jc_rule_{number}_matches; then")
-        lines.append(f"        jc_cache_allowed={quote(rule.get('cache', 'on'))}")
+        if rule.get("cache") == "off":
+            lines.append("        jc_refusal=rule")
         lines += ["    " + line for line in _assignments(rule, number)]
     if settings.rules:
         lines.append("    fi")
-    return [*lines, *_CHOOSE_BEGINNING, "}"]
+    return [*lines, *(_CHECK_ACCOUNT if has_account else []), *_CHOOSE_BEGINNING, "}"]
 
+
+# Two slashes are in no other path, so they show that the path needs an account that is missing, or cannot be in a path.
+_READ_ACCOUNT = """\
+    jc_account_part=$jc_account
+    jc_is_name "$jc_account" || jc_account_part=//""".splitlines()
+_CHECK_ACCOUNT = ["    case $jc_refusal$jc_job_dir in /*//*) jc_refusal=bad_name ;; esac"]
 
 # An offline job needs the builds of its user, and a step in a container can have another home than this hook sees. An offline
 # step of a job with a cache stays in the directory that the job's script may have filled.
@@ -165,7 +173,10 @@ def _assignments(keys: "dict[str, Any]", rule: int) -> "list[str]":
         lines.append(f"    jc_apptainer={quote(apptainer.setting(keys))}")
     if "path" in keys:
         template = Template(str(keys["path"]))
-        lines.append(f"    jc_job_dir={_word(template.parts)} jc_above_user={_word(template.above)}")
+        directory = _with_raw_job_id(template.parent)
+        path = [*directory, (False, "/"), *template.name]
+        above, given = _word(template.above), _word(_with_raw_job_id(template.job_directory))
+        lines.append(f"    jc_job_dir={_word(path)} jc_above_user={above} jc_job_directory={given}")
         lines.append(f"    jc_bind_dir={_word(apptainer.bind_dir(template))}")
     if "exports" in keys:
         lines.append(f"    jc_exports_rule={rule}")
@@ -229,19 +240,23 @@ jc_is_below_jobcache_dir() {
 
 
 def _fits_template(number: int, template: Template) -> "list[str]":
-    """Return jc_fits_template_<number> VALUE: jc_is_in_cache for one template. {node} stands for any node's name."""
+    """Return jc_fits_template_<number> VALUE: jc_is_in_cache for one template. {node} and {account} stand for any name."""
     lines = [f"jc_fits_template_{number}() {{", "    jc_remaining=$1/"]
-    for glob, is_component in _directories(template.parent):
-        if is_component:
-            lines.append(f"    case ${{jc_remaining%%/*}} in {glob}) jc_remaining=${{jc_remaining#*/}} ;; *) return 1 ;; esac")
+    for piece, is_component in _directories(template.parent):
+        if _JOB in piece:
+            lines += _reads_job_directory(piece)
+        elif is_component:
+            lines.append(f"    case ${{jc_remaining%%/*}} in {_glob(piece)}) {_NEXT_COMPONENT} ;; *) return 1 ;; esac")
         else:
+            glob = _glob(piece)
             lines.append(f"    case $jc_remaining in {glob}*) jc_remaining=${{jc_remaining#{glob}}} ;; *) return 1 ;; esac")
-    job = template.name.index((True, "job_id"))
+    job = template.name.index(_JOB)
     before, after = _glob(template.name[:job]), _glob(template.name[job + 1 :])
     lines.append("    jc_cache_job=${jc_remaining%%/*}")
-    letters = "[a-z]" * cache_names.RUN_NONCE
-    # A cache of `jobcache run` belongs to no job: jc_cache_job is then not a number.
-    lines.append(f"    case $jc_cache_job in {before}'run-'[1-9]*-{letters}{after}) return 0 ;; esac")
+    if not template.job_directory:
+        letters = "[a-z]" * cache_names.RUN_NONCE
+        # A cache of `jobcache run` belongs to no job: jc_cache_job is then not a number.
+        lines.append(f"    case $jc_cache_job in {before}'run-'[1-9]*-{letters}{after}) return 0 ;; esac")
     cut_after = f"jc_cache_job=${{jc_cache_job%%{after}}}"
     lines.append(f"    case $jc_cache_job in {before}[1-9]*{after}) {cut_after} ;; *) return 1 ;; esac")
     cut_before = f"    jc_cache_job=${{jc_cache_job##{before}}}"
@@ -251,45 +266,71 @@ def _fits_template(number: int, template: Template) -> "list[str]":
     )
     # A {node} before the job id is cut off with all up to the last match of the text that follows it: first cut off the run.
     lines += [cut_run, cut_before] if (True, "node") in template.name[:job] else [cut_before, cut_run]
-    return [*lines, '    jc_is_number "$jc_cache_job" && [ "$jc_cache_job" != 0 ]', "}"]
+    same_job = ' && [ "$jc_cache_job" = "$jc_directory_job" ]' if template.job_directory else ""
+    return [*lines, f'    jc_is_number "$jc_cache_job" && [ "$jc_cache_job" != 0 ]{same_job}', "}"]
 
 
-def _directories(parent: "Parts") -> "list[tuple[str, bool]]":
-    """Given the directory of a template, return the patterns that match it piece by piece: (pattern, is_component).
+_JOB = (True, "job_id")
+_NEXT_COMPONENT = "jc_remaining=${jc_remaining#*/}"
 
-    A component with {node} is matched by itself, so that the node's name cannot stand for several components.
+
+def _reads_job_directory(component: "Parts") -> "list[str]":
+    """Return the lines that set jc_directory_job to the text of {job_id} in a directory, and fail if it does not match."""
+    at = component.index(_JOB)
+    before, after = _glob(component[:at]), _glob(component[at + 1 :])
+    return [
+        f"    jc_directory_job=${{jc_remaining%%/*}} {_NEXT_COMPONENT}",
+        f"    case $jc_directory_job in {before}[1-9]*{after}) ;; *) return 1 ;; esac",
+        f"    jc_directory_job=${{jc_directory_job#{before}}} jc_directory_job=${{jc_directory_job%{after}}}",
+    ]
+
+
+def _directories(parent: "Parts") -> "list[tuple[Parts, bool]]":
+    """Given the directory of a template, return what to match piece by piece: (parts, is_component).
+
+    A component with a placeholder whose value is unknown is a piece by itself, so that it cannot stand for several components.
     """
-    components: list[Parts] = [[]]
-    for is_placeholder, text in parent:
-        first, *others = [text] if is_placeholder else text.split("/")
-        components[-1].append((is_placeholder, first))
-        components += [[(False, other)] for other in others]
-    pieces: list[tuple[Parts, bool]] = []
-    for component in components:
-        if (True, "node") in component:
+    unknown = {(True, "node"), (True, "account"), _JOB}
+    pieces: list[tuple[Parts, bool]] = [([(False, "/")], False)]
+    for component in components(parent):
+        if unknown.intersection(component):
             pieces.append((component, True))
-        elif pieces and not pieces[-1][1]:
-            pieces[-1] = ([*pieces[-1][0], *component, (False, "/")], False)
-        else:
+        elif pieces[-1][1]:
             pieces.append(([*component, (False, "/")], False))
-    return [(_glob(piece), is_component) for piece, is_component in pieces]
+        else:
+            pieces[-1] = ([*pieces[-1][0], *component, (False, "/")], False)
+    return pieces
 
 
 # ---------------------------------------------------------------------------------------------------------------- words
 
 
 def _glob(parts: "Parts") -> str:
-    """Given parts of a template, return a pattern in which {node} matches any name; "" for no parts."""
-    return _word(parts, node="*") if parts else ""
+    """Given parts of a template, return a pattern in which {node} and {account} match any name; "" for no parts."""
+    return _word(parts, any_name=True) if parts else ""
 
 
-def _word(parts: "Parts", node: str = '"$jc_node"') -> str:
-    """Given parts of a template, return one shell word of literals and of variables that task-prolog has checked."""
+def _with_raw_job_id(directory: "Parts") -> "Parts":
+    """Return the parts of a directory with the job's id in place of {job_id}, which has the run in a cache's name."""
+    return [(True, "raw_job_id") if part == _JOB else part for part in directory]
+
+
+def _word(parts: "Parts", any_name: bool = False) -> str:
+    """Given parts of a template, return one shell word of literals and of variables that task-prolog has checked.
+
+    any_name: return a pattern in which {node} and {account} match any name.
+    """
     merged: Parts = []
     for is_placeholder, text in parts:
         if merged and not is_placeholder and not merged[-1][0]:
             merged[-1] = (False, merged[-1][1] + text)
         elif text:
             merged.append((is_placeholder, text))
-    names = {"user": '"$jc_user"', "uid": '"$jc_uid"', "cluster": '"$jc_cluster"', "node": node, "job_id": '"$jc_run_name"'}
-    return "".join(names[text] if is_placeholder else quote(text) for is_placeholder, text in merged) or "''"
+    words = {**_VARIABLES, "node": "*", "account": "*"} if any_name else _VARIABLES
+    return "".join(words[text] if is_placeholder else quote(text) for is_placeholder, text in merged) or "''"
+
+
+_VARIABLES = {
+    "user": '"$jc_user"', "uid": '"$jc_uid"', "cluster": '"$jc_cluster"', "node": '"$jc_node"', "account": '"$jc_account_part"',
+    "job_id": '"$jc_run_name"', "raw_job_id": '"$jc_job_id"',
+}  # fmt: skip

@@ -21,6 +21,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             yield from check_containers.containers(facts, facts.wiring)
     for place in facts.scratch:
         yield from check_scratch.scratch(place)
+    yield from check_scratch.names(facts.misnamed)
     if facts.log is not None:
         yield from check_log.log(facts.log)
     if facts.schedule is not None:

@@ -118,7 +118,7 @@ class Scratch:
 
     parent: the directory that holds the caches. existing: the longest part of its path that exists.
     hung: the operation that did not end in time, or "". error: the system's error. user_symlink: one is in the path.
-    refused: jobcache creates no cache there, for the reason in `error`.
+    refused: jobcache creates no cache there, for the reason in `error`. untested: why only a job can try it, or "".
     fstype, options: from the mount table. total, free: bytes. flock: EXCLUDED, OBTAINED or an error.
     flock_across: the result of each other node; None: not tried. squashed: root cannot list the directory; None: unknown.
     on_demand: the directory of autofs that does not list the users' directories, or "". expires_early: it can unmount them
@@ -135,6 +135,7 @@ class Scratch:
     error: str = ""
     user_symlink: bool = False
     refused: bool = False
+    untested: str = ""
     fstype: str = ""
     options: tuple[str, ...] = ()
     total: int = 0
@@ -186,6 +187,7 @@ class Schedule:
 class Facts:
     """All facts. wiring, log, schedule: None where they were not gathered. hooks: the directory of the hooks to wire in.
 
+    misnamed: (path, the owner's name in passwd) of users' directories with another name.
     epilog_deadline, grace, keep_failed: seconds.
     """
 
@@ -195,6 +197,7 @@ class Facts:
     scratch: tuple[Scratch, ...] = ()
     log: Optional[Log] = None
     schedule: Optional[Schedule] = None
+    misnamed: tuple[tuple[str, str], ...] = ()
     hooks: str = ""
     epilog_deadline: float = 30.0
     grace: float = 3600.0

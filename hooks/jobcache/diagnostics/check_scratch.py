@@ -17,6 +17,10 @@ _SCOPE_NODE = "scope: node    # in jobcache.yaml: one directory for each node of
 
 def scratch(place: Scratch) -> Iterator[Finding]:
     """Yield findings on the place of one template."""
+    if place.untested:
+        text = f"{place.template} was not tested: {place.untested}"
+        yield Finding("scratch", "writable", WARNING, text, "srun jobcache check    # as an ordinary user")
+        return
     fatal = _unusable(place)
     if fatal is not None:
         yield fatal
@@ -31,6 +35,16 @@ def scratch(place: Scratch) -> Iterator[Finding]:
     if place.squashed is not None:
         access = "root has no access (root squash, or the mode)" if place.squashed else "root has access"
         yield Finding("scratch", "root", OK, f"{place.existing}: {access}; jobcache acts as the user")
+
+
+def names(misnamed: tuple[tuple[str, str], ...]) -> Iterator[Finding]:
+    """Yield the finding on users' directories that have another name than their owners in passwd, if there are any."""
+    if misnamed:
+        path, name = misnamed[0]
+        text = f"{path} belongs to {name}, by passwd of this host; {{user}} in `path` is the name that Slurm gives to tasks"
+        if len(misnamed) > 1:
+            text += f" ({len(misnamed)} such directories)"
+        yield Finding("scratch", "names", WARNING, text, "use {uid} in `path` where Slurm and passwd have different names")
 
 
 def _unusable(place: Scratch) -> Optional[Finding]:

@@ -2,12 +2,16 @@
 
 import os
 import pwd
+from collections.abc import Iterator
 from typing import Optional
 
 from jobcache.config.settings import Settings
 from jobcache.diagnostics import probe_config, probe_log, probe_schedule, probe_scratch, probe_wiring
 from jobcache.diagnostics.check_facts import Facts, Scratch
 from jobcache.sweep import user_directories
+from jobcache.sweep.user_directories import UserDirectory
+
+_MOST_NAMES = 100  # directories whose owners are looked up
 
 
 def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
@@ -22,7 +26,8 @@ def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
     hooks = lib if os.path.exists(f"{lib}/task-prolog") else probe_config.shipped_hooks()
     root = os.geteuid() == 0
     errors: list[str] = []
-    tester = _ordinary_user(site, user, errors)
+    places = user_directories.list_user_directories(site, site.templates, errors) if root and user is None else []
+    tester = _ordinary_user(site, user, places)
     wiring = probe_wiring.wiring(site, hooks)
     if tester is None:
         scratch = tuple(Scratch(template, "", error="; ".join(errors[:3])) for template in site.current)
@@ -40,22 +45,32 @@ def gather(config_file: str, lib: str, user: Optional[str], node: str) -> Facts:
         epilog_deadline=site.epilog_deadline,
         grace=site.tree["sweep"]["grace"],
         keep_failed=site.keep_failed,
+        misnamed=tuple(_misnamed(places)),
         root=root,
     )
 
 
-def _ordinary_user(site: Settings, name: Optional[str], errors: list[str]) -> Optional[pwd.struct_passwd]:
+def _misnamed(places: list[UserDirectory]) -> Iterator[tuple[str, str]]:
+    """Yield (path, name of the owner in passwd) of directories that have another name. They are in random order."""
+    for place in places[:_MOST_NAMES]:
+        try:
+            name = pwd.getpwuid(place.uid).pw_name
+        except KeyError:
+            continue
+        if place.user not in ("", name):
+            yield place.path, name
+
+
+def _ordinary_user(site: Settings, name: Optional[str], places: list[UserDirectory]) -> Optional[pwd.struct_passwd]:
     """Return the user who tries scratch: the named one, without root this one, else the first with a directory there.
 
-    Append the errors of the search to `errors`. Raise KeyError if the named user does not exist.
+    places: the users' directories. Raise KeyError if the named user does not exist.
     """
     if name is not None:
         return pwd.getpwnam(name)
     if os.geteuid() != 0:
         return pwd.getpwuid(os.geteuid())
-    for uid in sorted(
-        {place.uid for place in user_directories.list_user_directories(site, site.templates, errors) if place.uid >= site.min_uid}
-    ):
+    for uid in sorted({place.uid for place in places if place.uid >= site.min_uid}):
         try:
             return pwd.getpwuid(uid)
         except KeyError:

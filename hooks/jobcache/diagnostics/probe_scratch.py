@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Callable, Optional
 
 from jobcache.cache import cache_names, dirfd, path_template, reasons, safe_path
+from jobcache.cache.fields import number
 from jobcache.config.settings import Settings
 from jobcache.diagnostics import probing_child
 from jobcache.diagnostics.check_facts import Scratch
@@ -28,8 +29,14 @@ def scratch(site: Settings, text: str, tester: pwd.struct_passwd, node: str) -> 
     template = path_template.Template(text)
     local = site.is_node_local(template)
     facts = Scratch(text, tester.pw_name, local=local, has_node=(True, "node") in template.parts)
+    account, job_id = os.environ.get("SLURM_JOB_ACCOUNT", ""), number(os.environ.get("SLURM_JOB_ID", ""))
+    if template.job_directory and job_id is None:
+        return replace(facts, untested="the site makes a directory for each job")
+    if (True, "account") in template.parts and not account:
+        return replace(facts, untested="no account is known outside of a job")
+    names = {"user": tester.pw_name, "cluster": site.cluster, "node": node, "account": account}
     try:
-        place = template.bind(user=tester.pw_name, uid=tester.pw_uid, cluster=site.cluster, node=node)
+        place = template.bind(uid=tester.pw_uid, job_id=job_id or 0, **names)
     except path_template.BadName as error:
         return replace(facts, error=str(error))
     facts = replace(facts, parent=place.parent)

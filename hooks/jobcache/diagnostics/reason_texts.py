@@ -56,7 +56,18 @@ REASONS = {
     ),
     "read_only": ("the filesystem was read-only", _REPAIR),
     "io_error": ("the filesystem returned an error", _REPAIR),
-    "bad_name": ("the user's name cannot be part of a path, or JOBCACHE_STORE is not a label", ""),
+    "bad_name": (
+        "the name of the user or account is missing or cannot be part of a path, or JOBCACHE_STORE is not a label",
+        "{uid} in `path` in place of {user}, or no {account}",
+    ),
+    "unknown_user": (
+        "neither Slurm nor passwd knew the user's name on this node, so the Epilog could not search for a cache",
+        "`id UID` on the node; {uid} in `path` in place of {user}. The sweep reaps the cache",
+    ),
+    "no_job_directory": (
+        "the directory that the site makes for each job did not exist: `path` has {job_id} in a directory",
+        "the site's Prolog has to make it before the job begins",
+    ),
     "lease_live": ("this Epilog of a lost run was late: the cache belongs to the next run", ""),
     "lease_unreadable": ("the lease of this node is damaged, for example by a full disk", "the sweep reaps the cache"),
     "user_keep": ("the user set JOBCACHE=keep", ""),

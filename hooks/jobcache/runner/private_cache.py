@@ -49,8 +49,8 @@ class PrivateCache:
     """A cache for one command. Call `enter`, `announce`, run the command, and call `leave`.
 
     before_seeding: called before a new cache is linked to builds of a store. inherited: the cache to join in place of one of
-    its own. clock: for tests. Raise path_template.BadName, as for {cluster} in the path outside of a job and without `cluster`
-    in the configuration.
+    its own. clock: for tests. Raise path_template.BadName, as for {account} in the path outside of a job, and for {cluster}
+    without `cluster` in the configuration.
     """
 
     def __init__(
@@ -297,14 +297,21 @@ def _claim(env: "dict[str, str]", request: Request, job: Optional[Job]) -> proto
     uid, pid = os.getuid(), os.getpid()
     user = as_user.user_name(uid)
     node = job.node if job else lease_lock.host()
-    place = request.template.bind(user=user, uid=uid, cluster=job.cluster if job else request.cluster, node=node)
+    place = request.template.bind(
+        user=user,
+        uid=uid,
+        cluster=job.cluster if job else request.cluster,
+        node=node,
+        account=env.get("SLURM_JOB_ACCOUNT", "") if job else "",
+        job_id=job.job_id if job else 0,
+    )
     lease = cache_names.format_lease(node, dirfd.nonce())
     if job:
         claim = protocol.Claim(place.cache(job.job_id, job.run), job.cluster, job.job_id, job.run, uid, lease)
     else:
         letters = "".join(chr(ord("a") + byte % 26) for byte in os.urandom(cache_names.RUN_NONCE))
         claim = protocol.Claim(place.run_cache(pid, letters), cache_names.host_cluster(node), pid, 0, uid, lease)
-    claim.above = place.above
+    claim.above, claim.job_directory = place.above, place.job_directory
     claim.keep = env.get("JOBCACHE") == "keep"
     claim.record = {"user": event_line.quote(user), "node": event_line.quote(node)}
     claim.record.update(pid=str(pid), started=str(lease_lock.started(pid) or 0))

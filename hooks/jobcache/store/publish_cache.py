@@ -23,7 +23,7 @@ def publish_cache(job: Job, site: Settings, cache: Cache, record: Fact, until: f
     """
     began = time.monotonic()
     try:
-        place = store_names.store_path(str(site.store_user), user=job.path_user(), uid=job.uid, cluster=site.cluster)
+        place = store_names.store_path(str(site.store_user), user=cache.user, uid=job.uid, cluster=site.cluster)
         usage.mark_used(cache.fd, place, until)
         label = record.get("label")
         if not isinstance(label, str) or not store_names.is_label(label):

@@ -8,6 +8,7 @@ import calendar
 import errno
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -46,7 +47,8 @@ def list_directories(place: UserDirectory, cluster: str, local: bool) -> Iterato
 
 def _in_parent(parent: str, place: UserDirectory, cluster: str, local: bool) -> Iterator[Optional[Directory]]:
     values = {"cluster": cluster, "uid": str(place.uid), **({"user": place.user} if place.user else {})}
-    matches = path_template.matcher(path_template.Template(place.template).name, values)
+    template = path_template.Template(place.template)
+    matches = path_template.matcher(template.name, values)
     try:
         parent_fd = dirfd.open_directory(parent)
     except OSError as error:
@@ -59,6 +61,8 @@ def _in_parent(parent: str, place: UserDirectory, cluster: str, local: bool) -> 
                 yield None
                 continue
             kind, name, job_id, run = entry
+            if not template.has_job(parent, job_id):
+                continue
             plain = Directory(kind, f"{parent}/{name}", job_id, run, place.uid, place.gid, local=local)
             yield _with_facts(parent_fd, name, plain, lambda fd: {"identity": _identity(fd)})
     finally:
@@ -72,9 +76,8 @@ def parents(path: str, rest: tuple[str, ...], failures: list[OSError]) -> Iterat
     elif path_template.ANY not in rest[0]:
         yield from parents(f"{path}/{rest[0]}", rest[1:], failures)
     else:
-        before, _, after = rest[0].partition(path_template.ANY)
         try:
-            names = list(itertools.islice(_names_between(path, before, after), _MOST_PARENTS + 1))
+            names = list(itertools.islice(_names_like(path, rest[0].split(path_template.ANY)), _MOST_PARENTS + 1))
         except OSError as error:
             if error.errno not in _NO_DIRECTORY:
                 failures.append(error)
@@ -85,12 +88,13 @@ def parents(path: str, rest: tuple[str, ...], failures: list[OSError]) -> Iterat
             yield from parents(f"{path}/{name}", rest[1:], failures)
 
 
-def _names_between(path: str, before: str, after: str) -> Iterator[str]:
-    """Yield the names in a directory that begin and end so. Raise OSError."""
+def _names_like(path: str, texts: list[str]) -> Iterator[str]:
+    """Yield the names in a directory that consist of these texts and any other text between each two. Raise OSError."""
+    matches = re.compile(".+".join(map(re.escape, texts)), re.DOTALL).fullmatch
     fd = dirfd.open_unmarked(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with os.scandir(fd) as entries:
-            yield from (entry.name for entry in entries if entry.name.startswith(before) and entry.name.endswith(after))
+            yield from (entry.name for entry in entries if matches(entry.name) is not None)
     finally:
         os.close(fd)
 

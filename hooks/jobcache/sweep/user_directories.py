@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from jobcache.cache import dirfd, path_template
+from jobcache.cache.entry_names import parse_entry
 from jobcache.cache.fields import component
 from jobcache.config.settings import Settings
 from jobcache.sweep import accounts
@@ -21,6 +22,7 @@ from jobcache.system.stuck_processes import Place, Register
 ALL = Scope()
 
 MOST_SIDE_BY_SIDE = 8  # directories of one user in one place; an account that was renamed has some
+MOST_JOBS = 10_000  # directories of one user in one place that the site makes for each job
 MOST_UNATTRIBUTED = 10_000  # directories in one place before their owners are looked up as they are listed
 
 _STRIDE = 4096  # entries between two heartbeats
@@ -28,7 +30,7 @@ _STRIDE = 4096  # entries between two heartbeats
 _NOGROUP = 65534  # for owners without an account; the group of root would give rights
 _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _USER = {(True, "user"), (True, "uid")}
-_USER_OR_NODE = _USER | {(True, "node")}
+_UNKNOWN = _USER | {(True, "node"), (True, "account"), (True, "job_id")}  # placeholders with any value
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class UserDirectory:
 
     template: text of the template.
     path: of the directory.
-    rest: components from there to the parent of caches; a component with {node} is a pattern.
+    rest: components from there to the parent of caches; a component with {node}, {account} or {job_id} is a pattern.
     user: name of the user, "" if unknown.
     uid, gid: of the user.
     """
@@ -183,11 +185,17 @@ def _owned(site: Settings, candidates: list[Candidate], trouble: list[str], regi
             continue
         directory = UserDirectory(**{**fact, "rest": tuple(fact["rest"])})
         count = counts[where(directory)] = counts.get(where(directory), 0) + 1
-        if count <= MOST_SIDE_BY_SIDE:
+        most = _most_side_by_side(path_template.Template(directory.template))
+        if count <= most:
             yield directory
-        elif count == MOST_SIDE_BY_SIDE + 1:
-            message = f"uid {directory.uid} has more than {MOST_SIDE_BY_SIDE} directories here; the rest is skipped"
+        elif count == most + 1:
+            message = f"uid {directory.uid} has more than {most} directories here; the rest is skipped"
             trouble.append(f"{directory.path}: {message}")
+
+
+def _most_side_by_side(template: path_template.Template) -> int:
+    """Return how many directories of one user to take in one place. If they are named by jobs alone, a user has many."""
+    return MOST_SIDE_BY_SIDE if template.names_user() else MOST_JOBS
 
 
 def list_below(prefix: Prefix, cluster: str) -> Iterator[Optional[Union[Prefix, Candidate, OnDemand]]]:
@@ -198,9 +206,10 @@ def list_below(prefix: Prefix, cluster: str) -> Iterator[Optional[Union[Prefix, 
     One level, because each directory can hang, can be closed by its owner, and can be planted by a user. Yield None
     periodically as a heartbeat.
     """
-    components = path_template.components(path_template.Template(prefix.template).parent)
+    template = path_template.Template(prefix.template)
+    components = path_template.components(template.parent)
     path, depth = prefix.path, prefix.depth
-    while not _USER_OR_NODE.intersection(components[depth]):
+    while not _UNKNOWN.intersection(components[depth]):
         path, depth = f"{path}/{path_template.joined(components[depth], {'cluster': cluster})}", depth + 1
     matches = path_template.matcher(components[depth], {"cluster": cluster})
     try:
@@ -212,14 +221,17 @@ def list_below(prefix: Prefix, cluster: str) -> Iterator[Optional[Union[Prefix, 
             return
         raise
     try:
-        crowd = _Crowd(directory, path)
+        crowd = _Crowd(directory, path, _most_side_by_side(template))
         for count, name in enumerate(list_names(directory), 1):
             if count % _STRIDE == 0:
                 yield None
             values = matches(name)
             if values is None or crowd.is_full(name):
                 continue
-            if _USER.intersection(components[depth]):
+            if (True, "job_id") in components[depth] and not template.names_user():
+                below = (path_template.joined(parts, {"cluster": cluster}) for parts in components[depth + 1 :])
+                yield Candidate(prefix.template, "/".join([f"{path}/{name}", *below]), values)
+            elif _USER.intersection(components[depth]):
                 yield Candidate(prefix.template, f"{path}/{name}", values)
             else:
                 yield Prefix(prefix.template, f"{path}/{name}", depth + 1)
@@ -236,9 +248,10 @@ class _Crowd:
     looked at; a user cannot make many.
     """
 
-    def __init__(self, directory_fd: int, path: str) -> None:
+    def __init__(self, directory_fd: int, path: str, most: int) -> None:
         self._fd = directory_fd
         self._path = path
+        self._most = most  # directories of one user that are taken
         self._total = 0
         self._counts: dict[int, int] = {}  # by uid
         self._mounts: set[str] = set()
@@ -257,7 +270,7 @@ class _Crowd:
         except OSError:
             return False
         self._counts[owner] = self._counts.get(owner, 0) + 1
-        return owner != 0 and self._counts[owner] > MOST_SIDE_BY_SIDE + 1  # the last one shows that there are more
+        return owner != 0 and self._counts[owner] > self._most + 1  # the last one shows that there are more
 
 
 def list_names(directory_fd: int) -> Iterator[str]:
@@ -285,12 +298,15 @@ def read_owner(candidate: Candidate, cluster: str, mounter: Optional[int] = None
         if error.errno != errno.EACCES:
             raise
         owner = 0  # closed to root: the name decides, and the child that becomes this user will find out
+    template = path_template.Template(candidate.template)
+    if owner == 0 and not template.names_user():
+        owner = _owner_of_cache(candidate.path, template, cluster)
     account = _account(owner, candidate.values)
     uid = account.pw_uid if account else owner
     if uid == 0:
         return None
     values = {**({"user": account.pw_name} if account else {}), **candidate.values, "cluster": cluster, "uid": str(uid)}
-    components = path_template.components(path_template.Template(candidate.template).parent)[candidate.path.count("/") :]
+    components = path_template.components(template.parent)[candidate.path.count("/") :]
     rest = tuple(path_template.joined(parts, values) for parts in components)
     gid = account.pw_gid if account else _NOGROUP
     return UserDirectory(candidate.template, candidate.path, rest, values.get("user", ""), uid, gid)
@@ -301,6 +317,22 @@ def _owner(path: str) -> int:
     fd = dirfd.open_directory(path)
     try:
         return os.fstat(fd).st_uid
+    finally:
+        os.close(fd)
+
+
+def _owner_of_cache(path: str, template: path_template.Template, cluster: str) -> int:
+    """Return the owner of the first cache in the directory of a job, which root owns; 0 if it has none, or is closed."""
+    matches = path_template.matcher(template.name, {"cluster": cluster})
+    try:
+        fd = dirfd.open_directory(path)
+    except OSError:
+        return 0
+    try:
+        owners = (os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid for name in list_names(fd) if parse_entry(name, matches))
+        return next((owner for owner in owners if owner), 0)
+    except OSError:
+        return 0  # deleted in this moment
     finally:
         os.close(fd)
 

@@ -1,7 +1,6 @@
 """The job of an Epilog, parsed from its environment (SLURM_*)."""
 
 from jobcache.cache import fields
-from jobcache.system import as_user
 
 _UID_MAX = 2**32 - 2  # (uid_t) -1 stands for no user
 
@@ -18,13 +17,13 @@ class Job:
     """One job on one node, at its end.
 
     job_id: the raw id; of a het job, the id of its leader. uid: of the owner. het: it is part of a het job.
-    The rest is None if Slurm did not set it. gid, user: of the owner. nodes: how many the job began with.
+    The rest is None if Slurm did not set it. gid, user: of the owner. account: of the job. nodes: how many the job began with.
     start: seconds since the epoch.
     array_task: array_job_id and array_task_id, {} if it is no task of an array.
     failed: it ended non-zero. An unknown status counts as a failure, except on Slurm 20.11 and 21.08, which report none.
     """
 
-    __slots__ = ("job_id", "uid", "gid", "user", "node", "nodes", "failed", "start", "het", "array_task")
+    __slots__ = ("job_id", "uid", "gid", "user", "node", "nodes", "failed", "start", "het", "account", "array_task")
 
     def __init__(self, job_id: int, uid: int, node: str) -> None:
         self.job_id = job_id
@@ -37,15 +36,7 @@ class Job:
         self.start: "int | None" = None
         self.het = False
         self.array_task: "dict[str, int]" = {}
-
-    def path_user(self) -> str:
-        """Return the user name in the path of the cache, as the TaskProlog had it.
-
-        If slurmd cannot look up the name, Slurm sets "nobody", or the uid (23.11). Then this host looks it up.
-        """
-        if self.user not in (None, "nobody", str(self.uid)):
-            return str(self.user)
-        return as_user.user_name(self.uid, self.user)
+        self.account: "str | None" = None
 
 
 def from_epilog(env: "dict[str, str]") -> Job:
@@ -67,6 +58,7 @@ def from_epilog(env: "dict[str, str]") -> Job:
     job = Job(job_id, uid, node)
     job.gid = fields.natural(env.get("SLURM_JOB_GID", ""), _UID_MAX)
     job.user = env["SLURM_JOB_USER"] if fields.component(env.get("SLURM_JOB_USER", "")) else None
+    job.account = env["SLURM_JOB_ACCOUNT"] if fields.component(env.get("SLURM_JOB_ACCOUNT", "")) else None
     job.nodes = fields.natural(env.get("SLURM_JOB_NUM_NODES", ""))
     # From 22.05 both variables exist; an aborted job has no status.
     reports_status = "SLURM_JOB_EXIT_CODE" in env or "SLURM_JOB_NUM_NODES" in env

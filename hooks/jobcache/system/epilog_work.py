@@ -8,6 +8,8 @@ import time
 
 from jobcache.cache import dirfd, history, job_record, node_leases, path_template, reasons, timestamps
 from jobcache.system import children, event_fields, events, mounts, reaper
+from jobcache.system.epilog_places import Whereabouts
+from jobcache.system.user_names import UserNames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,9 +33,10 @@ class Cache:
     """A directory at the path of a cache of the job.
 
     fd: the directory, held open. parent_fd, name: where it lies. path: the whole path. run: the run in its name.
+    user: the name by which the user's directory was found.
     """
 
-    __slots__ = ("parent_fd", "name", "path", "run", "fd")
+    __slots__ = ("parent_fd", "name", "path", "run", "fd", "user")
 
     def __init__(self, parent_fd: int, name: str, path: str, run: int, fd: int) -> None:
         self.parent_fd = parent_fd
@@ -41,6 +44,7 @@ class Cache:
         self.path = path
         self.run = run
         self.fd = fd
+        self.user = ""
 
     def fact(self, event: str, level: str, outcome: str, reason: "str | None", **more: "Any") -> "Fact":
         """Return a fact about this cache."""
@@ -84,24 +88,52 @@ class Work:
 
         self.report = report_and_note
         self.boot = node_leases.now()[0]
-        user = self.job.path_user()
-        for template in self.templates:
-            try:
-                place = template.bind(user=user, uid=self.job.uid, cluster=self.site.cluster, node=self.job.node)
-            except path_template.BadName:
-                continue  # the TaskProlog makes no cache for such a name
-            try:
-                self._handle_parent(place)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                fact = event_fields.fact("cache.kept", "warning", place.parent, None, "kept", reason_of(error), error=str(error))
-                self.report(fact)
+        self.found = False
+        self._try_names()
         if self._histories:
             report(children.END)
             for parent_fd, lines in self._histories:
                 history.append(parent_fd, "\n".join(lines))
                 os.close(parent_fd)
+
+    def _try_names(self) -> None:
+        """Handle the caches below the directories of one name of the user after another, until one leads to a cache."""
+        names = UserNames(self.job.uid, self.job.user)
+        by_user = [template for template in self.templates if (True, "user") in template.parts]
+        # Those in use by which the user has no directory of any name that was tried; with the directory of the first name.
+        missing = {template: "" for template in by_user if template.text in self.site.current}
+        for count, user in enumerate(names):
+            where = Whereabouts(self.job, self.site.cluster, user)
+            self.user = user
+            for template in by_user if count else self.templates:
+                self._handle_template(template, where, is_first=count == 0)
+            if self.found or not by_user:
+                return
+            paths = {template: where.missing_directory(template) for template in missing}
+            missing = {template: first or paths[template] for template, first in missing.items() if paths[template]}
+        if missing and names.are_uncertain():
+            error = f"neither Slurm nor this node has a name for uid {self.job.uid}; tried {', '.join(names)}"
+            self._report_kept(next(iter(missing.values())), "unknown_user", error)
+
+    def _handle_template(self, template: "path_template.Template", where: Whereabouts, is_first: bool) -> None:
+        """Handle the caches of one template.
+
+        Any name of the user but the first, and any account that Slurm did not name, is a guess: below such a directory, only a
+        cache with the identity of the job counts.
+        """
+        self.is_guess = not is_first or where.lack_account(template)
+        try:
+            for place in where.places(template):
+                self._handle_place(place)
+        except (FileNotFoundError, path_template.BadName):
+            return  # the TaskProlog makes no cache for such a name
+        except (OSError, reasons.Refused) as error:
+            if is_first:
+                reason = error.reason if isinstance(error, reasons.Refused) else reason_of(error)
+                self._report_kept(where.account_directory(template), reason, str(error))
+
+    def _report_kept(self, path: str, reason: str, error: str) -> None:
+        self.report(event_fields.fact("cache.kept", "warning", path, None, "kept", reason, error=error))
 
     def _belongs_into_history(self, fact: "Fact") -> bool:
         """Return whether a fact is the end of a cache, or why it stays.
@@ -118,8 +150,19 @@ class Work:
         fields = {key: value for key, value in fact.items() if key not in ("event", "level")}
         return events.encode(fact["event"], fact["level"], {**known, **job.array_task, **fields})
 
-    def _handle_parent(self, place: "path_template.Place") -> None:
-        parent_fd = dirfd.open_directory(place.parent)
+    def _handle_place(self, place: "path_template.Place") -> None:
+        """Handle the caches of the job in one directory, if the directory exists. Report an error of this directory."""
+        try:
+            parent_fd = dirfd.open_directory(place.parent)
+            self._handle_parent(place, parent_fd)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if not self.is_guess:
+                self._report_kept(place.parent, reason_of(error), str(error))
+
+    def _handle_parent(self, place: "path_template.Place", parent_fd: int) -> None:
+        """Raise OSError."""
         self._lines = []
         try:
             for run in self._find_runs(place, parent_fd):
@@ -128,7 +171,7 @@ class Work:
                 if fact:
                     fact["duration_ms"] = round((time.monotonic() - began) * 1000)
                     self.report(fact)
-            if self._lines:
+            if self._lines and not place.job_directory:  # that directory ends with the job
                 self._histories.append((os.dup(parent_fd), self._lines))
         finally:
             os.close(parent_fd)
@@ -163,24 +206,35 @@ class Work:
         try:
             fd = mounts.open_beside(parent_fd, name)
             try:
-                return self._release(Cache(parent_fd, name, path, run, fd))
+                cache = Cache(parent_fd, name, path, run, fd)
+                cache.user = self.user
+                return self._handle_cache(cache, place)
             finally:
                 os.close(fd)
         except FileNotFoundError:
             return None
         except (OSError, reaper.Kept) as error:
+            if self.is_guess and not self.found:
+                return None
             return event_fields.fact("cache.kept", "warning", path, run, "kept", reason_of(error), error=str(error))
+
+    def _handle_cache(self, cache: Cache, place: "path_template.Place") -> "Fact | None":
+        """Release and reap a cache of the job; else return why the directory is kept. Raise OSError, reaper.Kept."""
+        job = self.job
+        is_own = os.fstat(cache.fd).st_uid == job.uid
+        identity = job_record.identity(cache.fd) if is_own else None
+        if identity == (self.site.cluster, job.job_id, cache.run, job.uid):
+            self.found = True
+            return self._release(cache)
+        if self.is_guess:
+            return None
+        if identity is None and is_own:
+            return self._handle_unrecorded(cache, place)
+        return cache.kept("info" if is_own else "warning", "foreign")
 
     def _release(self, cache: Cache) -> "Fact | None":
         """Release the node's lease, and reap the cache if it was the last lease. Raise OSError, reaper.Kept."""
         job = self.job
-        if os.fstat(cache.fd).st_uid != job.uid:
-            return cache.kept("warning", "foreign")
-        identity = job_record.identity(cache.fd)
-        if identity is None:
-            return self._handle_unrecorded(cache)
-        if identity != (self.site.cluster, job.job_id, cache.run, job.uid):
-            return cache.kept("info", "foreign")
         outcome = node_leases.release(cache.fd, job.node, self.boot, self.uptime)
         if outcome == "none":
             return None
@@ -191,14 +245,17 @@ class Work:
         record = job_record.read_record(cache.fd)
         return self._keep(cache, record) or self._reap(cache, record)
 
-    def _handle_unrecorded(self, cache: Cache) -> "Fact":
+    def _handle_unrecorded(self, cache: Cache, place: "path_template.Place") -> "Fact | None":
         """Reap a directory without a record if only this job can have created it; else keep it. Raise OSError, reaper.Kept.
 
         Either the job's script removed its cache and created the directory again, or somebody keeps the directory by hand.
         The Epilog is the last one only if the job had one node, no other part and no earlier run. A directory that changed
         last before the job began is not the job's. Slurm before 23.02 does not report when the job began.
+        In a directory that the site makes for each job, the site deletes it, perhaps at this moment.
         """
         job = self.job
+        if place.job_directory:
+            return None
         if job.nodes != 1 or job.het or cache.run != 0:
             return cache.kept("info", "unrecorded")
         since = time.time() - _RECENT if job.start is None else job.start - timestamps.CLOCK_SKEW
