@@ -48,7 +48,7 @@ def main(argv: "list[str]") -> int:
 
         own = {name: value for name, value in os.environ.items() if name != "HF_DATASETS_CACHE"}  # the hook exports that one
         seeds = seeding.Seeds(words, claim, own, began)
-    if words.get("history") and not claim.job_directory:  # the site removes that directory after the job
+    if _has_history(words):
         claim.on_made = lambda parent_fd, outcome: history.append_in_time(
             parent_fd, log.text("cache.created", "info", outcome, **(seeds.facts() if seeds else {}))
         )
@@ -88,7 +88,7 @@ class _Skips:
         """Send the event `cache.skipped`, and write it into the history once for each job. facts: as JSON text."""
         self._log.emit("cache.skipped", level, outcome, reason, **facts)
         words = self._words
-        if words.get("history") and not words.get("job_directory") and reason not in _UNRECORDED and (words["do"] == "skip" or self._is_first_task()):
+        if _has_history(words) and reason not in _UNRECORDED and (words["do"] == "skip" or self._is_first_task()):
             line = self._log.text("cache.skipped", level, outcome, reason, **facts)
             history.append_if_exists(os.path.dirname(words["path"]), int(words["uid"]), words.get("above"), line)
 
@@ -98,6 +98,11 @@ class _Skips:
             return True
         ids = (os.environ.get("SLURM_STEP_ID"), os.environ.get("SLURM_PROCID"), os.environ.get("ENVIRONMENT", ""))
         return ids == ("0", "0", "")
+
+
+def _has_history(words: "dict[str, str]") -> bool:
+    """Return whether there is a history beside the cache. A directory that the site makes for each job ends with the job."""
+    return bool(words.get("history")) and not words.get("job_directory")
 
 
 def _claim(words: "dict[str, str]") -> protocol.Claim:

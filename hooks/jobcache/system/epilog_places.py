@@ -62,7 +62,7 @@ class Whereabouts:
         return self._path(path_template.down_to(template, _ACCOUNT)[:-1]) or "/"
 
     def missing_directory(self, template: "Template") -> str:
-        """Return the path of the directory with the user's name if it is missing where it could exist, or another user's; else ""."""
+        """Return the path of the user's directory if it is missing where it could exist, or another user's; else ""."""
         if self.lack_account(template):
             return ""
         *above, level = path_template.down_to(template, _USER)
