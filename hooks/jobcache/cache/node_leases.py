@@ -83,7 +83,7 @@ def drop_lease(meta_fd: int, lease: str, boot: str, uptime: float) -> str:
             return "unreadable"
         if taken[0] == boot and not taken[1] < uptime:  # also for a forged NaN
             return "live"
-        if len(names(nodes_fd, 2)) > 1:
+        if _has_other_nodes(nodes_fd, lease):
             _mark_shared(meta_fd)
         os.unlink(lease, dir_fd=nodes_fd)
     except FileNotFoundError:
@@ -178,6 +178,13 @@ def _ensure_writable(fd: int) -> None:
     """Make a directory writable for its owner: users make a whole cache read-only to protect their data. Raise OSError."""
     if os.fstat(fd).st_mode & stat.S_IWUSR == 0:
         os.fchmod(fd, 0o700)
+
+
+def _has_other_nodes(nodes_fd: int, lease: str) -> bool:
+    """Return whether another node than that of `lease` has a lease. Each `jobcache run` of a node has its own. Raise OSError."""
+    node = cache_names.lease_node(lease)
+    with os.scandir(nodes_fd) as entries:
+        return any(cache_names.lease_node(entry.name) != node for _, entry in zip(range(MOST), entries))
 
 
 def _mark_shared(meta_fd: int) -> None:

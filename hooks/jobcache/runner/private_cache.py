@@ -5,6 +5,7 @@ holds a lease of its own. Outside of jobs each command has a cache of its own, w
 inside of this command share it.
 """
 
+import json
 import os
 import sys
 import time
@@ -27,10 +28,10 @@ from jobcache.cache import (
     timestamps,
 )
 from jobcache.config import apptainer
-from jobcache.runner import leftovers, relay
+from jobcache.runner import leftovers, relay, store_filling
 from jobcache.runner.inherited_cache import InheritedCache
 from jobcache.runner.request import Job, Request, scope_directory
-from jobcache.store import usage
+from jobcache.store import publish_cache, usage
 from jobcache.system import as_user, reaper
 from jobcache.system.unlinked import Unlinked
 
@@ -43,6 +44,7 @@ _LINGERING = 2.0  # seconds for the processes of a command to end after it
 _PAUSE = 0.05  # seconds between two searches for them
 _MOST_NAMED = 5  # processes that the message names
 _STRIDE = 0.2  # seconds of deletion between two checks for a signal
+_OF_EVENT = ("level", "outcome", "reason", "duration_ms")  # fields that event_line.Log takes or adds itself
 
 
 class PrivateCache:
@@ -82,6 +84,7 @@ class PrivateCache:
         if self._claim.seed:
             self._claim.seed = _seed_after(before_seeding, self._claim.seed)
         self._array_task = fields.array_task(env)
+        self._nodes = fields.natural(env.get("SLURM_JOB_NUM_NODES", "")) if self._job else None
         self._outcome = ""
 
     @property
@@ -156,6 +159,8 @@ class PrivateCache:
             if seconds:
                 self._keep("user_keep" if is_kept else "job_failed", seconds, began)
             else:
+                if self._user_store and (ran or self._outcome == "joined"):
+                    self._publish()
                 self._delete(began)
         except (OSError, reaper.Kept) as error:
             print(f"jobcache run: cannot delete {self._claim.path}: {error}; `jobcache sweep` will delete it", file=sys.stderr)
@@ -237,6 +242,32 @@ class PrivateCache:
         until = timestamps.second(time.time() + seconds)
         job_record.write_record(self._fd, {**job_record.read_record(self._fd), "keep_until": until})
         self._log("cache.kept", "kept", reason, began, keep_until=event_line.quote(until))
+
+    def _publish(self) -> None:
+        """Publish the finished builds, as the Epilog does for a job. Print a line if some are not published."""
+        job, request, node = self._job, self._request, cache_names.lease_node(self._claim.node)
+        manifest: dict[str, Any] = {"cluster": job.cluster, "job_id": job.job_id} if job else {"by": "run"}
+        rules = publish_cache.Rules(self._user_store, request.publish, request.store_max_size, manifest)
+        began = time.monotonic()
+        until = began + request.publish_seconds
+        try:
+            record = job_record.read_record(self._fd)
+            if rules.label_of(record) is None or self._nodes not in (1, None) or node_leases.is_shared(self._fd, node, record):
+                return
+            fact = store_filling.run(store_filling.Filling(self._claim.path, self._claim.identity, rules, until))
+        except OSError as error:
+            fact = {"level": "warning", "outcome": "refused", "reason": reasons.reason_of(error), "error": str(error)}
+        if fact:
+            self._report_published(fact, began)
+
+    def _report_published(self, fact: "dict[str, Any]", began: float) -> None:
+        """Log the event `store.published`, and print a line if not all builds were published. fact: the fields of the event."""
+        more = {key: json.dumps(value) for key, value in fact.items() if key not in _OF_EVENT and value is not None}
+        log = event_line.Log(self._request.syslog, self._facts(), began)
+        log.emit("store.published", fact["level"], fact["outcome"], fact["reason"] or "", **more)
+        if fact["reason"]:
+            why = fact.get("error") or f"the time for it, {self._request.publish_seconds:g} s, is used up"
+            print(f"jobcache run: not all builds were published into {self._user_store}: {why}", file=sys.stderr)
 
     def _delete(self, began: float) -> None:
         """Delete the cache up to the end, or up to the next signal. Raise OSError, reaper.Kept."""

@@ -32,7 +32,8 @@ class Request:
     keep_failed: seconds. syslog: path of a socket. cluster: as configured. user_store, site_store: templates of the stores
     whose builds the cache begins with. An empty string means that the site has none. inherit: the most builds of the
     command's usual cache with which the new one begins; 0: none. binds: containers of Apptainer mount the cache.
-    history: write the user's own history.
+    history: write the user's own history. publish: the setting `store.publish`. store_max_size: bytes. publish_seconds: the time
+    for publishing at the end.
     """
 
     template: path_template.Template
@@ -48,6 +49,9 @@ class Request:
     binds: bool = False
     refusal: str = ""
     history: bool = False
+    publish: str = "label"
+    store_max_size: float = float("inf")
+    publish_seconds: float = 0.0
 
 
 def job_of(env: "dict[str, str]", cluster: Optional[str]) -> Optional[Job]:
@@ -100,6 +104,9 @@ def request_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Request:
         syslog="/dev/log" if syslog is True else syslog or "",
         user_store=tree["store"]["user"] or "",
         site_store=tree["store"]["site"] or "",
+        publish=tree["store"]["publish"],
+        store_max_size=tree["store"]["max_size"],
+        publish_seconds=tree["epilog"]["budget"] / 2,
         inherit=tree["inherit_max_builds"] if inherits and "HF_DATASETS_CACHE" in chosen["exports"] else 0,
         binds=(apptainer.setting(rule) or apptainer.setting(tree)) == "bind",
         refusal=_refusal(env, rule, "skip" if chosen["offline"] == "inherit" and not inherits else chosen["offline"]),
