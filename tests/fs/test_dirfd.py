@@ -30,6 +30,7 @@ def test_only_symlinks_of_root_are_followed(scratch: Path, owner: str) -> None:
         with pytest.raises(OSError) as caught:
             enter(asked)
         assert reasons.reason_of(caught.value) == "not_directory"
+        assert caught.value.filename == str(scratch / "link") and " to real; " in caught.value.strerror
         assert not (scratch / "real/below/hf-4242").exists()
 
 

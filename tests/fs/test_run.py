@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pty
+import pwd
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from support.prompt import SHOW, WHO, User, wait_until
-from support.site_dir import ALICE, Site
+from support.site_dir import ALICE, BOB, Site
 from support.user_cache import HASH, put
 
 
@@ -160,6 +162,27 @@ def test_ctrl_c_on_a_terminal_arrives_once(user: User) -> None:
     os.close(terminal)
     os.close(stdin)
     assert user.left() == []
+
+
+def test_reader_in_the_same_pipeline_keeps_the_terminal(user: User) -> None:
+    """`jobcache run -- … | less`: less reads keys from the terminal, whose foreground group is that of both."""
+    reader = f"with open('/dev/tty') as keys: open('{user.home}/read', 'w').write(keys.readline())"
+    run = shlex.join([sys.executable, "-m", "jobcache.cli", "run", "--config", user.config, "--", "sh", "-c"])
+    wait = shlex.quote(f"touch {user.home}/runs; while [ ! -s {user.home}/read ]; do sleep 0.02; done")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.setgroups([])
+        os.setgid(WHO.pw_gid)
+        os.setuid(WHO.pw_uid)
+        env = {"HOME": str(user.home), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+        line = f"cd /; {run} {wait} | {shlex.join([sys.executable, '-c', reader])}"
+        os.execve("/bin/sh", ["sh", "-c", line], env)
+    wait_until((user.home / "runs").exists)
+    os.write(terminal, b"key\n")
+    wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
+    os.close(terminal)
+    assert (user.home / "read").read_text() == "key\n"
+    wait_until(lambda: user.left() == [])
 
 
 def test_keep_leaves_cache_until_keep_max(user: User) -> None:
@@ -326,6 +349,93 @@ def test_sweep_and_list_find_caches_by_path(user: User) -> None:
     process.communicate()
     done = user.jobcache("sweep", "--path", template, "--config", user.config)
     assert (done.returncode, done.stderr, Path(cache).exists()) == (0, "", False)
+
+
+# -------------------------------------------------------------------------------------------------------- own symlinks
+
+
+def own_link(link: Path, target: Path | str, owner: int = WHO.pw_uid) -> None:
+    """Make a symlink of Alice, and its target if that is a path."""
+    for path in (link.parent, *([target] if isinstance(target, Path) else [])):
+        path.mkdir(parents=True, exist_ok=True)
+        os.chown(path, WHO.pw_uid, WHO.pw_gid)
+    link.symlink_to(target)
+    os.lchown(link, owner, owner)
+
+
+def leave_and_sweep(user: User, real: Path, *options: str, env: dict[str, str] | None = None) -> str:
+    """Let a command and its cache end, kill another one, and sweep with the same options; return the killed one's cache."""
+    assert user.jobcache("run", *options, "--", "sh", "-c", "ls -d $JOBCACHE_DIR", env=env or {}).stderr == ""
+    words = ["run", *options, "--", "sh", "-c", "echo $JOBCACHE_DIR; exec sleep 60"]
+    process = user.start(*words, start_new_session=True, env=env or {})
+    assert process.stdout
+    cache = Path(process.stdout.readline().strip())
+    assert cache.is_relative_to(real.resolve()) and list(real.rglob("hf-datasets-*")) == [cache]
+    assert "1 keep: alive" in user.jobcache("sweep", "--dry-run", *options, env=env or {}).stdout
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert "1 keep: young" in user.jobcache("sweep", "--dry-run", *options, env=env or {}).stdout
+    return str(cache)
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_default_path_behind_an_own_symlink_is_used(user: User, dangling: bool) -> None:
+    """~/.cache on scratch, because of a quota: the cache is there, a sweep finds it, and a missing target is made."""
+    if os.path.exists("/etc/jobcache/jobcache.yaml"):
+        pytest.skip("this machine has a configuration")
+    real = user.site.scratch / "alice-has-room" / "cache"
+    own_link(user.home / ".cache", real)
+    os.chown(real.parent, WHO.pw_uid, WHO.pw_gid)
+    if dangling:
+        real.rmdir()
+    cache = leave_and_sweep(user, real)
+    assert cache.startswith(f"{real}/jobcache/{WHO.pw_uid}/hf-datasets-run-")
+
+
+@pytest.mark.parametrize(
+    ("template", "link", "target", "expected"),
+    [
+        ("link/{user}/hf-datasets-{job_id}", "link", "real", "real/{user}"),
+        ("{user}/link/hf-datasets-{job_id}", "{user}/link", "../real", "real/{uid}"),
+        ("{user}/link/a/{uid}/hf-datasets-{job_id}", "{user}/link", "../real/b", "real/b/a/{uid}"),
+        ("{user}/a/hf-datasets-{job_id}", "{user}", "real", "real/a/{uid}"),
+    ],
+)
+def test_path_through_an_own_symlink_is_resolved(user: User, template: str, link: str, target: str, expected: str) -> None:
+    """For `--path` of `run`, `sweep` and `list`. The directory that names the user is added where the link hides it."""
+    real, top = user.home / "real", user.home
+    real.mkdir()
+    os.chown(real, WHO.pw_uid, WHO.pw_gid)
+    own_link(Path(f"{top}/{link}".replace("{user}", ALICE)), target)
+    cache = leave_and_sweep(user, real, "--path", f"{top}/{template}")
+    place = expected.replace("{user}", ALICE).replace("{uid}", str(WHO.pw_uid))
+    assert cache.startswith(f"{top}/{place}/hf-datasets-run-")
+    (row,) = json.loads(user.jobcache("list", "--path", f"{top}/{template}", "--json").stdout)
+    assert row["path"] == cache
+
+
+def test_root_still_follows_no_symlink_of_a_user(user: User) -> None:
+    """Root's sweep by the same template finds nothing, and deletes nothing."""
+    if os.geteuid() != 0:
+        pytest.skip("not root")
+    template = f"{user.home}/link/{{user}}/hf-datasets-{{job_id}}"
+    own_link(user.home / "link", user.home / "real")
+    cache = Path(leave_and_sweep(user, user.home / "real", "--path", template))
+    user.jobcache("sweep", "--path", template, "--config", user.config, as_root=True)
+    assert cache.exists()
+
+
+@pytest.mark.parametrize("owner", ["another user", "this user, in the site's path"])
+def test_symlink_that_is_not_followed_is_named(user: User, owner: str) -> None:
+    """With its target and the next step. The command runs without a cache."""
+    is_own = owner.startswith("this")
+    link = user.site.scratch / ALICE if is_own else user.home / "link"
+    own_link(link, user.home / "real", WHO.pw_uid if is_own else pwd.getpwnam(BOB).pw_uid)
+    path = [] if is_own else ["--path", f"{link}/{{user}}/hf-{{job_id}}"]
+    done = user.run(f"{SHOW}; exit 5", *path)
+    assert (done.stdout, done.returncode, list((user.home / "real").iterdir())) == ("\n\n", 5, [])
+    assert f"{link}: a symlink of uid " in done.stderr and f" to {user.home}/real; " in done.stderr
+    assert "use the real path" in done.stderr and done.stderr.count("\n") == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- in a job

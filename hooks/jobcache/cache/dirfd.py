@@ -22,6 +22,7 @@ FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SYMLINK_LIMIT = 40  # in one path, as in the kernel
 _READ_LIMIT = 65536  # bytes
+_SHOWN = 200  # characters of a symlink's target in a message
 
 
 def nonce() -> str:
@@ -121,11 +122,15 @@ def _open_part(dir_fd: int, part: str, level: int, visit: "Visit | None", make: 
 
 
 def _target_of_root_symlink(dir_fd: int, name: str, uid: "int | None", error: OSError) -> str:
-    """Return the target of the symlink `name`. Raise `error` unless it is a symlink that root owns."""
+    """Return the target of the symlink `name`. Raise `error` unless it is a symlink that root owns; then name it."""
     found = os.lstat(name, dir_fd=dir_fd)
-    if not stat.S_ISLNK(found.st_mode) or not file_owners.is_roots(found, os.fstat(dir_fd), uid):
+    if not stat.S_ISLNK(found.st_mode):
         raise error
-    return os.readlink(name, dir_fd=dir_fd)
+    target = os.readlink(name, dir_fd=dir_fd)
+    if not file_owners.is_roots(found, os.fstat(dir_fd), uid):
+        text = f"a symlink of uid {found.st_uid} to {target[:_SHOWN]}; jobcache follows only symlinks of root: use the real path"
+        raise OSError(error.errno, text, f"{os.readlink(f'/proc/self/fd/{dir_fd}').rstrip('/')}/{name}")
+    return target
 
 
 def exists(dir_fd: int, path: str) -> bool:

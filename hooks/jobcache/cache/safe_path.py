@@ -27,7 +27,8 @@ def open_safe(path: str, uid: int, above: "str | None" = None, make: bool = Fals
     try:
         return dirfd.open_directory(path, steps.check, steps.make if make else None, uid)
     except OSError as error:
-        error.filename = path
+        if not str(error.filename or "").startswith("/"):  # it names the symlink that is not followed
+            error.filename = path
         raise
 
 

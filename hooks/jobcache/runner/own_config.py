@@ -6,6 +6,7 @@ from typing import Any, Optional
 
 from jobcache.cache import cache_names
 from jobcache.config import configuration, settings
+from jobcache.runner import own_links
 from jobcache.system import live_jobs
 
 
@@ -13,14 +14,14 @@ def own_tree(config_file: Optional[str], path: Optional[str]) -> "dict[str, Any]
     """Return the configuration for a user's own command: of the file, of the site, or the defaults.
 
     config_file: None for the site's configuration, if it exists; "" for the defaults alone.
-    path: replaces the template in the configuration. Without a path and without a configuration, caches lie below
-    XDG_CACHE_HOME, by default ~/.cache. Raise errors.ConfigError.
+    path: replaces the template in the configuration; symlinks of this user in it are resolved. Without a path and without a
+    configuration, caches lie below XDG_CACHE_HOME, by default ~/.cache. Raise errors.ConfigError.
     """
     file = settings.CONFIG if config_file is None and os.path.exists(settings.CONFIG) else config_file
     tree = configuration.load(file).tree if file else configuration.defaults()
     if path or not file:
         tree = {**tree, "rules": [{k: v for k, v in rule.items() if k != "path"} for rule in tree["rules"]]}
-        tree["path"] = path or default_path()
+        tree["path"] = own_links.resolved(path) if path else default_path()
     if not file:
         tree["log"] = {**tree["log"], "file": None, "syslog": False}
         tree["min_uid"] = 1
@@ -34,7 +35,7 @@ def default_path() -> str:
         base = os.path.expanduser("~/.cache")
     if base.startswith("/"):
         base = "".join(f"/{part}" for part in base.split("/") if part not in ("", "."))
-    return f"{base}/jobcache/{{uid}}/hf-datasets-{{job_id}}"
+    return own_links.resolved(f"{base}/jobcache/{{uid}}/hf-datasets-{{job_id}}")
 
 
 def own_settings(config_file: Optional[str], path: Optional[str]) -> settings.Settings:
