@@ -3,7 +3,7 @@
 The command stays in the process group of `jobcache run`. Both are in the terminal's foreground, Ctrl-Z stops both, and Slurm
 signals both when it signals the process group: many signals reach the command without help. A signal that a process sends to
 `jobcache run` alone has to be passed on. A third process of the group, the witness, shows the difference: a signal that the
-witness receives as well was sent to the whole group.
+witness receives as well was sent to the whole group. docs/decisions/passing-signals.md has the forms that do not suffice.
 """
 
 import os
