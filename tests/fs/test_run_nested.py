@@ -227,6 +227,80 @@ def test_directory_that_the_command_made_again_is_deleted(user: User) -> None:
     assert user.run("rm -rf $JOBCACHE_DIR").stderr == ""
 
 
+MOMENTS = {
+    "before the release": ("node_leases", "release", "before"),
+    "after the release": ("node_leases", "release", "after"),
+    "after the publication": ("reaper", "retire", "before"),
+    "after the rename": ("reaper", "retire", "after"),
+    "during the deletion": ("reaper", "delete", "before"),
+    "after the deletion": ("reaper", "delete", "after"),
+}
+
+
+def meddling(user: User, moment: str, script: str, times: int = 1) -> dict[str, str]:
+    """Return an environment in which a process that hides from `jobcache run` runs a script at this moment of its end."""
+    module, name, order = MOMENTS[moment]
+    (user.home / "sitecustomize.py").write_text(
+        "import os, subprocess\n"
+        "from jobcache.cache import node_leases\n"
+        "from jobcache.system import reaper\n"
+        f"real, left = {module}.{name}, [0] * {times}\n"
+        "def meddle():\n"
+        "    if left:\n"
+        "        left.pop()\n"
+        f"        cache = open({str(user.home / 'cache')!r}).read().strip()\n"
+        f"        subprocess.run(['/bin/sh', '-c', {script!r}, 'sh', cache], cwd='/')\n"
+        "def call(*args, **kw):\n"
+        f"    {'meddle()' if order == 'before' else 'pass'}\n"
+        "    result = real(*args, **kw)\n"
+        f"    {'meddle()' if order == 'after' else 'pass'}\n"
+        "    return result\n"
+        f"{module}.{name} = call\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(user.home), *sys.path])}
+
+
+REMAKE = "rm -rf $1; mkdir -p $1/json && echo x >$1/json/a"
+NOTE = "echo $JOBCACHE_DIR >$HOME/cache; mkdir $JOBCACHE_DIR/csv; echo y >$JOBCACHE_DIR/csv/b"
+
+
+@pytest.mark.parametrize("env", [{}, {**JOB, "SLURM_JOB_NUM_NODES": "1"}], ids=["no job", "a job without hooks"])
+@pytest.mark.parametrize("script", [REMAKE, "rm -rf $1", "rm -rf $1/.jobcache"], ids=["made again", "removed", "without record"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_end_is_clean_whenever_a_hidden_process_remakes_the_cache(
+    user: User, moment: str, script: str, env: dict[str, str]
+) -> None:
+    """Before, between and after the steps of the end: nothing is left, and nothing is printed."""
+    done = user.run(f"{NOTE}; exit 3", env={**env, **meddling(user, moment, script)})
+    assert (done.returncode, done.stderr, user.left()) == (3, "", [])
+
+
+def test_cache_that_is_made_again_and_again_is_left_to_the_sweep(user: User) -> None:
+    """After some attempts, with an id: the sweep deletes it."""
+    done = user.run(NOTE, env=meddling(user, "after the deletion", REMAKE, times=100))
+    cache = (user.home / "cache").read_text().strip()
+    assert f"cannot delete {cache}: a process makes it again and again; `jobcache sweep` will delete it" in done.stderr
+    assert user.decisions() == {os.path.basename(cache): ("reap", "orphan")}
+
+
+def test_cache_made_again_in_a_job_of_several_nodes_is_reported(user: User) -> None:
+    """Another node can have made it: the sweep after the job reports it."""
+    script = f"rm -rf $JOBCACHE_DIR; mkdir $JOBCACHE_DIR; touch $JOBCACHE_DIR/a; {SHOW}"
+    done = user.run(script, env={**JOB, "SLURM_JOB_NUM_NODES": "2"})
+    assert done.stderr == "" and user.left() == [os.path.basename(done.stdout.split()[1])]
+
+
+@pytest.mark.parametrize("env", [{}, {**JOB, "SLURM_JOB_NUM_NODES": "1"}], ids=["no job", "a job without hooks"])
+def test_directory_made_again_stays_while_an_inner_command_works_in_it(user: User, env: dict[str, str]) -> None:
+    """Its lease went with the old directory. The inner command deletes the new one at its end."""
+    inner = nested(user, working(user, "inner"))
+    remake = "rm -rf $JOBCACHE_DIR; mkdir $JOBCACHE_DIR; touch $JOBCACHE_DIR/new"
+    done = user.run(f"nohup {inner} {QUIET} &\n{until_working(user, 'inner')}; {remake}", env=env)
+    assert done.stderr == "" and len(user.left()) == 1
+    assert finish(user, "inner") == ["new"]
+    wait_until(lambda: user.left() == [])
+
+
 def test_directory_made_again_is_kept_for_a_background_process(user: User) -> None:
     """It gets an id and the process in its record: the sweep keeps it, and deletes it after the process."""
     script = f"echo $JOBCACHE_DIR; rm -rf $JOBCACHE_DIR; mkdir $JOBCACHE_DIR; ({working(user, 'late')}) {QUIET} &"

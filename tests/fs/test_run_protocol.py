@@ -170,12 +170,17 @@ def intercepted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def find_processes(path: str, _cache_fd: int, lease: str) -> list[leftovers.Process]:
-    """Stand for `leftovers.find`: return the background processes that no other lease than `lease` covers."""
+def find_processes(path: str, _cache_fd: int, lease: str | None) -> list[leftovers.Process]:
+    """Stand for `leftovers.find`: return the background processes that no other lease than `lease` covers.
+
+    Without a lease, all processes that work there.
+    """
     actor = current_actor()
     assert actor
     world = world_of(actor)
     found = []
+    if lease is None:
+        return [leftovers.Process(1, 1, name) for name, (at, _, _) in world.live.items() if at == path]
     for name, one in world.background.items():
         is_covered = one.lease != lease and (one.lock is not None or one.command in world.caches)
         if one.path == path and not is_covered:

@@ -38,12 +38,12 @@ class UnfinishedError(Exception):
     """The time did not suffice to examine all processes, and those examined do not work in the cache."""
 
 
-def find(path: str, cache_fd: int, lease: str) -> "list[Process]":
+def find(path: str, cache_fd: int, lease: Optional[str]) -> "list[Process]":
     """Return the processes that work in a cache, but for this process, and for those that another lease covers.
 
     path: of the cache, as its commands know it. lease: the name of the lease that this process is about to release. Another
-    lease covers the `jobcache run` that holds it and all descendants of that process. The newest processes are examined first:
-    few others come from the command. Raise UnfinishedError.
+    lease covers the `jobcache run` that holds it and all descendants of that process; with None, no lease covers any process.
+    The newest processes are examined first: few others come from the command. Raise UnfinishedError.
     """
     real = _link(f"/proc/self/fd/{cache_fd}").removesuffix(" (deleted)")
     until = time.monotonic() + _PATIENCE
@@ -93,10 +93,10 @@ def _use(pid: int, path: bytes, real: str) -> _Use:
     return _Use(_parent(pid), works, held)
 
 
-def _is_covered(pid: int, uses: "dict[int, _Use]", lease: str) -> bool:
-    """Return whether a process or one of its ancestors holds another lease than `lease`."""
+def _is_covered(pid: int, uses: "dict[int, _Use]", lease: Optional[str]) -> bool:
+    """Return whether a process or one of its ancestors holds another lease than `lease`. None: False."""
     seen: set[int] = set()
-    while pid in uses and pid not in seen:
+    while lease is not None and pid in uses and pid not in seen:
         if uses[pid].leases - {lease}:
             return True
         seen.add(pid)

@@ -44,6 +44,7 @@ _LINGERING = 2.0  # seconds for the processes of a command to end after it
 _PAUSE = 0.05  # seconds between two searches for them
 _MOST_NAMED = 5  # processes that the message names
 _STRIDE = 0.2  # seconds of deletion between two checks for a signal
+_MOST_REMADE = 4  # times that the cache is deleted if a process makes it again
 _OF_EVENT = ("level", "outcome", "reason", "duration_ms")  # fields that event_line.Log takes or adds itself
 
 
@@ -85,6 +86,7 @@ class PrivateCache:
             self._claim.seed = _seed_after(before_seeding, self._claim.seed)
         self._array_task = fields.array_task(env)
         self._nodes = fields.natural(env.get("SLURM_JOB_NUM_NODES", "")) if self._job else None
+        self._is_alone = self._nodes == 1 and "SLURM_HET_SIZE" not in env  # no other node or part of the job has the path
         self._outcome = ""
 
     @property
@@ -161,7 +163,7 @@ class PrivateCache:
             else:
                 if self._user_store and (ran or self._outcome == "joined"):
                     self._publish()
-                self._delete(began)
+                self._delete_all(began)
         except (OSError, reaper.Kept) as error:
             print(f"jobcache run: cannot delete {self._claim.path}: {error}; `jobcache sweep` will delete it", file=sys.stderr)
 
@@ -188,7 +190,7 @@ class PrivateCache:
     def _record_others(self, left: "list[leftovers.Process]") -> None:
         """Write the processes into the record: one that holds no lock is found by it."""
         try:
-            self._sign_if_remade()
+            self._take_remade(is_used=True)
             found = [[process.pid, process.started] for process in left]
             job_record.write_record(self._fd, {**job_record.read_record(self._fd), lease_lock.LEFT: found})
         except OSError:
@@ -216,26 +218,39 @@ class PrivateCache:
     def _is_last(self) -> bool:
         """Release the lease; return whether it was the last one. Raise OSError."""
         outcome = node_leases.release(self._fd, self._claim.node, node_leases.now()[0], float("inf"))
-        return outcome == "last" or (outcome == "none" and self._sign_if_remade())
+        return outcome == "last" or (outcome == "none" and self._take_remade())
 
-    def _sign_if_remade(self) -> bool:
-        """Write an id into a directory that the command made again at its cache's path; return whether. Raise OSError.
+    def _take_remade(self, is_used: bool = False) -> bool:
+        """Write an id into a directory that a process of the command made again at its cache's path; return whether.
 
-        Only processes of this command can have made it: outside of jobs nobody else has the name.
+        Only such a process can have made it: nobody else has the name, but the other nodes and parts of a job. While a
+        process works in it, it is left to the last `jobcache run`, unless `is_used`. Raise OSError.
         """
-        if self._job or self._outcome != "made":
+        if self._job and not self._is_alone:
             return False
         try:
             fd = os.open(self._name, dirfd.DIRECTORY, dir_fd=self._parent_fd)
         except FileNotFoundError:
             return False
-        if os.fstat(fd).st_uid != self._claim.uid or dirfd.exists(fd, cache_names.META):
+        is_remade = os.fstat(fd).st_uid == self._claim.uid and not dirfd.exists(fd, cache_names.META)
+        if not is_remade or not (is_used or self._is_unused(fd)):
+            os.close(fd)
+            return False
+        try:
+            job_record.sign(fd, *self._claim.identity)
+        except (FileExistsError, FileNotFoundError):  # another `jobcache run` was faster; a process has removed it again
             os.close(fd)
             return False
         os.close(self._fd)
         self._fd = fd
-        job_record.sign(fd, *self._claim.identity)
         return True
+
+    def _is_unused(self, fd: int) -> bool:
+        """Return whether no process works in the directory that is open at `fd`. No lease in it covers any."""
+        try:
+            return not leftovers.find(self._claim.path, fd, None)
+        except leftovers.UnfinishedError:
+            return False
 
     def _keep(self, reason: str, seconds: float, began: float) -> None:
         """Record until when the cache is kept. Raise OSError."""
@@ -268,6 +283,20 @@ class PrivateCache:
         if fact["reason"]:
             why = fact.get("error") or f"the time for it, {self._request.publish_seconds:g} s, is used up"
             print(f"jobcache run: not all builds were published into {self._user_store}: {why}", file=sys.stderr)
+
+    def _delete_all(self, began: float) -> None:
+        """Delete the cache, and each directory that a process makes in its place meanwhile. Raise OSError, reaper.Kept."""
+        for _ in range(_MOST_REMADE):
+            try:
+                self._delete(began)
+            except FileNotFoundError:
+                pass  # a process has removed it
+            except reaper.Kept as kept:
+                if kept.reason != "changed":
+                    raise
+            if not self._take_remade():
+                return
+        raise reaper.Kept("changed", "a process makes it again and again")
 
     def _delete(self, began: float) -> None:
         """Delete the cache up to the end, or up to the next signal. Raise OSError, reaper.Kept."""
