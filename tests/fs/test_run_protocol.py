@@ -8,6 +8,7 @@ interleaving that loses a live cache.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -61,6 +62,7 @@ class Commands(World):
 
     caches: of the commands that run, by name. live: (path, label of the directory, lease) of each process that works in a
     cache. forked: processes that a command has started, by name: a descriptor of the lock. background: those without a lease.
+    remade: what a process that hides has made in place of the cache.
     """
 
     def __init__(self, scenario: Scenario, **run: Any) -> None:
@@ -70,6 +72,7 @@ class Commands(World):
         self.live: dict[str, tuple[str, str, str]] = {}
         self.forked: dict[str, tuple[str, int]] = {}
         self.background: dict[str, Background] = {}
+        self.remade: tuple[str, int] | None = None  # name of the directory, and how many steps `outer` had taken by then
 
     def works(self, name: str, path: str, lease: str) -> None:
         """A process begins to work in a cache."""
@@ -109,6 +112,8 @@ class Commands(World):
         left = os.listdir(self.top)
         if left and self.scenario.is_all_reaped:
             self.fail(f"left in the end: {left}")
+        if left and self.remade and f"open {self.remade[0]}" in self.actors[0].trace[self.remade[1] :]:
+            self.fail("the outer command has looked, and left what was made again")
         for name in left:
             fd = os.open(f"{self.top}/{name}", os.O_RDONLY)
             state = lease_lock.state(fd)
@@ -255,7 +260,7 @@ def enter(world: Commands, me: Actor) -> tuple[PrivateCache, str, str]:
 
 def ends(world: Commands, me: Actor) -> None:
     """The command ends, and `jobcache run` leaves the cache."""
-    world.live.pop(me.name)
+    world.live.pop(me.name, None)
     if me.name in world.caches:
         with me.observed():
             world.caches[me.name].leave(0)
@@ -278,6 +283,21 @@ def stops(world: Commands, me: Actor) -> None:
     lock = world.background.pop(me.name).lock
     if lock is not None:
         os.close(lock)
+    world.version += 1
+
+
+def remakes(world: Commands, me: Actor) -> None:
+    """A process that hides removes the cache of the outer command, which is at its end, and makes a directory in its place."""
+    path = world.forked.pop(me.name)[0]
+    world.live.pop("outer", None)
+    world.point(me, "removes the cache")
+    shutil.rmtree(path, ignore_errors=True)
+    world.version += 1
+    world.point(me, "makes a directory in its place")
+    with suppress(FileExistsError):
+        os.makedirs(f"{path}/json")
+        world.remade = os.path.basename(path), len(world.actors[0].trace)
+        world.labels[os.stat(path).st_ino], world.labels[os.stat(f"{path}/json").st_ino] = "remade", "remade/json"
     world.version += 1
 
 
@@ -355,6 +375,11 @@ def background_and_inner() -> Scenario:
     )
 
 
+def hidden_process() -> Scenario:
+    """At any moment of the end, a process that nobody sees removes the cache and makes it again."""
+    return Scenario(Actor("outer", starts(daemons=("remover",)), ends), Actor("remover", remakes, after=["outer:1"]))
+
+
 # The number of preemptions, and how many states that has to reach: far fewer mean that a system call is not intercepted.
 SCENARIOS: dict[Callable[[], Scenario], tuple[int, int]] = {
     inner_command: (2, 3000),
@@ -367,16 +392,23 @@ SCENARIOS: dict[Callable[[], Scenario], tuple[int, int]] = {
     awaited_process: (3, 3000),
     background_daemon: (3, 400),
     background_and_inner: (1, 200),
+    hidden_process: (3, 100),
 }
 
 
 @pytest.mark.usefixtures("intercepted")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-def test_no_interleaving_loses_the_cache_of_a_process(monkeypatch: pytest.MonkeyPatch, scenario: Callable[[], Scenario]) -> None:
-    """In any order, each process that works in a cache keeps it, and the last command or a sweep can delete it."""
+def test_no_interleaving_loses_the_cache_of_a_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scenario: Callable[[], Scenario]
+) -> None:
+    """In any order, each process that works in a cache keeps it, and the last command or a sweep can delete it.
+
+    No command reports that it cannot delete its cache.
+    """
     bound, least = SCENARIOS[scenario]
     monkeypatch.setattr(private_cache, "_LINGERING", scenario().patience)
     runs, states = explore(partial(Commands, scenario()), bound)
+    assert "cannot delete" not in capsys.readouterr().err
     print(f"{scenario.__name__}: {runs} runs, {states} states")
     assert states >= least
 
@@ -415,3 +447,12 @@ def test_without_a_rule_the_cache_of_a_process_is_lost(monkeypatch: pytest.Monke
     with pytest.raises(Violation, match="live cache"):
         for bound in (1, 2, 3):
             print(bound, explore(partial(Commands, scenario()), bound))
+
+
+@pytest.mark.usefixtures("intercepted")
+def test_one_attempt_to_delete_is_not_enough(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checker finds the interleaving in which the cache changes between the last lease and the deletion."""
+    monkeypatch.setattr(PrivateCache, "_delete_all", PrivateCache._delete)
+    monkeypatch.setattr(private_cache, "_LINGERING", 0.0)
+    explore(partial(Commands, hidden_process()), 2)
+    assert "cannot delete" in capsys.readouterr().err
