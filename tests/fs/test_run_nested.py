@@ -271,7 +271,8 @@ def test_end_is_clean_whenever_a_hidden_process_remakes_the_cache(
     user: User, moment: str, script: str, env: dict[str, str]
 ) -> None:
     """Before, between and after the steps of the end: nothing is left, and nothing is printed."""
-    done = user.run(f"{NOTE}; exit 3", env={**env, **meddling(user, moment, script)})
+    user.site.configure(store={"user": f"{user.site.scratch}/{{user}}/store"})
+    done = user.run(f"{NOTE}; exit 3", env={**env, "JOBCACHE_STORE": "x", **meddling(user, moment, script)})
     assert (done.returncode, done.stderr, user.left()) == (3, "", [])
 
 

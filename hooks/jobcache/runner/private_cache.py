@@ -155,7 +155,7 @@ class PrivateCache:
             if not self._is_last():
                 return
             if ran and self._user_store:
-                usage.mark_used(self._fd, self._user_store, began + _MARKING)
+                self._mark_used(began + _MARKING)
             is_kept = job_record.is_kept(self._fd)
             seconds = self._request.keep_max if is_kept else self._request.keep_failed if status else 0.0
             if seconds:
@@ -257,6 +257,13 @@ class PrivateCache:
         until = timestamps.second(time.time() + seconds)
         job_record.write_record(self._fd, {**job_record.read_record(self._fd), "keep_until": until})
         self._log("cache.kept", "kept", reason, began, keep_until=event_line.quote(until))
+
+    def _mark_used(self, until: float) -> None:
+        """Date the stored builds that the cache used. until: seconds of time.monotonic."""
+        try:
+            usage.mark_used(self._fd, self._user_store, until)
+        except OSError:
+            pass  # a process has removed the cache; the builds count as unused
 
     def _publish(self) -> None:
         """Publish the finished builds, as the Epilog does for a job. Print a line if some are not published."""
