@@ -68,3 +68,31 @@ def test_missing_field_is_reported_with_known_ones(text: str, words: str) -> Non
     """For users who mistyped the name."""
     with pytest.raises(NotRecords, match=words):
         elements(text, "x")
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"a": 1,}', '[{"a" 1}', "[{'a': 1}", '[{"a": tru, ', '[{"a": 1}}', "[1, +2", '{"x": [{"a": 1}], "b": [1 2]']
+)
+def test_reader_gives_up_at_an_error_that_is_no_cut(text: str) -> None:
+    """The rest of the file can be large."""
+    reader = Reader(io.StringIO(text + " " * (8 * json_pieces._BLOCK)))
+    with pytest.raises(NotRecords, match="not JSON.* line 1 column"):
+        list(reader.elements("x" if text.startswith("{") else None))
+    assert reader.position <= 2 * json_pieces._BLOCK
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_error_has_its_line_and_column(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a block ends."""
+    monkeypatch.setattr(json_pieces, "_BLOCK", block)
+    text = '[\n {"a": 1},\n {"a": "\\u00e9",\n  "b": 1, c: 2}\n' + " " * 50 + "]"
+    with pytest.raises(NotRecords, match="line 4 column 11$"):
+        list(Reader(io.StringIO(text)).elements())
+
+
+def test_last_field_of_a_name_counts() -> None:
+    """The reader reports a further field of the name; the caller passes over the first one in a new reader."""
+    text = '{"d": [1], "e": 0, "d": [2, 3]}'
+    with pytest.raises(json_pieces.FieldAgain):
+        list(Reader(io.StringIO(text)).elements("d"))
+    assert list(Reader(io.StringIO(text)).elements("d", skip=1)) == ["2", "3"]

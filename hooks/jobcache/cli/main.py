@@ -376,9 +376,9 @@ def run(config_file: "str | None", path: "str | None", command: "tuple[str, ...]
 def to_parquet(fields: "tuple[str, ...]", as_json: bool, sources: "tuple[str, ...]", destination: str) -> None:
     """Convert JSON and CSV files to Parquet.
 
-    FILE holds JSON (an array of records, or a field with one), JSON lines or CSV. DEST/SPLIT.parquet gets the rows that
-    load_dataset returns for the FILEs. SPLIT is the part of the name such as train.json, else train. The command overwrites
-    no file, and deletes its output if it fails. The filesystem of DEST needs room for an uncompressed copy.
+    FILE holds JSON (an array of records, or a field with one), JSON lines, CSV or TSV, compressed or not. DEST/SPLIT.parquet
+    gets the rows of the FILEs, without a change of a value. SPLIT is the part of the name such as train.json, else train. The
+    command overwrites no file, and deletes its output if it fails. The filesystem of DEST needs room for an uncompressed copy.
 
     \b
     Example:

@@ -7,22 +7,22 @@ from dataclasses import asdict
 import click
 
 from jobcache.cli import common, signals
-from jobcache.parquet import convert
+from jobcache.parquet import convert, sources
 
 
 def command(words: Sequence[str], fields: Sequence[str], destination: str, as_json: bool) -> int:
     """Convert the sources, print how to load the result, and return the exit status."""
     signals.exit_on_termination()
     try:
-        sources = convert.parse_sources(words, fields)
+        found = sources.parse_sources(words, fields)
         with common.progress(as_json) as show:
 
             def report_progress(activity: str, done: int, of: int) -> None:
                 signals.exit_if_received()
                 show(activity, done, of)
 
-            written = convert.convert(sources, destination, report_progress)
-    except convert.ParquetError as error:
+            written = convert.convert(found, destination, report_progress)
+    except sources.ParquetError as error:
         click.echo(f"nothing was written: {error}", err=True)
         return 1
     if as_json:
