@@ -3,6 +3,7 @@
 import os
 
 from jobcache.cache import dirfd, path_template, reasons
+from jobcache.cache.fields import component
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,10 @@ class Whereabouts:
             raise reasons.Refused("budget", f"more than {ACCOUNTS_LIMIT} accounts have a directory there, and Slurm named none")
 
     def _accounts(self, template: "Template") -> "Iterator[str]":
-        """Yield the accounts that have a directory, one more than ACCOUNTS_LIMIT at most. Raise BadName, OSError."""
+        """Yield the accounts that have a directory, one more than ACCOUNTS_LIMIT at most. Raise BadName, OSError.
+
+        Any user may be able to create entries there, so one that is no account's ends nothing.
+        """
         *above, level = path_template.down_to(template, _ACCOUNT)
         for parts in above:
             path_template.checked(parts, self._values)
@@ -51,9 +55,12 @@ class Whereabouts:
                 count = 0
                 for entry in entries:
                     account = entry.name[len(before) : len(entry.name) - len(after)]
-                    if account and entry.name == f"{before}{account}{after}" and count <= ACCOUNTS_LIMIT:
+                    is_account = entry.name == f"{before}{account}{after}" and component(account) and account[0] != "."
+                    if is_account:
                         count += 1
                         yield account
+                    if count > ACCOUNTS_LIMIT:
+                        return
         finally:
             os.close(directory)
 
