@@ -99,6 +99,7 @@ jc_make_parent() {
         jc_prefix=$jc_prefix/${jc_remaining%%/*} jc_remaining=${jc_remaining#*/}
         if [ ! -e "$jc_prefix" ] && [ ! -h "$jc_prefix" ]; then
             case $jc_job_directory/ in "$jc_prefix"/*) return 1 ;; esac # the site makes it
+            case $jc_above_user/ in "$jc_prefix"/*) return 1 ;; esac # it would be closed to all other users
             jc_make_directory "$jc_prefix" || [ -d "$jc_prefix" ] || return 1
         fi
         jc_is_safe "$jc_prefix" || return 1

@@ -97,7 +97,7 @@ def test_user_without_a_known_name_is_reported_once(site: Site, name: str) -> No
     unknown_epilog(site, name)
     (event,) = site.events()
     assert (event["event"], event["level"], event["reason"]) == ("cache.kept", "warning", "unknown_user")
-    assert str(UNKNOWN) in event["error"] and event["path"] == site.keys["path"]
+    assert str(UNKNOWN) in event["error"] and event["path"] == f"{site.scratch}/{name or UNKNOWN}"
 
 
 def test_user_without_a_known_name_but_with_a_directory_is_silent(site: Site) -> None:
@@ -231,6 +231,44 @@ def test_number_of_accounts_is_bounded(by_account: Site, monkeypatch: pytest.Mon
     assert reasons(site) == [("cache.kept", "kept", "budget")]
     site.epilog(SLURM_JOB_ACCOUNT="astro")
     assert len(site.events()) == 1
+
+
+@pytest.mark.parametrize("name", ["p-a\x01b", "p-", "p-.x", "p-" + "x" * 253, "p-\udcff", "x"])
+def test_entry_that_is_no_account_hides_none(by_account: Site, name: str) -> None:
+    """Another user can create any directory where all users can write. Accounts before and after it are searched."""
+    site = by_account
+    caches = []
+    for job, account in ((1, "first"), (2, ""), (3, "last")):
+        (site.scratch / "projects" / (f"p-{account}" if account else name)).mkdir()
+        if account:
+            (site.scratch / f"projects/p-{account}").chmod(0o1777)
+            caches.append(made(site, SLURM_JOB_ACCOUNT=account, SLURM_JOB_ID=str(job)))
+    for job in (1, 3):
+        site.epilog(job, SLURM_JOB_ACCOUNT="")
+    assert not [cache for cache in caches if cache.exists()]
+    assert reasons(site) == [("cache.reaped", "reaped", None)] * 2
+
+
+@pytest.mark.parametrize("python", ["", "/nonexistent"])
+@pytest.mark.parametrize("shared", ["{account}", "{node}", "{cluster}", "x/{node}"])
+def test_directory_that_users_share_is_never_made(site: Site, shared: str, python: str) -> None:
+    """The first user's one would be closed to all others. A job runs without a cache until the site has made it."""
+    top = site.scratch / "projects"
+    top.mkdir()
+    top.chmod(0o1777)
+    site.configure(path=f"{top}/{shared}/{{user}}/hf-{{job_id}}")
+    if python:
+        site.policy(python=python)
+    assert site.task_prolog(SLURM_JOB_ACCOUNT="astro").exports == {} and os.listdir(top) == []
+    if not python:
+        (event,) = site.syslog.events()
+        missing = str(top / shared.partition("/")[0].format(account="astro", node="n1", cluster="test"))
+        assert event["reason"] == "no_access" and f"{missing} does not exist" in event["error"]
+    directory = top / shared.format(account="astro", node="n1", cluster="test")
+    directory.mkdir(parents=True)
+    directory.chmod(0o1777)
+    for job, user in ((1, ALICE), (2, BOB)):
+        assert site.task_prolog(job, user=user, SLURM_JOB_ACCOUNT="astro").cache == f"{directory}/{user}/hf-{job}"
 
 
 def test_task_recognizes_values_of_another_account(by_account: Site) -> None:

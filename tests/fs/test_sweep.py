@@ -420,8 +420,8 @@ def test_orphan_of_removed_user_is_reaped(site: Site, slurm: FakeSlurm) -> None:
 def test_node_local_scratch_needs_option(site: Site, slurm: FakeSlurm) -> None:
     """Only --node-local sweeps it."""
     local = site.dir / "local"
-    local.mkdir(mode=0o1777)
-    local.chmod(0o1777)
+    (local / "n1").mkdir(parents=True)
+    (local / "n1").chmod(0o1777)
     site.configure(path=f"{local}/{{node}}/{{user}}/hf-{{node}}-{{job_id}}", node_local=[str(local)])
     made = site.task_prolog(7).cache
     assert made and Path(made).exists()
@@ -864,7 +864,10 @@ def test_obstacles_beside_node_directories_are_skipped(site: Site, slurm: FakeSl
     """Files, dangling links, and a directory that hangs. Only the last one is reported."""
     monkeypatch.setattr(gathering, "PATIENCE", 3.0)
     site.configure(path=f"{site.scratch}/{{node}}/{{user}}/hf-{{job_id}}")
-    caches = [Path(site.task_prolog(7, node=f"n{at}").cache or "") for at in range(5)]
+    for at in range(5):
+        owned_by(ALICE, site.scratch / f"n{at}")
+    caches = [Path(site.task_prolog(7, node=f"n{at}").cache or "/") for at in range(5)]
+    assert all(cache.is_dir() and cache != Path("/") for cache in caches)
     for at in range(9):
         (site.scratch / f"file-{at}").touch()
         (site.scratch / f"link-{at}").symlink_to("/nonexistent")

@@ -20,7 +20,7 @@ def open_safe(path: str, uid: int, above: "str | None" = None, make: bool = Fals
 
     above: the part of `path` above its first component that names the user; None: all above the last component.
     make: create the directories that are missing, accessible to this user alone, but never one of `given`.
-    given: the part of `path` that only the site makes.
+    given: the part of `path` that only the site makes: users share it, or it is a directory of the job.
     Raise Refused if another user could exchange a directory on the way, OSError.
     """
     steps = _Steps(path, uid, above, given)
@@ -61,7 +61,10 @@ class _Steps:
         """Create the next component; return its descriptor. As dirfd.Make. Raise Refused, OSError."""
         if self._reached + 1 < self._given:
             missing = self._name(self._reached + 1)
-            raise reasons.Refused("no_job_directory", f"{missing} does not exist: the site's Prolog has to make it")
+            if self._given > self._own:
+                raise reasons.Refused("no_job_directory", f"{missing} does not exist: the site's Prolog has to make it")
+            # This user's directory would be closed to all others.
+            raise FileNotFoundError(errno.ENOENT, f"{missing} does not exist, and the site has to make it")
         return make_directory(dir_fd, name)
 
     def _name(self, level: int) -> str:
