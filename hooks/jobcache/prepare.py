@@ -19,7 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from jobcache.cache import seeding
 
-# The exit status. For any other, such as Python's own 1, the shell makes the cache.
+# The exit status. For any other, such as Python's own 1, the shell makes the cache. SIGALRM ends this process only after the
+# cache exists (history.append_at_end); the shell knows that.
 EXPORT = 5  # the cache exists. Not 0: an empty file, as after a crash, ends with 0 as well
 DECLINE = 3  # there will be no cache: print no exports
 UNINHERITED = 8  # the same, and no task of this run needs to try again
@@ -48,10 +49,9 @@ def main(argv: "list[str]") -> int:
 
         own = {name: value for name, value in os.environ.items() if name != "HF_DATASETS_CACHE"}  # the hook exports that one
         seeds = seeding.Seeds(words, claim, own, began)
+    parent_fds: "list[int]" = []
     if _has_history(words):
-        claim.on_made = lambda parent_fd, outcome: history.append_in_time(
-            parent_fd, log.text("cache.created", "info", outcome, **(seeds.facts() if seeds else {}))
-        )
+        claim.on_made = lambda parent_fd: parent_fds.append(os.dup(parent_fd))
     try:
         # Wait for a cache that is being reaped, but leave time to log before the hook's deadline.
         outcome = protocol.enter(claim, began + float(words["deadline"]) / 2)
@@ -61,19 +61,23 @@ def main(argv: "list[str]") -> int:
             if claim.below and not seeds.seed_directory(claim.path):
                 return SAME_HOME
     except reasons.Refused as refusal:
-        details = event_line.quote(str(refusal))
+        error_text = event_line.quote(str(refusal))
         if seeds and seeds.inherited and seeds.inherited.refusal is refusal:
-            skips.report("warning", "refused", refusal.reason, error=details, **seeds.facts())
+            skips.report("warning", "refused", refusal.reason, error=error_text, **seeds.facts())
             return UNINHERITED
-        skips.report("warning", "refused", refusal.reason, error=details)
+        skips.report("warning", "refused", refusal.reason, error=error_text)
         return DECLINE
     except OSError as error:
         skips.report("warning", "failed", reasons.reason_of(error), error=event_line.quote(str(error)))
         return DECLINE
+    created = "cache.created", "info", outcome
+    details = seeds.facts() if seeds else {}
     if outcome != "joined":
-        log.emit("cache.created", "info", outcome, **(seeds.facts() if seeds else {}))
+        log.emit(*created, **details)
     if seeds:
         seeds.report(words["syslog"], facts)
+    for parent_fd in parent_fds:
+        history.append_at_end(parent_fd, log.text(*created, **details))
     return EXPORT
 
 

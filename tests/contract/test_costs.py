@@ -103,11 +103,9 @@ def test_further_task_reads_one_block_of_task_prolog(site: Site) -> None:
 
 
 def test_first_task_starts_one_python(site: Site) -> None:
-    """It starts Python, the timer and its sleep; and a child of Python that writes the history, which can hang."""
-    for mode, most in (("on", 5), ("off", 4)):
-        site.configure(history=mode)
-        calls = Traced(site).task("", SLURM_JOB_ID="7" if mode == "off" else "4242")
-        assert programs(calls) == sorted(["sh", "sleep", os.path.basename(sys.executable)]) and processes(calls) <= most
+    """It starts Python, the timer and its sleep."""
+    calls = Traced(site).task("")
+    assert programs(calls) == sorted(["sh", "sleep", os.path.basename(sys.executable)]) and processes(calls) <= 4
 
 
 def test_epilog_starts_four_programs(site: Site) -> None:
@@ -139,22 +137,26 @@ def test_epilog_imports_no_installed_module(site: Site, cached: bool) -> None:
 
 
 def test_history_costs_one_open_and_one_write(site: Site) -> None:
-    """Of each hook, and of no task but the first: no lock, no second open, and a look at the open file alone (fstat)."""
-    calls = {}
+    """Of each hook, and of no task but the first: no lock, no second open, and a look at the file and its directory (fstat).
+
+    strace delays the timer of the hooks, so the run with the fewest calls counts."""
+    calls: dict[tuple[str, str], list[Counter[str]]] = {}
     for mode in ("off", "on"):
         site.configure(history=mode)
+        site.task_prolog(7)  # the file exists
         traced = Traced(site)
-        calls[mode, "first"] = traced.task("")
-        calls[mode, "further"] = traced.task("0")
-        calls[mode, "epilog"] = traced.epilog(4242)
-        assert not site.cache().exists()
-    site.task_prolog(7)  # the file exists
-    for hook, new_processes in (("first", 1), ("epilog", 0)):
-        more = calls["on", hook] - calls["off", hook]
+        for _ in range(5):
+            calls.setdefault((mode, "first"), []).append(traced.task(""))
+            traced.task("0")
+            calls.setdefault((mode, "epilog"), []).append(traced.epilog(4242))
+            assert not site.cache().exists()
+    for hook in ("first", "epilog"):
+        off, on = (min(calls[mode, hook], key=lambda one: sum(one.values())) for mode in ("off", "on"))
+        more = on - off
         assert more["open"] + more["openat"] <= 1 and more["rename"] + more["flock"] + more["unlink"] == 0, more
-        assert more["write"] <= 2 and more["newfstatat"] + more["fstat"] <= 1, more  # one to a pipe: the report of its end
-        assert processes(more) == new_processes and programs(calls["on", hook]) == programs(calls["off", hook])
-    assert len(site.history(event="cache.created")) == 2 and len(site.history(event="cache.reaped")) == 1
+        assert more["write"] <= 2 and more["newfstatat"] + more["fstat"] <= 2, more  # one to a pipe: the report of its end
+        assert processes(more) == 0 and programs(on) == programs(off)
+    assert len(site.history(event="cache.created")) == 5 and len(site.history(event="cache.reaped")) == 5
 
 
 def test_further_task_has_no_history(site: Site) -> None:

@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import pwd
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +17,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from jobcache import epilog, prepare
+from jobcache import epilog
 from jobcache.cache import cache_names, entry_names, history, path_template
 from jobcache.cli import explain_question, options
 from jobcache.cli.main import main
 from jobcache.config import settings
 from jobcache.diagnostics import histories
 from jobcache.system import reaper
+from support import task_prolog
 from support.faulty import swept
 from support.home import acting_as, uid_of
 from support.prompt import User
-from support.site_dir import ALICE, BOB, Site, validated
+from support.site_dir import ALICE, BOB, SHELLS, Site, validated
 
 ROOT = os.geteuid() == 0
 SKIPS: dict[str, tuple[dict[str, str], str]] = {
@@ -179,6 +182,21 @@ def test_files_of_others_get_no_line(scratch: Path, what: str) -> None:
     assert not append(scratch)
 
 
+@pytest.mark.root
+def test_directory_of_another_user_gets_no_line(quiet: Site) -> None:
+    """A user who makes a directory at the path of another user, with a cache of the job in it, gets no file there."""
+    parent = parent_of(quiet)
+    (parent / quiet.cache().name).mkdir(parents=True)
+    for path in (parent.parent, parent, quiet.cache()):
+        os.chown(path, uid_of(BOB), -1)
+        path.chmod(0o777)
+    quiet.task_prolog()
+    quiet.task_prolog(JOBCACHE="off")
+    quiet.epilog()
+    assert os.listdir(parent) == [quiet.cache().name]
+    assert [(one["event"], one["reason"]) for one in quiet.events()] == [("cache.kept", "foreign")]
+
+
 def test_full_history_stays_if_something_else_has_the_older_name(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No rename replaces it; the history gets no more lines."""
     monkeypatch.setattr(history, "LIMIT", 15)
@@ -321,24 +339,46 @@ def test_hooks_work_with_anything_in_its_place(quiet: Site, what: str) -> None:
     assert content and content() == "precious"
 
 
-def test_hung_history_costs_a_hook_nothing_but_the_line(quiet: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The TaskProlog's Python, the Epilog and the sweep: no failure, no delay to the deadline."""
-    monkeypatch.setattr(history, "append", lambda *_: time.sleep(100))
+HANGING = """
+import sys, time
+sys.path.append(sys.argv[1])
+from jobcache.cache import history
+history.append = lambda *_: time.sleep(100)
+from jobcache import prepare
+sys.exit(prepare.main(sys.argv[2:]))
+"""
+
+
+def block_alarms() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("inherited", [None, block_alarms])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_hung_history_costs_a_first_task_nothing_but_the_line(
+    quiet: Site, shell: str, inherited: Callable[[], None] | None
+) -> None:
+    """The cache is exported, long before the deadline, and the event is logged."""
+    quiet.configure(task_prolog={"deadline": "60s"})
+    (quiet.dir / "hanging.py").write_text(HANGING)
+    program = quiet.dir / "python"
+    program.write_text(f'#!/bin/sh\nshift 5\nexec {sys.executable} -I -S -B {quiet.dir}/hanging.py "$@"\n')
+    program.chmod(0o755)
+    quiet.policy(python=str(program))
+    done = task_prolog.run(quiet.hooks, ALICE, task_prolog.environment(ALICE), shell=shell, inherited=inherited)
+    assert (done.status, done.cache) == (0, str(quiet.cache())) and done.seconds < 30
+    assert [one["outcome"] for one in quiet.syslog.events("cache.created")] == ["made"]
+    assert quiet.cache().is_dir() and quiet.history() == []
+
+
+def test_hung_history_costs_nothing_but_the_line(quiet: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Epilog and the sweep: no failure, no delay to the deadline."""
     quiet.configure(epilog={"deadline": "60s", "budget": "20s"})
-    make_parent(quiet)
-    who = pwd.getpwnam(ALICE)
-    words = {
-        "do": "make", "reason": "", "path": str(quiet.cache()), "cluster": "test", "job_id": "4242", "run": "0",
-        "uid": str(who.pw_uid), "user": ALICE, "node": "n1", "first": "yes", "again": "no", "keep": "no", "policy": "p",
-        "deadline": "5", "syslog": str(quiet.syslog.path), "below": "", "store": "", "site": "", "label": "", "history": "on",
-    }  # fmt: skip
+    quiet.task_prolog()
+    monkeypatch.setattr(history, "append", lambda *_: time.sleep(100))
     began = time.monotonic()
-    umask = os.umask(0o022)
-    with acting_as(ALICE):
-        assert prepare.main([f"{key}={value}" for key, value in words.items()]) == prepare.EXPORT
-    os.umask(umask)
-    assert [one["outcome"] for one in quiet.syslog.events()] == ["made"] and time.monotonic() - began < 3
-    env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(who.pw_uid), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
+    env = {"SLURM_JOB_ID": "4242", "SLURM_JOB_UID": str(uid_of(ALICE)), "SLURM_JOB_USER": ALICE, "SLURMD_NODENAME": "n1"}
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     time.sleep(0.02)

@@ -22,11 +22,13 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK 
 def append(parent_fd: int, lines: str) -> bool:
     """Append lines to the history in the directory open at `parent_fd`; return whether that succeeded. Raise nothing.
 
-    One open and one write. The write begins with a newline: a line that another host tore, or wrote at the same place, does
-    not reach into this one. Call it as the user, in a process that may hang.
+    In a directory of another user, write nothing. One open and one write, which begins with a newline: a line that another
+    host tore, or wrote at the same place, does not reach into this one. Call it as the user, in a process that may hang.
     """
     data = b"\n" + lines.encode("ascii", "backslashreplace") + b"\n"
     try:
+        if os.fstat(parent_fd).st_uid != os.geteuid():
+            return False
         fd = os.open(cache_names.HISTORY, _FLAGS, 0o600, dir_fd=parent_fd)
         try:
             found = os.fstat(fd)
@@ -67,6 +69,19 @@ def _rotate(parent_fd: int, full: "os.stat_result") -> bool:
     if os.path.samestat(current, full):  # else another process was faster
         os.rename(cache_names.HISTORY, cache_names.HISTORY_OLDER, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
     return True
+
+
+def append_at_end(parent_fd: int, line: str) -> None:
+    """Append a line as the last action of this process: if the file hangs, SIGALRM ends the process after PATIENCE.
+
+    A child process would cost more than all the rest of the line.
+    """
+    import _signal  # type: ignore[import-not-found]  # `signal` would import `enum`
+
+    _signal.signal(_signal.SIGALRM, _signal.SIG_DFL)  # the default action also ends a wait for a file server
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
+    _signal.setitimer(_signal.ITIMER_REAL, PATIENCE)
+    append(parent_fd, line)
 
 
 def append_in_time(parent_fd: int, line: str) -> None:

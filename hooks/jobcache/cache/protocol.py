@@ -59,7 +59,7 @@ class Claim:
     scratch: as of visible_scratch.require, None to create the cache on any filesystem.
     job_directory: the part of `path` that only the site makes, "" for none.
     below: the directory in the cache that becomes HF_DATASETS_CACHE, "" for the cache itself.
-    on_made: called with the descriptor of the directory above the cache and with the outcome, if that is not "joined".
+    on_made: called with the descriptor of the directory above the cache, unless the outcome is "joined".
     seed: a function that fills a new cache, given its descriptor, before anybody else can find it. It may create symlinks,
         and directories of its own, may add to `record`, and may raise Refused: then no cache is made.
     """
@@ -87,7 +87,7 @@ class Claim:
         self.job_directory = ""
         self.below = ""
         self.seed: "Callable[[int], None] | None" = None
-        self.on_made: "Callable[[int, str], None] | None" = None
+        self.on_made: "Callable[[int], None] | None" = None
 
     @property
     def identity(self) -> "tuple[str, int, int, int]":
@@ -103,13 +103,14 @@ def enter(claim: Claim, until: float, clock: "Clock" = time) -> str:
     parent, _, name = claim.path.rpartition("/")
     if claim.scratch is not None:
         visible_scratch.require(claim.path, claim.scratch, claim.uid)
-    parent_fd = safe_path.open_safe(parent, claim.uid, claim.above, make=True, given=claim.job_directory)
+    given = claim.job_directory or claim.scratch or ""
+    parent_fd = safe_path.open_safe(parent, claim.uid, claim.above, make=True, given=given)
     try:
         while True:
             outcome = _enter_once(parent_fd, name, claim)
             if outcome:
                 if claim.on_made and outcome != "joined":
-                    claim.on_made(parent_fd, outcome)
+                    claim.on_made(parent_fd)
                 return outcome
             if clock.monotonic() >= until:
                 raise reasons.Refused("busy", "an earlier cache at this path is still being reaped")
