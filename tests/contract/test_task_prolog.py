@@ -109,7 +109,8 @@ def test_recorded_environments_of_slurm_are_understood(site: Site, version: str)
         job, run_count = int(env["SLURM_JOB_ID"]), int(env.get("SLURM_RESTART_COUNT", "0"))
         cache = site.cache(job, run_count)
         shutil.rmtree(cache.parent, ignore_errors=True)
-        site.task_prolog(job, SLURM_RESTART_COUNT=str(run_count), node="n9")
+        same_home = {name: env[name] for name in ("HOME", "HF_HOME", "XDG_CACHE_HOME") if name in env}
+        site.task_prolog(job, SLURM_RESTART_COUNT=str(run_count), node="n9", **same_home)
         age(cache)
         result = run(site, env, shell=SHELLS[at % 3], title=title)
         assert (result.status, result.cache) == (0, str(cache)), file
@@ -647,7 +648,7 @@ def test_cache_without_nodes_is_not_joined(site: Site, shell: str, python: bool)
     for step in ("0", ""):
         result = task(site, step=step, shell=shell)
         assert (result.status, result.output) == (0, b"")
-    assert sorted(os.listdir(site.cache() / ".jobcache")) == ["id", "job.json"] and not site.debris()
+    assert sorted(os.listdir(site.cache() / ".jobcache")) == ["id", "job.json", "sources"] and not site.debris()
     if python:
         assert skipped(site) == [("refused", "busy")] * 2
 
@@ -789,9 +790,10 @@ def compared(cache: Path) -> object:
     record = json.loads((cache / ".jobcache/job.json").read_text())
     varying = {record.pop("job_id"): record.pop("created_at")}
     (boot, uptime) = (cache / ".jobcache/nodes/n1").read_text().split()
-    modes = {str(path.relative_to(cache)): oct(path.stat().st_mode) for path in [cache, *cache.rglob("*")]}
-    assert float(uptime) > 0 and len(varying) == 1
-    return identity[0], identity[2:], record, boot, modes
+    modes = {str(path.relative_to(cache)): oct(path.lstat().st_mode) for path in [cache, *cache.rglob("*")]}
+    homes = {path.name: os.readlink(path) for path in (cache / ".jobcache/sources").iterdir()}
+    assert float(uptime) > 0 and len(varying) == 1 and homes
+    return identity[0], identity[2:], record, boot, modes, homes
 
 
 def at_once(site: Site, **env: str) -> list[Prologue]:
@@ -1021,13 +1023,14 @@ def test_environment_of_user_changes_no_output(site: Site, shell: str, odd: str)
     if shell == "sh":
         (site.dir / "sh").symlink_to("/bin/bash")
         shell = str(site.dir / "sh")
-    plain = task(site, shell=shell)
+    same_home = {name: value for name, value in ODD_SHELL[odd].items() if name == "HOME"}  # another home, another directory
+    plain = task(site, shell=shell, **same_home)
     before = listing(site)
     for step in ("", "0"):
         result = task(site, step=step, shell=shell, **ODD_SHELL[odd])
         assert (result.status, result.output) == (0, plain.output)
     assert listing(site) == before
-    assert sorted(os.listdir(site.cache() / ".jobcache")) == ["id", "job.json", "nodes"]
+    assert sorted(os.listdir(site.cache() / ".jobcache")) == ["id", "job.json", "nodes", "sources"]
 
 
 @each_shell

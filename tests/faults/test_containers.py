@@ -12,7 +12,7 @@ from support.faulty import EXPORTED, GID, UID, epilog, left, skipped
 from support.home import uid_of
 from support.hungfs import hung
 from support.in_container import MAPPINGS, TMPFS, Container
-from support.site_dir import ALICE, BOB, SHELLS, Site
+from support.site_dir import ALICE, BOB, SHELLS, Site, entries
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make containers")
 MAKERS = ("python", *SHELLS)  # "python": prepare.py makes the cache; else this shell does, without Python
@@ -129,7 +129,7 @@ def test_entry_of_root_is_trusted_where_no_user_can_have_created_it(
     assert (result.cache is not None) == (mapping == "none" or (mapping == "itself" and mode == 0o755))
     site.configure()
     epilog(site)
-    assert list(own.iterdir()) == []
+    assert entries(own) == []
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)

@@ -21,7 +21,7 @@ from jobcache.system import as_user, children, mounts
 from support.faulty import said, swept
 from support.home import uid_of
 from support.mounts import mount
-from support.site_dir import ALICE, BOB, Site
+from support.site_dir import ALICE, BOB, Site, entries
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be several users")
 # PR_SET_NAME, as any process may call it
@@ -122,7 +122,7 @@ def test_command_with_many_inherited_descriptors_gets_signals(site: Site) -> Non
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGUSR1)
         assert (process.communicate(timeout=20), process.returncode) == (("signal\n", ""), 7)
-    assert os.listdir(home / ALICE) == []
+    assert entries(home / ALICE) == []
 
 
 def test_children_of_a_process_with_many_descriptors_report() -> None:

@@ -88,7 +88,7 @@ def container(site: Site) -> Path:
         target = root / file.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(os.path.realpath(file), target)
-    for name in ("sh", "sleep", "mkdir", "rmdir", "mv", "rm", "ls", "date"):
+    for name in ("sh", "sleep", "mkdir", "rmdir", "mv", "ln", "rm", "ls", "date"):
         (root / "bin" / name).symlink_to("busybox")
     for path in ("proc", "dev", str(site.hooks), str(site.scratch)):
         (root / path.lstrip("/")).mkdir(parents=True)
