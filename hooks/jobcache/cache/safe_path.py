@@ -64,7 +64,7 @@ class _Steps:
             if self._given > self._own:
                 raise reasons.Refused("no_job_directory", f"{missing} does not exist: the site's Prolog has to make it")
             # This user's directory would be closed to all others.
-            raise FileNotFoundError(errno.ENOENT, f"{missing} does not exist, and the site has to make it")
+            raise reasons.Refused("no_access", f"{missing} does not exist, and the site has to make it")
         return make_directory(dir_fd, name)
 
     def _name(self, level: int) -> str:
