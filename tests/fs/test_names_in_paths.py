@@ -97,7 +97,7 @@ def test_user_without_a_known_name_is_reported_once(site: Site, name: str) -> No
     unknown_epilog(site, name)
     (event,) = site.events()
     assert (event["event"], event["level"], event["reason"]) == ("cache.kept", "warning", "unknown_user")
-    assert str(UNKNOWN) in event["error"] and event["path"] == site.keys["path"]
+    assert str(UNKNOWN) in event["error"] and event["path"] == f"{site.scratch}/{name or UNKNOWN}"
 
 
 def test_user_without_a_known_name_but_with_a_directory_is_silent(site: Site) -> None:
