@@ -71,7 +71,7 @@ def end_job(job: Job, site: "settings.Settings", emit: "Emit", uptime: float, un
 
     uptime: when the hook began, in seconds. until: deadline of the children, in seconds of time.monotonic.
     """
-    known: dict[str, Any] = {"node": job.node, "job_id": job.job_id, "uid": job.uid, "user": job.user, **job.array_task}
+    known: dict[str, Any] = {"node": job.node, "job_id": job.job_id, "uid": job.uid, "user": job.user, **job.further_ids}
     known.update((key, os.environ.get(f"SLURM_JOB_{key.upper()}") or None) for key in ("partition", "account"))
     started = []
     for place, templates in by_filesystem(site, job):

@@ -36,7 +36,7 @@ def main(argv: "list[str]") -> int:
     words = dict(word.split("=", 1) for word in argv)
     facts = {"job_id": words["job_id"], "run": words["run"], "uid": words["uid"]}
     facts.update((key, event_line.quote(words[key])) for key in ("cluster", "node", "user", "path"))
-    facts.update((key, str(value)) for key, value in fields.array_task(os.environ).items())
+    facts.update((key, str(value)) for key, value in fields.further_ids(os.environ).items())
     log = event_line.Log(words["syslog"], facts, began)
     skips = _Skips(words, log)
     if words["do"] == "skip":

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from conftest import ALICE, Wired, asked
 from jobcache.cli.main import main
 from support.home import acting_as
+from support.slurm_version import slurm_version
 
 FILL = 'head -c 8192 /dev/zero >"$HF_DATASETS_CACHE/a.arrow"'
 
@@ -150,3 +151,17 @@ def test_task_of_an_array_is_explained(site: Wired) -> None:
     site.site.configure(slurm={"squeue": "/nonexistent", "scontrol": "/nonexistent"})
     answers = [alone(site, f"{array}_{task}").splitlines()[0] for task in (3, 7)]
     assert len(set(answers)) == 2 and all(answer.startswith("Job ") for answer in answers)
+
+
+def test_part_of_a_het_job_is_explained_by_its_own_id(site: Wired) -> None:
+    """While it runs, by squeue; then by the events of its tasks and of its Epilog."""
+    job = site.batch(f"#SBATCH -n1\n#SBATCH hetjob\n#SBATCH -n1\n{FILL}\nsleep 3")
+    site.wait_for(site.cache(job) / "a.arrow")
+    running = explain(site, job + 1)
+    assert running["lead"] == f"Job {job + 1} is a part of the het job {job}." and "used by n1" in running["answer"]
+    site.wait(job)
+    site.wait(job + 1)
+    assert site.site.history(event="cache.created")[-1]["het_job_ids"] == [job, job + 1]
+    if slurm_version() >= (22, 5):  # an earlier Epilog does not know the leader
+        ended = explain(site, job + 1)
+        assert ended["job_id"] == job and "reaped it" in ended["answer"] and f"het job {job}." in ended["lead"]

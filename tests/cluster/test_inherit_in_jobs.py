@@ -87,7 +87,7 @@ def test_steps_agree_where_links_are_refused(wired: Wired, home: Path) -> None:
     shown = 'echo "<$HF_DATASETS_CACHE>"'
     job = batch(wired, home, f"{shown}; {step(shown, '-n2')}; {step(shown, '-n1')}", "-n2")
     assert wired.wait(job) == "COMPLETED"
-    assert wired.output(job) == ["<>"] * 4
+    assert [line for line in wired.output(job) if not line.startswith("srun: ")] == ["<>"] * 4  # of a step that has to wait
     until = time.monotonic() + 5
     while not skips(wired.site, job) and time.monotonic() < until:
         time.sleep(0.05)

@@ -13,7 +13,7 @@ import pytest
 import jobcache
 from conftest import Wired, asked
 from support.minicluster import Cluster
-from support.site_dir import ALICE, Site
+from support.site_dir import ALICE, Site, entries
 
 # A site's Prolog makes $local/<node>/<job id>, and its Epilog removes it: before jobcache's, or after it.
 PROLOG = """\
@@ -129,6 +129,6 @@ def test_all_tasks_and_the_epilog_agree_on_the_account(local: Wired) -> None:
     assert own == of_step == f"{top}/astro/{ALICE}/hf-{job}"
     assert Path(f"{local.cluster.dir}/out/child-{other}.out").read_text() == f"{top}/bio/{ALICE}/hf-{other}\n"
     local.wait(int(other))
-    assert [path for path in top.rglob("*") if path.name.startswith(("hf-", ".jobcache"))] == []
+    assert [entries(top / account / ALICE) for account in ("astro", "bio")] == [[], []]
     job = local.batch(show)
     assert local.wait(job) == "COMPLETED" and local.output(job) == [""]

@@ -570,7 +570,7 @@ class Histories(RuleBasedStateMachine):
             except Killed:
                 pass
         for fact in facts:
-            if fact["reason"] == "user_keep":
+            if fact.get("reason") == "user_keep":  # children.END has no reason
                 file = next(name for name in [*sorted(os.listdir(fact["path"])), ".jobcache/id"] if name != ".jobcache")
                 self.kept[f"{fact['path']}/{file}"] = self.world.clock.now() + KEEP_MAX - 2  # the record has whole seconds
 
@@ -908,7 +908,8 @@ class Histories(RuleBasedStateMachine):
         result = self.run_sweep(lambda _: None)
         assert (result.unknown, result.trouble) == (None, [])
         foreign = {os.path.dirname(file) for file in self.untouchable} | self.others | self.by_hand
-        present = {f"{self.world.scratch}/{user}/.cache/{name}" for name in self.world.names(user)}
+        names = (name for name in self.world.names(user) if not cache_names.is_history(name))
+        present = {f"{self.world.scratch}/{user}/.cache/{name}" for name in names}
         return sorted(present - foreign)
 
     # ---- lists

@@ -23,6 +23,7 @@ from jobcache.cli import explain_question, options
 from jobcache.cli.main import main
 from jobcache.config import settings
 from jobcache.diagnostics import histories
+from jobcache.runner.request import request_of
 from jobcache.system import reaper
 from support import task_prolog
 from support.faulty import swept
@@ -588,3 +589,141 @@ def test_every_line_fits_the_schema(quiet: Site) -> None:
     quiet.epilog()
     for line in (parent_of(quiet) / cache_names.HISTORY).read_text().splitlines():
         assert line == "" or validated(line)
+
+
+# --------------------------------------------------------------------------------------------- other directories and ids
+
+
+def test_history_below_the_directory_of_an_account_is_found(quiet: Site) -> None:
+    """By the user, who can name any account, and by root for this user."""
+    quiet.configure(path=f"{quiet.scratch}/{{user}}/{{account}}/hf-datasets-{{job_id}}")
+    parent = quiet.scratch / ALICE / "physics"
+    parent.mkdir(parents=True)
+    for path in (parent, parent.parent):
+        os.chown(path, uid_of(ALICE), -1)
+    quiet.task_prolog(SLURM_JOB_ACCOUNT="physics")
+    quiet.epilog(SLURM_JOB_ACCOUNT="physics")
+    assert (parent / cache_names.HISTORY).exists()
+    assert "the Epilog on n1 reaped it" in ask(quiet, "4242").stdout and "Job 4242 " in ask(quiet).stdout
+    found, trouble = read(quiet, uid_of(ALICE), histories.Wanted(4242))
+    assert len(found.events) == 2 and trouble == []
+
+
+def test_directory_that_ends_with_its_job_gets_no_history(quiet: Site) -> None:
+    """From the hooks, the sweep and `jobcache run`: a file of another's would keep the site from removing it."""
+    top = quiet.scratch / "local"
+    directory = top / "4242"
+    directory.mkdir(parents=True)
+    os.chown(directory, uid_of(ALICE), -1)
+    quiet.configure(path=f"{top}/{{job_id}}/hf-datasets-{{job_id}}")
+    quiet.task_prolog()
+    assert not swept(quiet).trouble and os.listdir(directory) == []
+    template = path_template.Template(f"{top}/{{job_id}}/hf-datasets-{{job_id}}")
+    assert template.has_directory(str(directory)) and not template.has_directory(f"{top}/x/y")
+    tree = {**settings.load(str(quiet.hooks / settings.FILE)).tree, "path": template.text}
+    assert not request_of({}, tree).history
+    assert request_of({}, {**tree, "path": "/scratch/{user}/hf-{job_id}"}).history
+    found, trouble = read(quiet, uid_of(ALICE), histories.Wanted(4242))
+    assert (found.events, trouble) == ([], [])
+
+
+def test_newest_job_is_one_that_began_and_not_one_of_the_future(quiet: Site) -> None:
+    """A sweep writes about an old job later; a node whose clock was wrong has written 2099."""
+    future = reaped(3, ts="2099-01-01T00:00:00.000Z", event="cache.created", outcome="made")
+    lines = [reaped(8, event="cache.created", outcome="made"), future, reaped(5, event="cache.orphan_reaped")]
+    forge(quiet, *lines)
+    assert "Job 8 " in ask(quiet).stdout
+    forge(quiet, future)
+    assert "Job 3 " in ask(quiet).stdout
+
+
+def test_histories_of_one_user_take_no_time_from_others(quiet: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a wildcard in the template, a user can have any number of them. The events of one user are bounded too."""
+    quiet.configure(path=f"{quiet.scratch}/{{user}}/{{account}}/hf-datasets-{{job_id}}")
+    for user, count in ((ALICE, 50), (BOB, 1)):
+        for number in range(count):
+            parent = quiet.scratch / user / f"a{number}"
+            parent.mkdir(parents=True)
+            (parent / cache_names.HISTORY).write_text("\n".join(reaped(run=at) for at in range(10)))
+        for path in (quiet.scratch / user, *(quiet.scratch / user).rglob("*")):
+            os.chown(path, uid_of(user), -1)
+    found, trouble = read(quiet, None, histories.Wanted(4242))
+    assert [one["user"] for one in found.events].count(ALICE) == histories._MOST_OF_EACH and trouble == []
+    lines_in = histories._lines_in
+    monkeypatch.setattr(histories, "_OF_ONE", 0.5)
+    monkeypatch.setattr(histories, "_lines_in", lambda *args: time.sleep(0.1) or lines_in(*args))
+    found, (trouble_of_alice,) = read(quiet, None, histories.Wanted(4242))
+    assert BOB in {one["user"] for one in found.events} and "directories were not read within" in trouble_of_alice
+    assert len([one for one in found.events if one["user"] == ALICE]) < 100
+
+
+@pytest.mark.parametrize("name", ["²", "１２", "9" * 5000, "00", "\udcff"])
+def test_digits_of_any_kind_are_no_traceback(quiet: Site, name: str) -> None:
+    """In a path, as a user, and as a part of a sweep."""
+    done = ask(quiet, "--path", f"{quiet.scratch}/{name}/.cache/hf-datasets-7/x")
+    assert done.exit_code in (0, 1) and done.exception is None or isinstance(done.exception, SystemExit)
+    for argv in (["explain", "--user", name, "7"], ["sweep", "--shard", f"{name}/3", "--dry-run"], ["list", "--user", name]):
+        done = CliRunner().invoke(main, [*argv, "--hooks", str(quiet.hooks)])
+        assert done.exit_code == 2 and isinstance(done.exception, SystemExit), (argv, done.exception)
+
+
+def test_path_is_read_from_a_directory_that_is_gone(quiet: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current directory of a shell in a cache that was reaped."""
+    quiet.task_prolog()
+    gone = quiet.cache()
+    before = os.getcwd()
+    monkeypatch.setenv("PWD", str(gone))
+    os.chdir(gone)
+    try:
+        quiet.epilog()
+        assert "the Epilog on n1 reaped it" in ask(quiet, "--path", "json/json-train.arrow").stdout
+    finally:
+        os.chdir(before)
+
+
+def test_path_is_printed_as_it_is(quiet: Site) -> None:
+    quiet.task_prolog()
+    assert "/:cat:/[red]x" in ask(quiet, "--path", f"{quiet.cache()}/:cat:/[red]x").stdout
+
+
+HET = {"SLURM_JOB_ID_HET_GROUP_0": "4242", "SLURM_JOB_ID_HET_GROUP_1": "4243", "SLURM_HET_SIZE": "2"}
+
+
+def test_part_of_a_het_job_leads_to_its_leader(quiet: Site) -> None:
+    """By the events of tasks in the history, and by that of the part's Epilog in the log of root."""
+    quiet.task_prolog(**HET)
+    quiet.task_prolog(step="0", node="n2", **HET)
+    quiet.epilog(nodes=2)
+    quiet.epilog(4243, node="n2", nodes=2, SLURM_HET_JOB_ID="4242")
+    assert quiet.history()[0]["het_job_ids"] == [4242, 4243]
+    assert [one.get("het_job_ids") for one in quiet.events()] == [[4243]]
+    assert {one["job_id"] for one in [*quiet.events(), *quiet.history()]} == {4242}
+    done = ask(quiet, "4243")
+    assert "Job 4243 is a part of the het job 4242." in done.stdout and "the Epilog on n2 reaped it" in done.stdout
+    assert ask(quiet, "4242").stdout.splitlines()[-4:] == done.stdout.splitlines()[-4:]
+    assert "history" not in ask(quiet, "4242").stdout
+    argv = ["explain", "--hooks", str(quiet.hooks)]
+    by_root = CliRunner().invoke(main, [*argv, "4243", str(quiet.log)]).stdout
+    assert by_root.startswith("Job 4243 is a part of the het job 4242.\n") and "reaped it" in by_root
+    by_root = CliRunner().invoke(main, [*argv, "4243", "/dev/null"]).stdout
+    assert f"het job 4242, according to the own history of {ALICE}" in by_root
+
+
+def test_job_that_a_het_job_has_submitted_is_no_part(quiet: Site) -> None:
+    quiet.task_prolog(5000, **HET)
+    assert "het_job_ids" not in quiet.history()[-1]
+    forge(quiet, reaped(4242, het_job_ids=[5000, "x", -1, 1 << 70]), reaped(5000))
+    assert "is a part of" not in ask(quiet, "5000").stdout  # it has events of its own
+
+
+def test_forged_part_changes_no_answer_of_the_log(quiet: Site) -> None:
+    """Nor a forged array: root reads whose line it is."""
+    quiet.task_prolog()
+    quiet.epilog()
+    forge(quiet, reaped(7, het_job_ids=[4242, 9]), reaped(6, array_job_id=4200, array_task_id=1), user=BOB)
+    argv = ["explain", "--hooks", str(quiet.hooks)]
+    assert "is a part of" not in CliRunner().invoke(main, [*argv, "4242", str(quiet.log)]).stdout
+    forged = CliRunner().invoke(main, [*argv, "9", str(quiet.log)]).stdout
+    assert f"het job 7, according to the own history of {BOB}" in forged
+    forged = CliRunner().invoke(main, [*argv, "4200_1", str(quiet.log)]).stdout
+    assert f"4200_1 is job 6, according to the own history of {BOB}" in forged

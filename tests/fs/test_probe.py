@@ -21,7 +21,7 @@ from jobcache.diagnostics.slurm_conf import read_conf, values
 from jobcache.system import as_user, gathering
 from support.hungfs import hung
 from support.mounts import mount
-from support.site_dir import ALICE, Site
+from support.site_dir import ALICE, Site, entries
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts filesystems, and becomes other users")
 Row = dict[str, str]
@@ -58,7 +58,7 @@ def test_scratch_is_tried_as_a_user_who_has_a_directory(site: Site, home: Path) 
         (row,) = found[name]
         assert row["level"] == "ok", row
     assert f" as {ALICE}" in found["writable"][0]["fact"]
-    assert sorted(path.name for path in home.iterdir()) == ["hf-datasets-4242"]
+    assert entries(home) == ["hf-datasets-4242"]
 
 
 @needs_root

@@ -168,10 +168,9 @@ def ending(node: str, run: int = 0, *, since: float | None = None) -> Callable[[
         job = Job(JOB, os.geteuid(), node)
         job.nodes = 2
         job.user = "u"
-        compiled: Any = SimpleNamespace(
-            cluster="test", keep_failed=0, keep_max=0, store_user=None, epilog_budget=1e9, current=[], history=False
-        )
         template = path_template.Template(f"{os.path.dirname(world.top)}/{{user}}/hf-{{job_id}}")
+        compiled: Any = SimpleNamespace(cluster="test", keep_failed=0, keep_max=0, store_user=None, epilog_budget=1e9)
+        compiled.current, compiled.history = [template.text], False
 
         def report(fact: dict[str, Any]) -> None:
             if fact["reason"] not in (None, "lease_live", "unrecorded"):

@@ -5,6 +5,7 @@ of the last access.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ def snapshot(top: Path) -> dict[str, tuple[int, ...]]:
         info = os.lstat(path)
         found[path] = (info.st_mode, info.st_uid, info.st_gid, info.st_nlink, info.st_size, info.st_ino)
         found[path] += (info.st_mtime_ns, info.st_ctime_ns, info.st_atime_ns)
-        if os.path.isdir(path) and not os.path.islink(path):
+        if stat.S_ISDIR(info.st_mode):  # following a symlink changes its access time
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME)
             stack += [f"{path}/{name}" for name in os.listdir(fd)]
             os.close(fd)

@@ -211,8 +211,9 @@ def shell(site: Site, program: str, command: str = 'echo "$HF_DATASETS_CACHE"', 
     text = (ETC / "profile.d/jobcache.sh").read_text()
     snippet.write_text(text.replace("/usr/libexec/jobcache", str(site.hooks)).replace("/proc/self/cgroup", f"{site.dir}/cgroup"))
     done = subprocess.run(
-        [*program.split(), "-c", f"{before} . {snippet}; {command}"], env={"PATH": "/usr/bin:/bin", **env}, user=ALICE, group=60,
-        extra_groups=[], capture_output=True, text=True, timeout=30, check=False,
+        [*program.split(), "-c", f"{before} . {snippet}; {command}"],
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **env}, user=ALICE, group=60, extra_groups=[],
+        capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.strip()

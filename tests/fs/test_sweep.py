@@ -909,7 +909,7 @@ def test_mount_point_is_left_alone(site: Site, slurm: FakeSlurm, name: str) -> N
     """Under each kind of name, with a record of jobcache. Deleting it would destroy the data at its source."""
     site.task_prolog(7)
     precious = site.dir / "precious"
-    shutil.copytree(site.cache(7), precious)
+    shutil.copytree(site.cache(7), precious, symlinks=True)
     (precious / "thesis").touch()
     subprocess.run(["chown", "-R", ALICE, precious], check=True)
     shutil.rmtree(site.cache(7))

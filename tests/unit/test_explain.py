@@ -113,6 +113,15 @@ def test_log_of_root_counts_before_a_history() -> None:
     assert "JOBCACHE=keep" in explain(42, kept, [directory()], OVER, site).answer
 
 
+def test_forged_creation_hides_no_bug_from_root() -> None:
+    """A cache that was reaped while its job ran is a bug, unless the job went on with another one: by whom, is in the answer."""
+    forged = event("cache.created", 6, source="history", outcome="made")
+    running = SlurmJob("RUNNING", start="2026-11-22T07:00:30Z")
+    answer = explain(42, [REAPED, forged], [], running, replace(SITE, for_root=True)).answer
+    assert "requeued, according to the own history of alice" in answer
+    assert "requeued:" in explain(42, [REAPED, forged], [], running, SITE).answer
+
+
 def test_line_of_a_history_about_an_event_of_the_log_is_left_out() -> None:
     """The history has a time of its own, and no figures of the filesystem."""
     own = {**REAPED, "source": "history", "ts": "2026-11-22T07:05:00.999Z"}

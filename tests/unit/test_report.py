@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -21,9 +22,10 @@ import jobcache
 from jobcache.cache import timestamps
 from jobcache.cli import report as cli_report
 from jobcache.cli.main import main
-from jobcache.diagnostics import report
+from jobcache.diagnostics import report, report_table
+from jobcache.diagnostics.rebuilding import rebuilt
 from jobcache.diagnostics.report_advice import advice
-from jobcache.diagnostics.report_model import Cache, Report
+from jobcache.diagnostics.report_model import Advice, Cache, Report
 from jobcache.diagnostics.report_sums import UNKNOWN
 from jobcache.system import event_log
 
@@ -179,7 +181,11 @@ def test_events_are_counted_by_reason() -> None:
 
 
 def caches(count: int, **fields: Any) -> list[Cache]:
-    return [Cache(T + 9000 * at, "alice", made=T + 9000 * at - fields.pop("life", 7200), **fields) for at in range(count)]
+    return [Cache(T + 9000 * at, T + 9000 * at - fields.pop("life", 7200), **fields) for at in range(count)]
+
+
+def advised(given: list[Cache]) -> list[Advice]:
+    return list(advice("alice", given, rebuilt("alice", [cache.bytes for cache in given])))
 
 
 ADVICE: dict[str, tuple[list[Cache], list[str]]] = {
@@ -205,13 +211,13 @@ ADVICE: dict[str, tuple[list[Cache], list[str]]] = {
 def test_advice_fits_the_caches(case: str) -> None:
     """Each piece of advice has the numbers behind it."""
     given, expected = ADVICE[case]
-    found = list(advice("alice", given))
+    found = advised(given)
     assert [one.what for one in found] == expected
     assert all(any(ch.isdigit() for ch in one.why) for one in found)
 
 
 def test_advice_has_sizes_and_counts() -> None:
-    (one,) = advice("alice", caches(5, bytes=2_000_000_000))
+    (one,) = advised(caches(5, bytes=2_000_000_000))
     assert one.why == "5 of 5 caches have 2.0 GB within 5%; jobs wrote 8.0 GB again"
 
 
@@ -400,3 +406,46 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
         os.close(main_end)
     assert json.loads(done.stdout)["events"] == 1 and b"events" in shown
     assert subprocess.run(argv, env=env, capture_output=True, timeout=60, check=True).stderr == b""
+
+
+def test_forged_name_of_a_user_or_account_changes_no_sums_of_the_log() -> None:
+    """A user can write any line to a system log, also about another user's job."""
+    known = {"account": "physics", "partition": "gpu"}
+    forged = {**ended(1, 5, user="zoe", account="zoo", partition="zoo", source="syslog"), "event": "cache.created"}
+    for events in ([forged, ended(1, 10, **known)], [ended(1, 10, **known), forged]):
+        got = collected(*events)
+        names = {group: [row.name for row in rows] for group, rows in got.groups.items()}
+        assert names == {"user": ["alice"], "account": ["physics"], "partition": ["gpu"]}
+
+
+def test_temporary_database_is_readable_by_nobody_else_and_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So nothing is left of it, however the process ends."""
+    monkeypatch.setattr(report_table, "_MEMORY", 64)
+    collector = report.Collector(T, T + 86400.0, str)
+    for job in range(1, 20_000):
+        collector.take(ended(job, job % 1000))
+    found = [os.stat(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if "etilqs" in _target(fd)]
+    assert found and all((one.st_nlink, one.st_mode & 0o777) == (0, 0o600) for one in found)
+    collector.close()
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def test_full_disk_of_the_temporary_database_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on the size of files stands for a full disk."""
+    monkeypatch.setattr(report_table, "_MEMORY", 64)
+    log = tmp_path / "log"
+    log.write_text("".join(json.dumps(ended(job, job % 1000)) + "\n" for job in range(1, 20_000)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        done = CliRunner().invoke(main, ["report", "--since", "2026-11-01", "--until", "2026-12-01", str(log)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert "cannot sum up the events" in done.stderr and "SQLITE_TMPDIR" in done.stderr

@@ -90,6 +90,11 @@ class Template:
         levels = components(self.job_directory)
         return matcher(levels[-1], {"job_id": str(job_id)})(parent.split("/")[len(levels)]) is not None
 
+    def has_directory(self, path: str) -> bool:
+        """Return whether `path` can be a directory of this template, by its names."""
+        names, levels = path.split("/")[1:], components(self.parent)
+        return len(names) == len(levels) and all(matcher(level, {})(name) is not None for level, name in zip(levels, names))
+
 
 class Place:
     """Where one user's caches are on one node: in the directory `parent`, with names `prefix`<job>`suffix`.

@@ -51,7 +51,7 @@ def _print(found: Iterable[Finding]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, emoji=False, soft_wrap=True)
     counts = dict.fromkeys(_MARKS, 0)
     for one in found:
         counts[one.level] += 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Optional
 import click
 
 from jobcache.cache import path_template
+from jobcache.cache.fields import natural
 from jobcache.config import compilation, errors, settings
 from jobcache.config.notation import parse_duration
 from jobcache.runner import own_config
@@ -56,7 +57,8 @@ def wanted_user(name: Optional[str]) -> Optional[int]:
     if name is None:
         return None if os.geteuid() == 0 else os.geteuid()
     try:
-        uid = int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
+        uid = natural(name)
+        uid = pwd.getpwnam(name).pw_uid if uid is None else uid
     except KeyError:
         raise click.BadParameter(f"user {name} does not exist", param_hint="--user") from None
     if os.geteuid() not in (0, uid):

@@ -6,7 +6,7 @@ import pwd
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Optional
 
 import click
@@ -15,7 +15,7 @@ from jobcache.cache import timestamps
 from jobcache.cli import explain_question
 from jobcache.cli.common import parse_time, plain, wanted_user
 from jobcache.cli.event_sources import open_sources, print_damage, progress, unreadable_log
-from jobcache.config.settings import OFF
+from jobcache.config.settings import OFF, Settings
 from jobcache.diagnostics import explain, histories, job_lookup
 from jobcache.diagnostics.explain_facts import Explanation, SiteFacts, SlurmJob
 from jobcache.system import event_log, node_names
@@ -41,7 +41,7 @@ def explain_command(
     errors: list[str] = []
     try:
         if path:
-            site, question = explain_question.about_path(os.path.abspath(path), site, uid)
+            site, question = explain_question.about_path(_absolute(path), site, uid)
         elif target is None:
             question = explain_question.newest_job(site, uid, errors)
         elif target.array:
@@ -54,25 +54,27 @@ def explain_command(
         else:
             _print_answer(answered.answer, answered.advice)
         return answered.status
-    job_id = question.job_id
     node = node or node_names.host_name()
-    tally = event_log.Tally()
-    begin = parse_time(since, time.time(), "--since") if since else 0.0
-    stamp = timestamps.millisecond(begin) if since else ""
-    with open_sources(site, files, begin) as sources, progress(sources) as moved:
-        read = event_log.read(sources, tally, job_id, stamp, moved=moved)
-        events = list(_limit_syslog(_of_cluster(read, site.cluster)))
-    slurm = job_lookup.slurm_job(site, job_id)
-    uid = _uid_of_job(events, slurm) if question.uid is None else question.uid
-    directories = job_lookup.job_directories(site, job_id, uid, node, errors)
-    own = histories.read(site, uid, histories.Wanted(job_id), errors)
-    events += _of_cluster(own.events, site.cluster)
-    _report_owners(own.events)
-    paths = tuple(source for source in sources if isinstance(source, str))
+    search = _Search(site, files, parse_time(since, time.time(), "--since") if since else 0.0, errors)
+    slurm = job_lookup.slurm_job(site, question.job_id)
+    if slurm.leader:
+        question = explain_question.of_leader(question, slurm.leader)
+        slurm = job_lookup.slurm_job(site, slurm.leader)
+    evidence = search.evidence(question, slurm)
+    leader, by = (0, "") if slurm.state else explain_question.leader_by_events(evidence.events, question.job_id)
+    if leader:
+        question = explain_question.of_leader(question, leader, plain(by))
+        slurm = job_lookup.slurm_job(site, leader)
+        evidence = evidence.joined(search.evidence(question, slurm))
+    job_id = question.job_id
+    events = [event for event in evidence.events if event["job_id"] == job_id]
+    directories = job_lookup.job_directories(site, job_id, evidence.uid, node, errors)
+    _report_owners([event for event in events if event["source"] == event_log.HISTORY])
+    paths = evidence.paths
     off_file = f"{lib}/{OFF}" if os.path.lexists(f"{lib}/{OFF}") else ""
     facts = SiteFacts(
         site.hash, site.tree["mode"],
-        min(filter(None, ("" if events else _first_event(paths), own.first if uid is not None else "")), default=""),
+        min(filter(None, ("" if events else _first_event(paths), evidence.first)), default=""),
         paths, off_file,
         unreadable_log="" if files else unreadable_log(site),
         for_root=os.geteuid() == 0,
@@ -84,8 +86,54 @@ def explain_command(
         click.echo(json.dumps(asdict(explanation), indent=1))
     else:
         _print(explanation)
-    print_damage(tally)
+    print_damage(search.tally)
     return 0 if explanation.known else 1
+
+
+def _absolute(path: str) -> str:
+    """Return the absolute path. The current directory can be gone, as in a cache that was reaped; the shell has its name."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        return os.path.normpath(os.path.join(os.environ.get("PWD") or "/", path))
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What was read about a job. uid: of its user, None if unknown. paths: the files that were read.
+
+    events: those of event_log.is_about that have a job id. first: the time of the user's oldest line in a history, or "".
+    """
+
+    events: list[event_log.Event]
+    uid: Optional[int]
+    paths: tuple[str, ...]
+    first: str
+
+    def joined(self, more: "_Evidence") -> "_Evidence":
+        """Return `more` with the events of both: standard input can be read only once."""
+        return replace(more, events=[*self.events, *more.events])
+
+
+class _Search:
+    """Searches the logs and the histories for a job. files, begin: as of open_sources. errors: takes messages."""
+
+    def __init__(self, site: Settings, files: tuple[str, ...], begin: float, errors: list[str]) -> None:
+        self.tally = event_log.Tally()
+        self._site, self._files, self._begin, self._errors = site, files, begin, errors
+
+    def evidence(self, question: explain_question.Question, slurm: SlurmJob) -> _Evidence:
+        """Return what the logs and the histories have about a job."""
+        site, job_id = self._site, question.job_id
+        stamp = timestamps.millisecond(self._begin) if self._begin else ""
+        with open_sources(site, self._files, self._begin) as sources, progress(sources) as moved:
+            read = event_log.read(sources, self.tally, job_id, stamp, moved=moved)
+            events = list(_limit_syslog(_of_cluster(read, site.cluster)))
+        uid = _uid_of_job(events, slurm) if question.uid is None else question.uid
+        own = histories.read(site, uid, histories.Wanted(job_id), self._errors)
+        events = [event for event in [*events, *_of_cluster(own.events, site.cluster)] if "job_id" in event]
+        paths = tuple(source for source in sources if isinstance(source, str))
+        return _Evidence(events, uid, paths, own.first if uid is not None else "")
 
 
 def _report_owners(events: list[event_log.Event]) -> None:
@@ -140,7 +188,7 @@ def _print(explanation: Explanation) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, emoji=False, soft_wrap=True)
     if explanation.lead:
         console.print(explanation.lead)
     slurm = explanation.slurm

@@ -3,12 +3,12 @@
 import contextlib
 import os
 import pwd
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import click
 
-from jobcache.cache import default_cache, entry_names, reasons
+from jobcache.cache import default_cache, entry_names, fields, reasons
 from jobcache.cli.common import load, plain
 from jobcache.cli.event_sources import open_sources
 from jobcache.config.settings import CONFIG, LIB, Settings, slurm_client
@@ -76,11 +76,11 @@ def about_path(path: str, site: Settings, uid: Optional[int]) -> tuple[Settings,
     lead = f"{plain(path)} lies in {plain(entry.describe())}."
     if entry.kind == entry_names.RUN:
         last = near.events[-1:]
-        facts = SiteFacts(for_root=os.geteuid() == 0)
-        text = f"{lead} It ends with its command." + "".join(f" {one['ts']}: {timeline.text(one, facts)}." for one in last)
+        text = f"{lead} It ends with its command." + "".join(f" {one['ts']}: {timeline.text(one, _asking())}." for one in last)
         raise Answered(text, "`jobcache list` shows whether it exists")
     try:
-        owner = int(entry.user) if entry.user.isdigit() else pwd.getpwnam(entry.user).pw_uid if entry.user else None
+        owner = fields.natural(entry.user)
+        owner = pwd.getpwnam(entry.user).pw_uid if owner is None and entry.user else owner
     except KeyError:
         owner = None
     if os.geteuid() != 0 and owner not in (None, uid):
@@ -133,7 +133,7 @@ def newest_job(site: Settings, uid: Optional[int], errors: list[str]) -> Questio
     """Return the newest job of a user by their history, else by their caches. Raise Answered."""
     if uid is None:
         raise click.UsageError("root has no jobs: name a JOBID, a --user, or a --path")
-    newest = max(histories.read(site, uid, histories.Wanted(), errors).events, key=lambda event: str(event["ts"]), default=None)
+    newest = max(histories.read(site, uid, histories.Wanted(), errors).events, key=histories.novelty, default=None)
     if newest is not None:
         return Question(newest["job_id"], uid)
     found = []
@@ -147,21 +147,46 @@ def newest_job(site: Settings, uid: Optional[int], errors: list[str]) -> Questio
     return Question(max(job_ids), uid)
 
 
+def of_leader(question: Question, leader: int, by: str = "") -> Question:
+    """Return the question about the het job of which the job is a part. by: who reports that, "" for Slurm and the log."""
+    text = f"Job {question.job_id} is a part of the het job {leader}{', according to ' if by else ''}{by}."
+    return replace(question, job_id=leader, lead="\n".join(filter(None, (question.lead, text))))
+
+
+def leader_by_events(events: list[event_log.Event], job_id: int) -> tuple[int, str]:
+    """Return the leader of the het job of which a job is a part, and who else than root can have written that, or ""; 0: unknown.
+
+    A job with events of its own, such as a leader, is no part.
+    """
+    if any(event.get("job_id") == job_id for event in events):
+        return 0, ""
+    naming = [event for event in events if event.get("job_id") and job_id in event.get("het_job_ids", ())]
+    by_trust = (event_log.LOG, event_log.HISTORY, event_log.SYSLOG)
+    best = min(naming, key=lambda event: by_trust.index(event["source"]), default=None)
+    return (best["job_id"], timeline.doubt(best, _asking())) if best else (0, "")
+
+
+def _asking() -> SiteFacts:
+    return SiteFacts(for_root=os.geteuid() == 0)
+
+
 def about_task(site: Settings, array: tuple[int, int], uid: Optional[int], files: tuple[str, ...], errors: list[str]) -> Question:
     """Return the job that is a task of an array: by Slurm, else by the log, else by users' histories. Raise Answered."""
     try:
         return Question(slurm_client(site.tree).raw_id(*array), uid)
     except Unknown as error:
         unknown = str(error)
+    name = f"{array[0]}_{array[1]}"
     # A job that a task has submitted can have inherited the task's variables. It has a larger id.
     wanted = histories.Wanted(array=array)
     with open_sources(site, files) as sources:
         logged = [event for event in event_log.read(sources, event_log.Tally()) if wanted.fits(event)]
     in_log = [event for event in logged if event["source"] == event_log.LOG]
     for found in (in_log, histories.read(site, uid, wanted, errors).events, logged):
-        job_ids = [event["job_id"] for event in found if "job_id" in event]
-        if job_ids:
-            return Question(min(job_ids), uid)
-    name = f"{array[0]}_{array[1]}"
+        with_id = [event for event in found if "job_id" in event]
+        if with_id:
+            first = min(with_id, key=lambda event: int(event["job_id"]))
+            by = timeline.doubt(first, _asking())
+            return Question(first["job_id"], uid, f"{name} is job {first['job_id']}, according to {plain(by)}." if by else "")
     advice = f"`sacct -j {name} -o JobIDRaw`, once it answers"
     raise Answered(f"The raw id of job {name} is unknown: {plain(unknown)}", advice, 1)

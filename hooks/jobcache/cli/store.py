@@ -211,7 +211,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         key = row["key"].rpartition("/")[0] or row["path"]
         key += " (results of map)" if row["is_result_set"] else ""
         table.add_row(row["label"] or "-", row["state"], str(total), decimal(row["bytes"]), used, plain(key))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False, emoji=False).print(table)
 
 
 # -------------------------------------------------------------------------------------------------------------- prune

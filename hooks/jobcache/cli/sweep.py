@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 import click
 
+from jobcache.cache.fields import number
 from jobcache.cli import common
 from jobcache.config import settings
 from jobcache.diagnostics import admin_comments, metrics
@@ -67,10 +68,10 @@ def sweep_command(
 
 def parse_shard(text: str) -> tuple[int, int]:
     """Return (I, N) of `I/N`. Raise click.BadParameter."""
-    part, _, parts = text.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+    part, parts = (number(digits.lstrip("0")) for digits in text.partition("/")[::2])
+    if part is None or parts is None or part > parts:
         raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N", param_hint="--shard")
-    return int(part), int(parts)
+    return part, parts
 
 
 def _lock_path(site: settings.Settings, options: scanning.Options) -> str:

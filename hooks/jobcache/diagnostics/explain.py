@@ -1,6 +1,7 @@
 """Answer "where is the cache of this job?" from facts: its events, its directories, and its state in Slurm."""
 
 from collections.abc import Iterable, Sequence
+from typing import Optional
 
 from jobcache.cache import timestamps
 from jobcache.diagnostics.explain_facts import Explanation, JobDirectory, SiteFacts, SlurmJob
@@ -136,19 +137,23 @@ def _reaped(last: Event, events: list[Event], slurm: SlurmJob, site: SiteFacts) 
     alive = is_alive(slurm.state)
     if by_run:
         return f"{answer} It deletes a cache after the last command in it: keep results elsewhere.", _KEEP
-    if alive and slurm.start and last["ts"] > slurm.start and not _created_after(events, last):
-        return f"{answer} Its job is still alive, so this is a bug.", "report it, with these events"
+    since = ""  # who reports that the job went on with another cache
+    if alive and slurm.start and last["ts"] > slurm.start:
+        later = _created_after(events, last)
+        if later is None:
+            return f"{answer} Its job is still alive, so this is a bug.", "report it, with these events"
+        since = _note(later, site)
     if last["event"] == "cache.orphan_reaped":
         reason = last.get("reason", "")
         return f"{answer} No Epilog had reaped it: {meaning(reason)}.", remedy(reason)
     answer += f" A cache is deleted when its job ends{_lifetime(last)}: keep results elsewhere."
     if alive:
-        answer += " The job was requeued: its next run begins with a new cache, at another path."
+        answer += f" The job was requeued{since}: its next run begins with a new cache, at another path."
     return answer, _KEEP
 
 
-def _created_after(events: list[Event], last: Event) -> bool:
-    return any(event["event"] == "cache.created" and event["ts"] > last["ts"] for event in events)
+def _created_after(events: list[Event], last: Event) -> Optional[Event]:
+    return next((event for event in events if event["event"] == "cache.created" and event["ts"] > last["ts"]), None)
 
 
 def _lifetime(last: Event) -> str:

@@ -1,7 +1,7 @@
 """The facts from which `jobcache explain` answers, and the answer."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 from jobcache.sweep.plan import Directory
 
@@ -11,6 +11,7 @@ class SlurmJob:
     """The job in Slurm now. state "": Slurm does not know the job, for the reason in `unknown`.
 
     start, end: RFC 3339, or "". by: the command that answered, squeue or sacct.
+    leader: job id of the leader if the job is another part of a het job, else None.
     """
 
     state: str = ""
@@ -22,6 +23,7 @@ class SlurmJob:
     end: str = ""
     unknown: str = ""
     by: str = "squeue"
+    leader: Optional[int] = None
 
 
 @dataclass(frozen=True)

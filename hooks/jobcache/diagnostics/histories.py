@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
-from jobcache.cache import cache_names, dirfd, history, job_record, path_template
+from jobcache.cache import cache_names, dirfd, history, job_record, path_template, timestamps
 from jobcache.config.settings import Settings
 from jobcache.diagnostics.path_meaning import ancestors
 from jobcache.sweep import directories
@@ -23,13 +23,16 @@ MOST_EVENTS = 1000  # about one job, from one history
 _MOST_OF_EACH = 100  # the same, if the histories of all users are read
 _PATIENCE = 10.0  # seconds for the entries on one path
 _TIME = 60.0  # seconds for all histories
+_OF_ONE = 10.0  # seconds for those of one user, if the histories of all users are read
+_CLOCKS = 86400.0  # seconds by which the clocks of nodes may differ
+_BEGINNINGS = ("cache.created", "cache.skipped")  # events of a job that has just begun; others can be about an old job
 _LINE_LIMIT = 1 << 14  # bytes
 _GENERATIONS = (cache_names.HISTORY_OLDER, cache_names.HISTORY)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which lines to read: those about a job, about a task of an array, or (without both) the last one about any job.
+    """Which lines to read: those about a job, about a task of an array, or (without both) the newest one about any job.
 
     array: (array job id, task id).
     """
@@ -39,14 +42,29 @@ class Wanted:
 
     def pattern(self) -> "re.Pattern[bytes]":
         """Return a pattern that is in each wanted line."""
-        key, number = ("array_job_id", self.array[0]) if self.array else ("job_id", self.job_id)
-        return re.compile(rb'"%s"\s*:\s*%s\b' % (key.encode(), b"[1-9][0-9]*" if number is None else b"%d" % number))
+        if self.array:
+            return re.compile(rb'"array_job_id"\s*:\s*%d\b' % self.array[0])
+        return event_log.about(self.job_id) if self.job_id else re.compile(rb'"job_id"\s*:\s*[1-9]')
+
+    def select(self, lines: list[bytes], most: int) -> list[bytes]:
+        """Return the wanted ones of these lines, without a check of all they have; at most the last `most`."""
+        found = list(filter(self.pattern().search, lines))
+        if self.job_id or self.array:
+            return found[-most:]
+        events = ((line, event_log.of_history(line)) for line in reversed(found))
+        return next(([line] for line, event in events if event and novelty(event)[:2] == (True, True)), found[-1:])
 
     def fits(self, event: Event) -> bool:
         """Return whether an event is wanted."""
         if self.array:
             return (event.get("array_job_id"), event.get("array_task_id")) == self.array
-        return "job_id" in event and self.job_id in (None, event["job_id"])
+        return "job_id" in event and (self.job_id is None or event_log.is_about(event, self.job_id))
+
+
+def novelty(event: Event) -> tuple[bool, bool, str]:
+    """Return what is largest for an event of the newest job. A node whose clock is in the future must not have it for ever."""
+    is_past = event["ts"] <= timestamps.millisecond(time.time() + _CLOCKS)
+    return is_past, event["event"] in _BEGINNINGS, event["ts"]
 
 
 @dataclass
@@ -69,24 +87,26 @@ def read(site: Settings, uid: Optional[int], wanted: Wanted, trouble: list[str])
     places = list(_places(site, uid, trouble))
     until = time.monotonic() + _TIME
     found = Found()
-    most = MOST_EVENTS if uid is not None else _MOST_OF_EACH
+    most, patience = (MOST_EVENTS, _TIME) if uid is not None else (_MOST_OF_EACH, _OF_ONE)
+    spent: dict[int, float] = {}  # seconds by uid; each child counts for itself
     names: dict[int, str] = {}
+    counts: dict[int, int] = {}  # events by uid
     left = 0
 
     def lost(lost_places: Sequence[UserDirectory], why: str) -> None:
         trouble.append(f"{and_more([place.path for place in lost_places])}: {why}")
 
     def facts(place: UserDirectory) -> Iterator[dict[str, Any]]:
-        if time.monotonic() > until:
-            yield {"left": 1}
-            return
+        began = time.monotonic()
+        end = min(until, began + patience - spent.get(place.uid, 0.0))
         try:
             where = place_of(register, place)
-            yield from with_rights_of(place.uid, place.gid, place.path, where, lambda: _facts(place, wanted, most))
+            yield from with_rights_of(place.uid, place.gid, place.path, where, lambda: _facts(place, wanted, most, end))
         except FileNotFoundError:
             return
         except OSError as error:
             yield {"trouble": f"{place.path}: {error.strerror or error}"}
+        spent[place.uid] = spent.get(place.uid, 0.0) + time.monotonic() - began
 
     for fact in survey(places, facts, lost, lambda place: place_of(register, place)):
         left += fact.get("left", 0)
@@ -98,10 +118,13 @@ def read(site: Settings, uid: Optional[int], wanted: Wanted, trouble: list[str])
         if event is not None and wanted.fits(event):
             if fact["uid"] not in names:
                 names[fact["uid"]] = as_user.user_name(fact["uid"])
+            counts[fact["uid"]] = counts.get(fact["uid"], 0) + 1
+            if counts[fact["uid"]] > most:
+                continue
             event.update(uid=fact["uid"], user=names[fact["uid"]])
             found.events.append(event)
     if left:
-        trouble.append(f"the histories of {left} directories were not read within {_TIME:.0f} s; name the user: --user")
+        trouble.append(f"the histories of {left} directories were not read within {patience:.0f} s; name the user: --user")
     return found
 
 
@@ -158,11 +181,13 @@ def _facts_beside(above: str, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _places(site: Settings, uid: Optional[int], trouble: list[str]) -> Iterator[UserDirectory]:
-    """Yield the directories that can hold histories. Those of one user are computed, where the template has no {node}."""
+    """Yield the directories that can hold histories. Those of one user are computed, where the template allows it."""
     to_list = []
     account = _account(uid)
     for template in site.templates:
-        if account is None or (True, "node") in template.parent:
+        if template.job_directory:
+            continue  # it ends with its job, and has no history
+        if account is None or (True, "node") in template.parent or (True, "account") in template.parent:
             to_list.append(template)
             continue
         try:
@@ -181,11 +206,17 @@ def _account(uid: Optional[int]) -> Optional[pwd.struct_passwd]:
         return None
 
 
-def _facts(place: UserDirectory, wanted: Wanted, most: int) -> Iterator[dict[str, Any]]:
-    """Yield the wanted lines of the histories in a user's directory, and the time of the first line."""
+def _facts(place: UserDirectory, wanted: Wanted, most: int, until: float) -> Iterator[dict[str, Any]]:
+    """Yield the wanted lines of the histories in a user's directory, and the time of the first line.
+
+    until: no history is begun later, in seconds of time.monotonic.
+    """
     failures: list[OSError] = []
     for parent in directories.parents(place.path, place.rest, failures):
         yield {}
+        if time.monotonic() > until:
+            yield {"left": 1}
+            return
         try:
             yield from _lines_in(parent, place.uid, wanted, most)
         except OSError as error:
@@ -200,12 +231,10 @@ def _lines_in(parent: str, uid: int, wanted: Wanted, most: int) -> Iterator[dict
         lines = [line for name in _GENERATIONS for line in _lines(parent_fd, name, uid)]
     finally:
         os.close(parent_fd)
-    pattern = wanted.pattern()
-    fitting = [line for line in lines if pattern.search(line)]
     first = next((event["ts"] for event in map(event_log.of_history, lines) if event), None)
     if first:
         yield {"first": first}
-    for line in fitting[-(most if wanted.job_id or wanted.array else 1) :]:
+    for line in wanted.select(lines, most):
         yield {"uid": uid, "line": line.decode("ascii")}
 
 

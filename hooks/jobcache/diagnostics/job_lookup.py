@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
-from jobcache.cache import dirfd, job_record, timestamps
+from jobcache.cache import dirfd, fields, job_record, timestamps
 from jobcache.config.settings import Settings, slurm_client
 from jobcache.diagnostics.explain_facts import JobDirectory, SlurmJob
 from jobcache.sweep import directories, scanning
@@ -33,8 +33,15 @@ def slurm_job(site: Settings, job_id: int) -> SlurmJob:
             return SlurmJob(unknown=str(error))
     return SlurmJob(
         row["State"], row["User"], row["NodeList"], row["Partition"], row["Account"],
-        _timestamp(row["Start"]), _timestamp(row["End"]), by=by,
+        _timestamp(row["Start"]), _timestamp(row["End"]), by=by, leader=_leader(job_id, row["JobID"]),
     )  # fmt: skip
+
+
+def _leader(job_id: int, shown: str) -> Optional[int]:
+    """Given the id that Slurm prints for a job, such as 4242+1, return the leader's id; None if this is no other job."""
+    head, sign, _ = shown.partition("+")
+    leader = fields.number(head) if sign else None
+    return None if leader == job_id else leader
 
 
 def _timestamp(seconds: str) -> str:

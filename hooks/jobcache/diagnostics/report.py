@@ -105,9 +105,9 @@ class Collector:
         report.without.sort(key=lambda one: (-one.jobs, one.user, one.reason))
         for name, rows in table.latest(_LATEST, report_advice.CONDITION):
             user = name or UNKNOWN
-            caches = [_cache(user, *row) for row in rows]
-            report.advice += report_advice.advice(user, caches)
+            caches = [Cache(ended, made, size, files, bool(orphan), seeded) for ended, made, size, files, orphan, seeded in rows]
             same = rebuilding.rebuilt(user, [cache.bytes for cache in caches])
+            report.advice += report_advice.advice(user, caches, same)
             report.rebuilt += [same] if same else []
         report.advice.sort(key=lambda one: one.user)
         report.rebuilt.sort(key=lambda one: (-one.again, one.user))
@@ -145,7 +145,3 @@ def _jobs(without: Sequence[Without], *, clear: bool) -> dict[str, int]:
         if one.reason.startswith("inherit_") and (one.reason != "inherit_script") == clear:
             found[one.user] = found.get(one.user, 0) + one.jobs
     return found
-
-
-def _cache(user: str, ended: float, made: Optional[float], size: int, files: int, orphan: int, seeded: int) -> Cache:
-    return Cache(ended, user, made=made, bytes=size, files=files, orphan=bool(orphan), seeded=seeded)

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
+from typing import Optional
 
-from jobcache.diagnostics.rebuilding import ALIKE, rebuilt
+from jobcache.diagnostics.rebuilding import ALIKE, Rebuilt
 from jobcache.diagnostics.report_model import Advice, Cache
 from jobcache.diagnostics.units import size
 
@@ -20,9 +21,8 @@ _HALF = (_MANY + 1) // 2
 CONDITION = f"sum(bytes >= {_LARGE}) >= {_HALF} or sum(files >= {_MANY_FILES}) >= {_HALF} or sum(orphan) >= {_MANY}"
 
 
-def advice(user: str, caches: Sequence[Cache]) -> Iterator[Advice]:
-    """Yield the advice that fits, each with the numbers behind it."""
-    same = rebuilt(user, [cache.bytes for cache in caches])
+def advice(user: str, caches: Sequence[Cache], same: Optional[Rebuilt]) -> Iterator[Advice]:
+    """Yield the advice that fits, each with the numbers behind it. same: as of rebuilding.rebuilt."""
     if same:
         yield Advice(
             user, "store", "Build a store: jobs seem to make the same data again (jobcache store build, or publish: all).",

@@ -1,20 +1,15 @@
 """The data of a report. Its fields are the keys of `jobcache report --json` and of the page."""
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from jobcache.diagnostics.rebuilding import Rebuilt
 
 
-@dataclass
-class Cache:
+class Cache(NamedTuple):
     """One cache that was reaped. ended, made: seconds since the epoch; made None: unknown. seeded: bytes that were linked."""
 
     ended: float
-    user: str = ""
-    uid: Optional[int] = None
-    account: str = ""
-    partition: str = ""
     made: Optional[float] = None
     bytes: int = 0
     files: int = 0

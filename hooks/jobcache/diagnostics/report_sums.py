@@ -24,12 +24,15 @@ _LAST: Span = (math.inf, math.inf, 0, None, None, None)  # ends all caches
 
 
 class _Group:
-    """A user, an account, a partition, or all caches. held: bytes that exist now. rank: lifetimes so far. life: the median."""
+    """A user, an account, a partition, or all caches. held: bytes that exist now. life: the median lifetime.
 
-    __slots__ = ("held", "known", "life", "peak", "rank")
+    known: lifetimes. rank: of these, so far. middle, next: ranks of the one or two in the middle; next 0: there is one.
+    """
+
+    __slots__ = ("held", "known", "life", "middle", "next", "peak", "rank")
 
     def __init__(self) -> None:
-        self.held = self.peak = self.known = self.rank = 0
+        self.held = self.peak = self.known = self.rank = self.middle = self.next = 0
         self.life: Optional[float] = None
 
 
@@ -67,54 +70,59 @@ class Sums:
         """Set the most that existed at once. A cache that ends when another begins counts with it: an upper bound."""
         alive: list[tuple[float, int, int, tuple[_Group, ...]]] = []  # a heap: end, number, bytes, groups
         last = number = 0  # the bin of the last step; the caches so far
-        pop, push, total = heapq.heappop, heapq.heappush, self._all
-        for begin, ended, size, *names in itertools.chain(self._table.spans(), [_LAST]):
+        edge = self._since + self.step  # the end of that bin
+        pop, push, of_names, total = heapq.heappop, heapq.heappush, self._of_names, self._all
+        for begin, ended, size, user, account, partition in itertools.chain(self._table.spans(), [_LAST]):
             while alive and alive[0][0] < begin:
                 moment, _, less, groups = pop(alive)
-                at = self._at(moment)
-                if at != last:
-                    self._fill(last, at, len(alive) + 1)
-                    last = at
+                if moment >= edge:
+                    last, edge = self._fill(last, moment, len(alive) + 1)
                 for group in groups:
                     group.held -= less
             if begin == math.inf:
                 return
-            at = self._at(begin)
-            if at != last:
-                self._fill(last, at, len(alive))
-                last = at
-            groups = self._of_names[names[0], names[1], names[2]]
+            if begin >= edge:
+                last, edge = self._fill(last, begin, len(alive))
+            groups = of_names[user, account, partition]
             for group in groups:
-                group.held += size
-                if group.held > group.peak:
-                    group.peak = group.held
+                group.held = held = group.held + size
+                if held > group.peak:
+                    group.peak = held
             number += 1  # noqa: SIM113 - the loop has tuples of names
             push(alive, (ended, number, size, groups))
-            one = self.bins[at]
+            one = self.bins[last]
             if total.held > one.bytes:
                 one.bytes = total.held
             if len(alive) > one.caches:
                 one.caches = len(alive)
 
-    def _fill(self, last: int, at: int, count: int) -> None:
-        """Note the present state in the bins after the last one, up to `at`. count: of caches that exist."""
+    def _fill(self, last: int, moment: float, count: int) -> tuple[int, float]:
+        """Note the present state in the bins after `last`, down to that of `moment`; return its number and its end.
+
+        count: of caches that exist.
+        """
+        at = max(last, self._at(moment))
         for between in self.bins[last + 1 : at + 1]:
             between.caches, between.bytes = max(between.caches, count), max(between.bytes, self._all.held)
+        return at, self._since + (at + 1) * self.step if at + 1 < len(self.bins) else math.inf
 
     def _add_lives(self) -> None:
         """Count the caches by lifetime, and set the median lifetimes."""
         counts = [0] * (len(_LIVES) + 1)
         limits = [most for most, _ in _LIVES] + [math.inf]
         at = 0
-        for life, *names in self._table.lives():
+        for group in (self._all, *self._groups.values()):
+            group.middle, group.next = (group.known + 1) // 2, 0 if group.known % 2 else group.known // 2 + 1
+        of_names = self._of_names
+        for life, user, account, partition in self._table.lives():
             while life >= limits[at]:
                 at += 1
             counts[at] += 1
-            for group in self._of_names[names[0], names[1], names[2]]:
+            for group in of_names[user, account, partition]:
                 group.rank = rank = group.rank + 1
-                if rank * 2 == group.known or rank * 2 == group.known + 1:
+                if rank == group.middle:
                     group.life = life
-                elif rank * 2 == group.known + 2 and group.life is not None:
+                elif rank == group.next and group.life is not None:
                     group.life = (group.life + life) / 2
         self.lives = list(zip([label for _, label in _LIVES] + [_LONGER], counts))
 

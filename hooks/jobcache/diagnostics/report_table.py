@@ -19,6 +19,13 @@ _REST = "(others)"
 _EVENTS = """create table event (job integer, cache integer, identity integer, doubtful integer, kind integer, word integer,
 outcome integer, at real, made real, bytes integer, files integer, builds integer, left_out integer, uid integer, user integer,
 account integer, partition integer, primary key (job, cache, identity)) without rowid"""
+
+
+def _of_end(column: str) -> str:
+    """Return the value that the deletion has, else that of another event: users can write all others to a system log."""
+    return f"coalesce(max(case when kind <= {ORPHAN_REAPED} then {column} end), max({column}))"
+
+
 _CACHES = f"""create table cache as select
     max(case when kind <= {ORPHAN_REAPED} then at end) as ended,
     max(case when kind <= {ORPHAN_REAPED} and made <= at then made end) as made,
@@ -28,7 +35,7 @@ _CACHES = f"""create table cache as select
     cast(total(case when kind = {SEEDED} then bytes end) as integer) as stored,
     cast(total(case when kind = {CREATED} then bytes end) as integer) as own,
     max(kind = {CREATED}) as created,
-    max(uid) as uid, max(user) as user, max(account) as account, max(partition) as partition
+    max(uid) as uid, {_of_end("user")} as user, {_of_end("account")} as account, {_of_end("partition")} as partition
 from event where kind <= {SEEDED} group by job, cache"""
 _BITS = 20  # sums have two parts, which cannot overflow
 

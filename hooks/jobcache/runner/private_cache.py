@@ -84,7 +84,7 @@ class PrivateCache:
         self._seeds = seeding.Seeds(stores, self._claim, env, self._began)
         if self._claim.seed:
             self._claim.seed = _seed_after(before_seeding, self._claim.seed)
-        self._array_task = fields.array_task(env)
+        self._further_ids = fields.further_ids(env)
         self._nodes = fields.natural(env.get("SLURM_JOB_NUM_NODES", "")) if self._job else None
         self._is_alone = self._nodes == 1 and "SLURM_HET_SIZE" not in env  # no other node or part of the job has the path
         self._outcome = ""
@@ -342,7 +342,7 @@ class PrivateCache:
         if self._job:
             cluster = event_line.quote(self._job.cluster)
             facts.update(cluster=cluster, job_id=str(self._job.job_id), run=str(self._job.run))
-            facts.update((key, str(value)) for key, value in self._array_task.items())
+            facts.update((key, str(value)) for key, value in self._further_ids.items())
         return facts
 
 

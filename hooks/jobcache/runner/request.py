@@ -93,14 +93,15 @@ def request_of(env: "dict[str, str]", tree: "dict[str, Any]") -> Request:
     inherits = chosen["inherit"] == "on" and env.get("JOBCACHE_INHERIT") != "off"
     scope = env.get("JOBCACHE_SCOPE", "")
     syslog = tree["log"]["syslog"]
+    template = path_template.Template(str(chosen["path"]))
     return Request(
-        template=path_template.Template(str(chosen["path"])),
+        template=template,
         scope=scope if scope in ("job", "node", "task") else str(chosen["scope"]),
         exports=dict(chosen["exports"]),
         keep_max=tree["keep_max"],
         keep_failed=tree["keep_failed"],
         cluster=tree["cluster"] or "",
-        history=tree["history"] == "on",
+        history=tree["history"] == "on" and not template.job_directory,  # the site deletes it with the job
         syslog="/dev/log" if syslog is True else syslog or "",
         user_store=tree["store"]["user"] or "",
         site_store=tree["store"]["site"] or "",

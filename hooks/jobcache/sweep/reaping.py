@@ -63,7 +63,7 @@ def reap_all(
             group = list(_examined(group, register, trouble))
             if group:
                 work = OwnerReaping(group, rate / AT_ONCE if rate else None, host)
-                work.history = HistoryLines(by_path, site.cluster) if site.history else None
+                work.history = HistoryLines(by_path, site.cluster, site.templates) if site.history else None
                 yield uid, starter(work, uid, group[0].gid, _place(group[0].path, uid, register), "")
 
     for uid, child, fact in children.each(starts(), AT_ONCE, PATIENCE):

@@ -19,11 +19,11 @@ class Job:
     job_id: the raw id; of a het job, the id of its leader. uid: of the owner. het: it is part of a het job.
     The rest is None if Slurm did not set it. gid, user: of the owner. account: of the job. nodes: how many the job began with.
     start: seconds since the epoch.
-    array_task: array_job_id and array_task_id, {} if it is no task of an array.
+    further_ids: fields of its events, as fields.further_ids returns.
     failed: it ended non-zero. An unknown status counts as a failure, except on Slurm 20.11 and 21.08, which report none.
     """
 
-    __slots__ = ("job_id", "uid", "gid", "user", "node", "nodes", "failed", "start", "het", "account", "array_task")
+    __slots__ = ("job_id", "uid", "gid", "user", "node", "nodes", "failed", "start", "het", "account", "further_ids")
 
     def __init__(self, job_id: int, uid: int, node: str) -> None:
         self.job_id = job_id
@@ -35,7 +35,7 @@ class Job:
         self.failed = False
         self.start: "int | None" = None
         self.het = False
-        self.array_task: "dict[str, int]" = {}
+        self.further_ids: "dict[str, object]" = {}
         self.account: "str | None" = None
 
 
@@ -65,5 +65,5 @@ def from_epilog(env: "dict[str, str]") -> Job:
     job.failed = reports_status and fields.natural(env.get("SLURM_JOB_EXIT_CODE", "")) != 0
     job.start = fields.natural(env.get("SLURM_JOB_START_TIME", ""), 2**63)
     job.het = het
-    job.array_task = fields.array_task(env)
+    job.further_ids = fields.further_ids(env)
     return job

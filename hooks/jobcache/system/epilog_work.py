@@ -148,7 +148,7 @@ class Work:
         job = self.job
         known = {"cluster": self.site.cluster, "node": job.node, "job_id": job.job_id, "uid": job.uid, "user": job.user}
         fields = {key: value for key, value in fact.items() if key not in ("event", "level")}
-        return events.encode(fact["event"], fact["level"], {**known, **job.array_task, **fields})
+        return events.encode(fact["event"], fact["level"], {**known, **job.further_ids, **fields})
 
     def _handle_place(self, place: "path_template.Place") -> None:
         """Handle the caches of the job in one directory, if the directory exists. Report an error of this directory."""

@@ -6,13 +6,12 @@ other exports of a system log, any user can have written any line: their events 
 word that jobcache cannot have written is dropped.
 """
 
-import calendar
 import functools
 import json
 import re
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Callable, Optional
 
 from jobcache.system import log_files
@@ -32,6 +31,7 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys("job_id run uid bytes files found reaped kept reported troubles left duration_ms status".split(), int),
     **dict.fromkeys("fs_total_bytes fs_free_bytes builds saved_bytes".split(), int),
     "pids": list,
+    "het_job_ids": list,
     "inherited": dict,
 }
 _OF_INHERITED: dict[str, type] = {
@@ -39,10 +39,12 @@ _OF_INHERITED: dict[str, type] = {
     "source": str,
     "left_out": list,
 }
+_MOST_PARTS = 128  # of a het job, in Slurm
 _MOST_LEFT_OUT = 64  # datasets of one event, each of which has three texts
 _CLOSED_SETS = ("event", "outcome", "reason")  # a newer version may write words that this one does not know
 _is_word = re.compile(r"[a-z_.]{1,32}").fullmatch
 _NUMBER_LIMIT = 1 << 63
+_MOST_SHAPES, _LONGEST_SHAPE = 1024, 2048  # of the cache of shapes; forged events can have any keys
 _ROOT_EVENTS = frozenset(["cache.released", "cache.reaped", "cache.orphan_reaped", "sweep.finished", "hook.failed"])
 _decode = json.JSONDecoder().raw_decode
 
@@ -78,13 +80,13 @@ def read(
     """Yield the events of the sources in their order.
 
     sources: paths, "-" for standard input, or open binary files. An event in several sources is yielded several times.
-    job_id: yield only this job's events. Lines without its number are not parsed, which is fast.
+    job_id: yield only the events that is_about accepts. Lines without its number are not parsed, which is fast.
     since, until: yield only events from `since` to before `until`; texts as timestamps.millisecond returns.
     moved: gets the number of bytes that were read from a file.
     """
     lines: Callable[[bytes], Iterable[bytes]] = _all_lines
     if job_id is not None:
-        lines = functools.partial(_lines_with, str(job_id).encode(), re.compile(rb'job_id\\?"\s*:\s*%d\b' % job_id))
+        lines = functools.partial(_lines_with, str(job_id).encode(), about(job_id))
     elif since or until < "~":
         lines = functools.partial(_lines_between, since.encode(), until.encode())
     for source in sources:
@@ -96,10 +98,20 @@ def read(
                         tally.torn += b'"event"' in line
                         continue
                     tally.events += 1
-                    if since <= event["ts"] < until and (job_id is None or event.get("job_id") == job_id):
+                    if since <= event["ts"] < until and (job_id is None or is_about(event, job_id)):
                         yield event
         except log_files.LogError as error:
             tally.broken = (*tally.broken, str(error))
+
+
+def about(job_id: int) -> "re.Pattern[bytes]":
+    """Return a pattern that is in each line with an event that is_about accepts."""
+    return re.compile(rb'(?:job_id\\?"\s*:\s*|het_job_ids\\?"\s*:\s*\[[0-9, ]*\b)%d\b' % job_id)
+
+
+def is_about(event: Event, job_id: int) -> bool:
+    """Return whether an event is about this job, or about the het job of which it is a part."""
+    return event.get("job_id") == job_id or job_id in event.get("het_job_ids", ())
 
 
 def _all_lines(block: bytes) -> Iterable[bytes]:
@@ -177,16 +189,17 @@ def _validated(found: Optional[Event], source: str) -> Optional[Event]:
     """Drop invalid fields and add the source; return the event, None without a timestamp or a name."""
     if found is None:
         return None
-    type_of = _TYPES.get
-    invalid = []
-    for key, value in found.items():
-        kind = type(value)
-        if kind is not type_of(key) or (kind is int and not 0 <= value < _NUMBER_LIMIT):
+    dropped, numbers = _shape(found)
+    invalid = list(dropped)
+    for key in numbers:
+        if not 0 <= found[key] < _NUMBER_LIMIT:
             invalid.append(key)
     if source != LOG:
         invalid += [key for key in _CLOSED_SETS if key in found and key not in invalid and _is_word(found[key]) is None]
     for key in invalid:
         del found[key]
+    if "het_job_ids" in found:
+        found["het_job_ids"] = [one for one in found["het_job_ids"][:_MOST_PARTS] if type(one) is int and one > 0]
     if "inherited" in found:
         found["inherited"] = _valid_inherited(found["inherited"])
     timestamp = found.get("ts")
@@ -194,6 +207,23 @@ def _validated(found: Optional[Event], source: str) -> Optional[Event]:
         return None
     found["source"] = source
     return found
+
+
+_shapes: dict[tuple[object, ...], tuple[list[str], list[str]]] = {}
+
+
+def _shape(found: Event) -> tuple[list[str], list[str]]:
+    """Return the keys whose values have a wrong type, and those with numbers. Most events have one of a few shapes."""
+    shape = (*found, *map(type, found.values()))
+    known = _shapes.get(shape)
+    if known is None:
+        dropped = [key for key, value in found.items() if type(value) is not _TYPES.get(key)]
+        known = dropped, [key for key in found if _TYPES.get(key) is int and key not in dropped]
+        if len(_shapes) >= _MOST_SHAPES:
+            _shapes.clear()
+        if sum(map(len, found)) <= _LONGEST_SHAPE:
+            _shapes[shape] = known
+    return known
 
 
 def of_history(line: bytes) -> Optional[Event]:
@@ -238,4 +268,4 @@ def epoch_or_none(text: str) -> Optional[float]:
 
 @functools.lru_cache(maxsize=4096)
 def _minute(text: str) -> int:
-    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:"))  # slow, so one call for all events of a minute
+    return int(datetime.fromisoformat(f"{text}00+00:00").timestamp())

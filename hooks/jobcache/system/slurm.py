@@ -95,8 +95,8 @@ class Slurm:
         and comment, which users choose. Users choose the account as well: it is the last column, and a second line of it is
         ignored.
         """
-        columns = ("JobIDRaw", "State", "User", "NodeList", "Partition", "Start", "End", "Account")
-        options = (*_ALL_JOBS, f"--jobs={job_id}", "--format=%A|%T|%u|%N|%P|%S|%e|%a")
+        columns = ("JobIDRaw", "JobID", "State", "User", "NodeList", "Partition", "Start", "End", "Account")
+        options = (*_ALL_JOBS, f"--jobs={job_id}", "--format=%A|%i|%T|%u|%N|%P|%S|%e|%a")
         for line in self._run(self._squeue, *options, SLURM_TIME_FORMAT="%s").splitlines():  # one line a part of a het job
             words = line.split("|", len(columns) - 1)
             if len(words) == len(columns) and words[0] == str(job_id):
@@ -105,7 +105,7 @@ class Slurm:
 
     def accounted(self, job_id: int) -> "dict[str, str]":
         """Return one job as sacct shows it, keyed by column name. Times are seconds since the epoch. Raise Unknown."""
-        columns = ("JobIDRaw", "State", "User", "NodeList", "Partition", "Account", "Start", "End")
+        columns = ("JobIDRaw", "JobID", "State", "User", "NodeList", "Partition", "Account", "Start", "End")
         sacct = self._sibling("sacct")
         options = ("--noheader", "--parsable2", "--allocations", f"--jobs={job_id}", f"--format={','.join(columns)}")
         for line in self._run(sacct, *options, SLURM_TIME_FORMAT="%s").splitlines():
