@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from jobcache.cache import linking, store_names
 from jobcache.store import builds, inventory, removal, retention
 from support import os_calls
 from support.damage import DAMAGE, delete_info
@@ -202,8 +203,9 @@ def test_publishes_only_whole_files_of_the_build(jobs: Jobs, template: Template)
     shutil.copy2(whole, build / "cache-two\nlines.arrow")  # the user can choose the name
     (build / "cache-1111111111111111.arrow").symlink_to("/etc/passwd")
     os.mkfifo(build / "cache-2222222222222222.arrow")
-    (cache / f"{template.key}.incomplete").mkdir()
-    jobs.site.fill(cache, f"{template.key}.incomplete/json-train.arrow", f"{template.key}_builder.lock")
+    template.put(cache, f"{template.key}.incomplete")  # `datasets` was killed just before it renamed the directory
+    template.put(cache, "generator/default-0123456789abcdef/0.0.0.incomplete")
+    jobs.site.fill(cache, f"{template.key}_builder.lock")
     for path in build.iterdir():
         os.lchown(path, *cache.stat()[4:6])
     jobs.end()
@@ -436,6 +438,48 @@ def test_most_recently_used_builds_are_linked_within_deadline(jobs: Jobs, templa
     assert event["builds"] == len(linked) + 1, "the last used build, and these"
     assert linked == {f"many-{at}" for at in range(len(linked))}
     assert event.get("reason") == ("budget" if len(linked) < 1500 else None)
+
+
+@pytest.mark.parametrize(("ticks", "linked", "last"), [(250, "small", "cut 1"), (1500, "all", "large"), (4000, "all", "small")])
+def test_large_build_does_not_keep_small_ones_from_their_links(
+    jobs: Jobs, template: Template, ticks: int, linked: str, last: str
+) -> None:
+    """The last used build takes half of the time, then waits for the others, and goes on; the number of the rest is reported."""
+    stored = published(jobs, template)
+    fill_store(stored, 4)
+    add_files(stored, 400)
+    cache = jobs.site.scratch / ALICE / "cache"
+    lines: list[str] = []
+
+    def work() -> None:
+        (cache / ".jobcache").mkdir(parents=True)
+        clock = os_calls.Clock()
+        clock.install()
+        place = linking.Place(open_cache(cache), "", ".jobcache/seeds")
+        source = linking.Source(str(jobs.path), [LABEL], UID)
+        linking._Linking(place, float(ticks), lines.append, None, False).link([source], [])
+        large = [line for line in lines if line.startswith("seeded 40")]
+        assert len(lines) == 5 and len(large) == (linked == "all")
+        want = {"large": lines[-1] in large, "cut 1": lines[-1] == "cut 1", "small": lines[0] in large}
+        assert want[last], lines
+        assert links(cache / template.key)[0] > 400 if large else not (cache / template.key).exists()
+        assert all(links(build) == (5, 0) for build in cache.glob("json/many-*/*/*"))
+
+    assert succeeded(as_alice(work))
+
+
+def add_files(stored: Path, count: int) -> None:
+    """Add `count` results of `map` to a stored build."""
+    contents = store_names.parse_contents((stored / "contents").read_text())
+    assert contents
+    (shard, *_) = (stored / "files").glob("*-train-*.arrow")
+    for at in range(count):
+        name = f"cache-{at:016x}.arrow"
+        os.link(shard, stored / "files" / name)
+        contents.files[name] = contents.files[shard.name]
+    (stored / "contents").unlink()
+    (stored / "contents").write_text(store_names.format_contents(contents))
+    shutil.chown(stored / "contents", ALICE)
 
 
 def test_finding_builds_stops_at_deadline(jobs: Jobs) -> None:

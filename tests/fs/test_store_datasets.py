@@ -69,6 +69,64 @@ def test_linked_cache_behaves_like_a_private_one(jobs: Jobs, python: hf.Python) 
     assert stored.stat().st_mtime_ns == after, "a job that is only linked to it does not"
 
 
+@pytest.mark.parametrize("made_by", ["from_generator(rows)", "from_json({data!r})"], ids=["generator", "json"])
+def test_builds_one_level_higher_are_handed_on(jobs: Jobs, python: hf.Python, made_by: str) -> None:
+    """With results of map on top, and beside a build of `load_dataset`. The next job writes nothing."""
+    data = write_rows(jobs.home / "data.jsonl", range(40))
+    code = "from datasets import Dataset\ndef rows():\n    for at in range(40):\n        yield {'id': at}\n"
+    code += f"ds = {{'train': Dataset.{made_by.format(data=str(data))}}}\n" + MAP
+    both = code + "other = " + load(data).partition("= ")[2] + "result = [len(other['train']), sum(mapped['half'])]\n"
+    made = []
+    for _ in range(3):
+        cache = jobs.begin(LABEL)
+        assert python.run(both, jobs.home, HF_DATASETS_CACHE=str(cache)) == [40, 39 * 40 / 4]
+        found = [path for path in cache.glob("*/*/0.0.0/**/*") if path.suffix in (".arrow", ".json")]
+        made.append((len([path for path in found if path.is_symlink()]), len(found)))
+        jobs.end()
+    assert made == [(0, 5), (5, 5), (5, 5)] and len(jobs.stored(LABEL)) == 2
+
+
+DELETE_LOCKS = """
+for path in pathlib.Path(os.environ["HF_DATASETS_CACHE"]).rglob("*.lock"):
+    path.unlink()
+"""
+
+
+def test_results_on_saved_dataset_are_beside_it_or_where_the_program_puts_them(jobs: Jobs, python: hf.Python) -> None:
+    """As the user guide states of `load_from_disk`: the next job finds the results beside the data."""
+    saved = jobs.home / "saved"
+    data = write_rows(jobs.home / "data.jsonl", range(1, 3))
+    python.run(load(data) + f"ds['train'].save_to_disk({str(saved)!r})\nresult = 0\n", jobs.home)
+    code = f"import os\nfrom datasets import load_from_disk\nds = {{'train': load_from_disk({str(saved)!r})}}\n" + MAP
+    result = "result = [mapped['half'][0], mapped.cache_files[0]['filename']]\n"
+    for _ in range(2):
+        half, file = jobs.job(python, code + result, LABEL)
+        assert half == 0.5 and Path(file).parent == saved and len(list(saved.glob("cache-*.arrow"))) == 1
+    code = code.replace("map(half)", "map(half, cache_file_name=os.environ['HF_DATASETS_CACHE'] + '/half.arrow')")
+    saved.chmod(0o555)
+    half, file = jobs.job(python, code + result, LABEL)
+    assert half == 0.5 and Path(file).name == "half.arrow" and len(list(saved.glob("cache-*.arrow"))) == 1
+
+
+@pytest.mark.parametrize("name", ["", "c" * 150])
+@pytest.mark.parametrize("locks", ["import os, pathlib\n" + DELETE_LOCKS, ""], ids=["deleted", "kept"])
+def test_use_is_dated_whatever_becomes_of_locks(jobs: Jobs, python: hf.Python, name: str, locks: str) -> None:
+    """`datasets` shortens long names of locks, and some versions of filelock delete locks. Mere links date nothing."""
+    data = write_rows(jobs.home / "data.jsonl", range(40))
+    code = load(data).replace("'json',", f"'json', {name!r}," if name else "'json',")
+    assert jobs.job(python, code + RESULT, LABEL) == total(40)
+    (stored,) = jobs.stored(LABEL)
+    os.utime(stored, (1, 1))
+    jobs.job(python, "result = 0", LABEL)
+    assert stored.stat().st_mtime == 1
+    cache = jobs.begin(LABEL)
+    assert python.run(code + RESULT + locks, jobs.home, HF_DATASETS_CACHE=str(cache)) == total(40)
+    (build,) = cache.glob("json/*/0.0.0/*/dataset_info.json")
+    assert build.is_symlink() and len(str(build.parent)) > (255 if name else 0), "loaded from the store"
+    jobs.end()
+    assert stored.stat().st_mtime > 1
+
+
 def test_edited_map_is_computed_once(jobs: Jobs, python: hf.Python) -> None:
     """The first job that runs it adds its result to the store, and so do later maps on top; the next job computes nothing."""
     data = write_rows(jobs.home / "data.jsonl", range(400))

@@ -214,9 +214,11 @@ def test_timeline_is_sorted_and_has_each_event_once() -> None:
 
 def test_record_shows_creation_without_an_event() -> None:
     """The timeline has its time, policy and linked builds."""
-    record = {"created_at": "2026-11-22T07:01:00Z", "node": "n3", "policy": "old", "seeded": ["json/default-1"]}
+    seeded = {"builds": 2, "files": 1500, "bytes": 7, "unlinked": 3}
+    record = {"created_at": "2026-11-22T07:01:00Z", "node": "n3", "policy": "old", "seeded": seeded}
     (line,) = explain(42, [], [JobDirectory(directory().found, record)], OVER, SITE).lines
-    assert line.node == "n3" and "policy old (no longer in force), with links to ['json/default-1']" in line.what
+    assert line.node == "n3" and "policy old (no longer in force)" in line.what
+    assert "; 2 builds linked from stores: 1,500 files, 7 bytes; no time for 3 more" in line.what
 
 
 def test_timeline_shows_inherited_builds_and_what_was_left_out() -> None:

@@ -189,15 +189,21 @@ def read_small(dir_fd: int, path: str, owner: "int | None" = None) -> "str | Non
     return data.decode("ascii")
 
 
-def make_directories(dir_fd: int, path: str) -> None:
-    """Create each directory in `path` that does not exist yet, for its owner alone. Raise OSError."""
+def make_directories(dir_fd: int, path: str, made: "set[str] | None" = None) -> None:
+    """Create each directory in `path` that does not exist yet, for its owner alone. Raise OSError.
+
+    made: paths that exist for certain; this adds to them.
+    """
     above = ""
     for part in path.split("/"):
         above += part
-        try:
-            os.mkdir(above, 0o700, dir_fd=dir_fd)
-        except FileExistsError:
-            pass
+        if made is None or above not in made:
+            try:
+                os.mkdir(above, 0o700, dir_fd=dir_fd)
+            except FileExistsError:
+                pass
+            if made is not None:
+                made.add(above)
         above += "/"
 
 

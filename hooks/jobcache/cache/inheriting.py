@@ -10,6 +10,7 @@ import time
 from jobcache.cache import (
     bounded,
     build_info,
+    build_links,
     default_cache,
     dirfd,
     finished_builds,
@@ -205,7 +206,7 @@ class Links:
         self.offers = offers
         self.builds = self.files = self.bytes = self.results = 0
         self._states: "dict[str, int]" = {}
-        self._results: "list[str]" = []
+        self._results: "dict[str, int]" = {}  # numbers of them, by path of the build
         self._made: "set[str]" = set()
 
     def create(self, builds: "list[finished_builds.Build]") -> None:
@@ -214,7 +215,7 @@ class Links:
         for build in builds:
             versions.setdefault("/".join(build.path.split("/", 3)[:3]), []).append(build)
         for path in versions:
-            self._make_directory(path.partition("/")[0])
+            dirfd.make_directories(self.into_fd, path.partition("/")[0], self._made)
         linked: "list[finished_builds.Build]" = []
         try:
             workers.each(lambda path: self._link_version(path, versions[path], linked), list(versions))
@@ -222,16 +223,17 @@ class Links:
             self.builds = len(linked)
             self.files = sum(len(build.files) for build in linked)
             self.bytes = sum(build.bytes for build in linked)
-            self.results = len(self._results)
+            self.results = sum(self._results.values())
         if self.offers is not None:
             from jobcache.cache import bases  # only jobs of a site with stores load it
 
             bases.add(self.into_fd, self.source, self._states)
+        for path in self._results:
+            build_links.mark_unopened(self.into_fd, path)
 
     def _link_version(self, path: str, builds: "list[finished_builds.Build]", linked: "list[finished_builds.Build]") -> None:
         """Link the builds in one directory `<dataset>/<config>/<version>`: that of the directory itself after those below."""
-        self._make_directory(path.rpartition("/")[0])
-        self._make_directory(path)
+        dirfd.make_directories(self.into_fd, path, self._made)
         for build in sorted(builds, key=lambda build: build.path == path):
             if time.monotonic() >= self.until:
                 raise finished_builds.OutOfTime
@@ -243,29 +245,21 @@ class Links:
                     os.mkdir(build.path, 0o700, dir_fd=self.into_fd)
                 except FileExistsError:
                     continue
-            for file in build.files:
-                name = f"{build.path}/{file}"
-                os.symlink(f"{self.source}/{name}", name, dir_fd=self.into_fd)
-            if self.offers is not None:
-                self._link_results(build, self.offers)
-            os.utime(build.path, ns=(build.mtime, build.mtime), dir_fd=self.into_fd)  # offline, the newest directory counts
+            links = [(file, f"{self.source}/{build.path}/{file}") for file in build.files] + self._results_of(build)
+            with dirfd.Opened(self.into_fd, build.path) as build_fd:
+                for _ in build_links.create(build_fd, links, build.mtime):
+                    if time.monotonic() >= self.until:
+                        raise finished_builds.OutOfTime
             linked.append(build)
 
-    def _link_results(self, build: "finished_builds.Build", offers: "Offers") -> None:
-        """Link the results that a result set offers for this very state of a build. Raise OSError."""
-        from jobcache.cache import bases
+    def _results_of(self, build: "finished_builds.Build") -> "list[tuple[str, str]]":
+        """Return the links to the results that a result set offers for a build, and keep its state."""
+        if self.offers is None:
+            return []
+        from jobcache.cache import bases, result_sets
 
         state = self._states[build.path] = bases.state(build.info, build.parts)
-        own = set(build.files)
-        for file, (target, _) in offers.get((build.path, state), {}).items():
-            if file not in own:
-                os.symlink(target, f"{build.path}/{file}", dir_fd=self.into_fd)
-                self._results.append(file)
-
-    def _make_directory(self, path: str) -> None:
-        if path not in self._made:
-            try:
-                os.mkdir(path, 0o700, dir_fd=self.into_fd)
-            except FileExistsError:
-                pass
-            self._made.add(path)
+        links = result_sets.links(self.offers, build.path, state, build.files)
+        if links:
+            self._results[build.path] = len(links)
+        return links

@@ -2,17 +2,17 @@
 
 A build is linked as a whole or not at all: real directories, and one symlink for each file. So whatever a job does stays
 in its own cache. A child process does the work until a deadline: a store that hangs or is damaged costs a job its seeds,
-and nothing else.
+and nothing else. A build with very many files waits for the others, once it has taken half of the time that was left.
 """
 
 import os
 import time
 
-from jobcache.cache import bases, bounded, build_info, dirfd, reasons, result_sets, store_names, store_reading
+from jobcache.cache import bases, bounded, build_info, build_links, dirfd, reasons, result_sets, store_names, store_reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 BUDGET = 1.0  # seconds
 
@@ -36,16 +36,18 @@ class Source:
 class Seeded:
     """The result. builds, files: the numbers of linked builds and files. bytes: the size of these files.
 
-    cut: the deadline came first. refused: (reason, details) of each store that cannot be used. offers: the result sets.
+    cut: the deadline came first. unlinked: the number of builds for which there was no time, as far as known. refused: (reason,
+    details) of each store that cannot be used. offers: the result sets.
     """
 
-    __slots__ = ("builds", "files", "bytes", "cut", "refused", "offers")
+    __slots__ = ("builds", "files", "bytes", "cut", "unlinked", "refused", "offers")
 
     def __init__(self) -> None:
         self.builds = 0
         self.files = 0
         self.bytes = 0
         self.cut = False
+        self.unlinked = 0
         self.refused: "list[tuple[str, str]]" = []
         self.offers: "result_sets.Offers" = {}
 
@@ -91,6 +93,7 @@ def seed(
         words = line.split(" ", 2)
         if words[0] == "cut":
             seeded.cut = True
+            seeded.unlinked = int(words[1])
         elif words[0] == "refused":
             seeded.refused.append((words[1], words[2]))
         elif words[0] == "seeded":
@@ -105,12 +108,12 @@ def added(one: Seeded, other: Seeded) -> Seeded:
     """Return the sum of two results."""
     total = Seeded()
     total.builds, total.files, total.bytes = one.builds + other.builds, one.files + other.files, one.bytes + other.bytes
-    total.cut = one.cut or other.cut
+    total.cut, total.unlinked = one.cut or other.cut, one.unlinked + other.unlinked
     total.refused = one.refused + other.refused
     return total
 
 
-# ---- in a child, which reports lines to its parent: "seeded FILES BYTES", "refused REASON DETAILS", "cut", and those of
+# ---- in a child, which reports lines to its parent: "seeded FILES BYTES", "refused REASON DETAILS", "cut UNLINKED", and those of
 # result_sets
 
 
@@ -129,6 +132,10 @@ class _Linking:
         self.offers = dict(offers or {})
         self.records = records
         self.linked: "dict[str, bases.Base]" = {}
+        self._begun: "set[str]" = set()  # keys
+        self._made: "set[str]" = set()  # paths of directories
+        self._waiting: "list[Iterator[None]]" = []
+        self._unlinked = 0
 
     def link(self, sources: "list[Source]", offering: "list[Source]") -> None:
         """Report the result sets of `offering`, then link the builds of `sources`. Raise OSError."""
@@ -137,11 +144,13 @@ class _Linking:
         try:
             for source in sources:
                 self._each_section(source, self._link_section)
+            for steps in self._waiting:
+                self._unlinked += not self._advance(steps, self.until)
         finally:
             if self.records:
                 bases.add_stored(self.into_fd, self.linked)
         if time.monotonic() >= self.until:
-            self.report("cut")
+            self.report(f"cut {self._unlinked}")
 
     def _each_section(self, source: Source, work: "Callable[[Source, int, int, str], None]") -> None:
         """Call work(source, section_fd, owner, path in the store) for each section, and report errors."""
@@ -164,45 +173,73 @@ class _Linking:
             except OSError as error:
                 self.report(f"refused {reasons.reason_of(error)} {source.path}: {error}")
 
+    def _half(self) -> float:
+        """Return when half of the time that is left will have passed."""
+        now = time.monotonic()
+        return now + (self.until - now) / 2
+
     def _read_offers(self, source: Source, section_fd: int, owner: int, section: str) -> None:
         lines: "list[str]" = []
-        result_sets.report_section(source.path, section_fd, owner, section, self.until, lines.append)
+        result_sets.report_section(source.path, section_fd, owner, section, self._half(), lines.append)
         for line in lines:
             self.report(line)
         self.offers.update(result_sets.parse(lines))
 
     def _link_section(self, source: Source, section_fd: int, owner: int, section: str) -> None:
-        """Link the builds of one section. Spend half of the time at most on reading it. Raise OSError."""
-        began = time.monotonic()
-        for name in store_reading.by_last_use(section_fd, began + (self.until - began) / 2):
+        """Link the builds of one section. Spend half of the time at most on reading it, and on one build. Raise OSError."""
+        names = store_reading.by_last_use(section_fd, self._half())
+        for at, name in enumerate(names):
             if time.monotonic() >= self.until:
+                self._unlinked += len(names) - at
                 return
+            steps = self._steps(source.closed, section_fd, owner, f"{source.path}/{section}/{name}")
+            if not self._advance(steps, self._half()):
+                self._waiting.append(steps)
 
-            def is_wanted(contents: store_names.Contents) -> bool:
-                is_closed = contents.key.partition("/")[0] in source.closed
-                return not is_closed and not dirfd.exists(self.into_fd, contents.key)
+    @staticmethod
+    def _advance(steps: "Iterator[None]", until: float) -> bool:
+        """Take steps until the deadline. Return whether there are no more."""
+        return all(time.monotonic() < until for _ in steps)
 
-            try:
-                found = store_reading.read_whole(section_fd, name, owner, is_wanted)
-                if found:
-                    self._link_build(name, f"{source.path}/{section}/{name}/{store_names.FILES}", *found)
-            except (OSError, reasons.Refused):
-                continue  # deleted meanwhile, or damaged: the job builds it anew
+    def _steps(self, closed: "frozenset[str]", section_fd: int, owner: int, path: str) -> "Iterator[None]":
+        """Link the build at `path`, unless a dataset of `closed` or a key that exists; yield after each file. Raise nothing.
 
-    def _link_build(self, name: str, target: str, contents: store_names.Contents, mtime: int) -> None:
-        """Link one build, and the results that are offered for its state. target: the path of its files. Raise OSError."""
+        `section_fd` is needed up to the first step only.
+        """
+        name = os.path.basename(path)
+        key = ""
+
+        def is_wanted(contents: store_names.Contents) -> bool:
+            nonlocal key
+            is_closed = contents.key.partition("/")[0] in closed
+            if is_closed or contents.key in self._begun or dirfd.exists(self.into_fd, contents.key):
+                return False
+            key = contents.key
+            self._begun.add(key)
+            return True
+
+        try:
+            found = yield from store_reading.reading(section_fd, name, owner, is_wanted)
+            if found:
+                yield from self._link_build(name, f"{path}/{store_names.FILES}", *found)
+        except (OSError, reasons.Refused):
+            self._begun.discard(key)  # deleted meanwhile, or damaged: the job builds it anew
+
+    def _link_build(self, name: str, target: str, contents: store_names.Contents, mtime: int) -> "Iterator[None]":
+        """Link one build, and the results that are offered for its state; yield after each file. Raise OSError.
+
+        target: the path of its files.
+        """
         files = contents.files
         parts = [(file, *files[file]) for file in files if file != build_info.INFO and not build_info.is_map(file)]
         base = bases.Base(target, bases.stored_state(contents.checksum, parts))
+        links = [(file, f"{target}/{file}") for file in files]
+        links += result_sets.links(self.offers, contents.key, base.state, files)
         os.mkdir(name, 0o700, dir_fd=self.aside_fd)
         with dirfd.Opened(self.aside_fd, name) as made_fd:
-            for file in files:
-                os.symlink(f"{target}/{file}", file, dir_fd=made_fd)
-            for file, (result, _) in self.offers.get((contents.key, base.state), {}).items():
-                if file not in files:
-                    os.symlink(result, file, dir_fd=made_fd)
-            dirfd.make_directories(self.into_fd, contents.key.rpartition("/")[0])
-            os.utime(made_fd, ns=(mtime, mtime))  # offline, `datasets` uses the newest directory
-            os.rename(name, contents.key, src_dir_fd=self.aside_fd, dst_dir_fd=self.into_fd)
+            yield from build_links.create(made_fd, links, mtime)
+        dirfd.make_directories(self.into_fd, os.path.dirname(contents.key), self._made)
+        os.rename(name, contents.key, src_dir_fd=self.aside_fd, dst_dir_fd=self.into_fd)
         self.linked[contents.key] = base
         self.report(f"seeded {len(files)} {sum(size for size, _ in files.values())}")
+        build_links.mark_unopened(self.into_fd, contents.key)

@@ -11,6 +11,8 @@ from jobcache.cache import bounded, reasons, store_names, store_reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     # by key and state of the build: the target of a link and the bytes, by name of the result
     Offers = dict[tuple[str, int], dict[str, tuple[str, int]]]
 
@@ -21,7 +23,7 @@ def report_section(path: str, section_fd: int, owner: int, section: str, until: 
         if time.monotonic() >= until:
             return
         try:
-            found = store_reading.read_whole(section_fd, name, owner)
+            found = store_reading.read_whole(section_fd, name, owner, until)
         except (OSError, reasons.Refused):
             continue  # deleted meanwhile, or damaged: the job computes the results again
         if found is None:
@@ -50,3 +52,12 @@ def parse(lines: "list[str]") -> "Offers":
             size, _, name = rest.partition(" ")
             results.setdefault(name, (f"{directory}/{name}", int(size)))
     return offers
+
+
+def links(offers: "Offers", key: str, state: int, files: "Iterable[str]") -> "list[tuple[str, str]]":
+    """Return (name, target) of each result that is offered for this very state of a build, unless it is among its `files`."""
+    offered = offers.get((key, state))
+    if not offered:
+        return []
+    own = set(files)
+    return [(name, target) for name, (target, _) in offered.items() if name not in own]

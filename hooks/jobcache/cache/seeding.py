@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _INHERIT_SHARE = 0.4  # of the hook's deadline
+_FIRST_SHARE = 0.75  # of the time for stores, for the first source, if others follow
 _END = 0.85  # of the hook's deadline: the rest is for the lease and the log
 _SOURCES = f"{cache_names.META}/{cache_names.SOURCES}"
 _LISTED = 8  # datasets of one event
@@ -66,7 +67,7 @@ class Seeds:
         if self.inherited:
             os.mkdir(_SOURCES, 0o700, dir_fd=cache_fd)
             self._record_home(cache_fd)
-        if self.result and self.result.builds:
+        if self.result and (self.result.builds or self.result.cut):
             self.claim.record["seeded"] = event_line.to_json(_counts(self.result))
         if self.inherited and self.inherited.source:
             self.claim.record.update(self.facts())
@@ -136,7 +137,8 @@ class Seeds:
             # Jobs with a label do not begin with builds that jobs without a label have published.
             offering = [linking.Source(self.store, [self.label or store_names.UNLABELLED], self.claim.uid)]
             user = [linking.Source(self.store, labels, self.claim.uid)]
-            self.result = linking.seed(place, user, until - time.monotonic(), offering)
+            share = _FIRST_SHARE if self.site or not self.label else 1
+            self.result = linking.seed(place, user, (until - time.monotonic()) * share, offering)
         offers = self.result.offers if self.result else None
         if self.most:
             self.inherit_began = time.monotonic()
@@ -194,4 +196,5 @@ class Seeds:
 
 
 def _counts(result: linking.Seeded) -> "dict[str, str]":
-    return {"builds": str(result.builds), "files": str(result.files), "bytes": str(result.bytes)}
+    counts = {"builds": result.builds, "files": result.files, "bytes": result.bytes, "unlinked": result.unlinked}
+    return {name: str(count) for name, count in counts.items() if count or name != "unlinked"}

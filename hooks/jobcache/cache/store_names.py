@@ -90,14 +90,14 @@ _LINES_LIMIT = 100_000  # of one `contents`
 
 
 def is_key(key: str) -> bool:
-    """Return whether `key` is the path of a build in a cache: <dataset>/<config>/<version>[/<hash>], none of them hidden."""
+    """Return whether `key` is the path of a build in a cache: <dataset>/<config>/<version>[/<hash>], none of them hidden.
+
+    `<key>.incomplete` is the directory in which `datasets` builds.
+    """
     parts = key.split("/")
-    return len(parts) in _KEY_LEVELS and all(component(part) and part[0] != "." for part in parts)
-
-
-def has_hash(key: str) -> bool:
-    """Return whether the directory of a build is named by its hash. Others, of `Dataset.from_generator`, are not published."""
-    return key.count("/") + 1 == _KEY_LEVELS[1]
+    if len(parts) not in _KEY_LEVELS or key.endswith(".incomplete"):
+        return False
+    return all(component(part) and part[0] != "." for part in parts)
 
 
 def is_build_file(name: str) -> bool:

@@ -13,7 +13,7 @@ from jobcache.cache import build_info, dirfd, file_owners, reasons, safe_path, s
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 _NOT_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
 
@@ -63,7 +63,7 @@ def _open_path(path: str, opening: "Callable[[], int] | None" = None) -> int:
 def open_below(dir_fd: int, path: str, owner: int) -> int:
     """Open a directory in a store, and check each directory on the way; return its descriptor. Raise Refused, OSError."""
     is_own = owner == os.geteuid()
-    fd = os.dup(dir_fd)
+    fd = dir_fd
     try:
         for part in path.split("/"):
             try:
@@ -72,11 +72,13 @@ def open_below(dir_fd: int, path: str, owner: int) -> int:
                 if error.errno in _NOT_DIRECTORY:
                     raise reasons.Refused("not_directory", f"{part} is a symlink or a file") from None
                 raise
-            os.close(fd)
+            if fd != dir_fd:
+                os.close(fd)
             fd = below
             _check_owner(fd, owner)
     except (OSError, reasons.Refused):
-        os.close(fd)
+        if fd != dir_fd:
+            os.close(fd)
         raise
     return fd
 
@@ -139,10 +141,22 @@ def by_last_use(section_fd: int, until: float, result_sets: bool = False) -> "li
     return [name for _, _, name in sorted(newest.values(), reverse=True)]
 
 
-def read_whole(
-    section_fd: int, name: str, owner: int, is_wanted: "Callable[[store_names.Contents], bool]" = lambda contents: True
-) -> "tuple[store_names.Contents, int] | None":
-    """Return the contents of a build or a result set, and the mtime of its files' directory in ns.
+def read_whole(section_fd: int, name: str, owner: int, until: float = float("inf")) -> "tuple[store_names.Contents, int] | None":
+    """Do what `reading` does, at once. Raise TimeoutError after `until` as well."""
+    steps = reading(section_fd, name, owner, lambda contents: True)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: "tuple[store_names.Contents, int] | None" = end.value
+            return found
+        _check_time(until)
+
+
+def reading(
+    section_fd: int, name: str, owner: int, is_wanted: "Callable[[store_names.Contents], bool]"
+) -> "Generator[None, None, tuple[store_names.Contents, int] | None]":
+    """Return the contents of a build or a result set, and the mtime of its files' directory in ns; yield after each file.
 
     Return None if it is retired or not wanted. Raise Refused for a damaged one, OSError.
     """
@@ -157,7 +171,7 @@ def read_whole(
             return None
         with dirfd.Opened(build_fd, store_names.FILES) as files_fd:
             _check_owner(files_fd, owner)
-            check_files(files_fd, contents)
+            yield from _checking(files_fd, contents)
             return contents, os.fstat(files_fd).st_mtime_ns
     finally:
         os.close(build_fd)
@@ -180,6 +194,18 @@ def check_files(files_fd: int, contents: store_names.Contents, until: float = fl
     """Raise Refused unless the files of a build, or of a result set, are those that were published.
 
     Raise OSError, TimeoutError after `until`.
+    """
+    for _ in _checking(files_fd, contents):
+        _check_time(until)
+
+
+def _check_time(until: float) -> None:
+    if time.monotonic() >= until:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+
+def _checking(files_fd: int, contents: store_names.Contents) -> "Iterator[None]":
+    """Do what `check_files` does; yield after each file. Raise Refused, OSError.
 
     Compare the size and the mtime of each file, and the end of each Arrow stream; publishing has checked the content.
     """
@@ -190,11 +216,10 @@ def check_files(files_fd: int, contents: store_names.Contents, until: float = fl
             found = entry.stat(follow_symlinks=False)
             if not stat.S_ISREG(found.st_mode) or files.get(entry.name) != (found.st_size, found.st_mtime_ns):
                 raise reasons.Refused("damaged", f"{entry.name} is not as it was published")
-            if time.monotonic() >= until:
-                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             if entry.name.endswith(".arrow"):
                 _check_end(files_fd, entry.name, found)
             count += 1
+            yield
     if count != len(files) or (build_info.INFO in files) != (contents.base is None):
         raise reasons.Refused("damaged", "one of its files is missing")
     if contents.base is not None:
@@ -213,6 +238,7 @@ def _check_end(files_fd: int, name: str, found: os.stat_result) -> None:
 
 def _read(dir_fd: int, name: str) -> bytes:
     with dirfd.Unmarked(dir_fd, name, dirfd.FILE) as fd:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             raise reasons.Refused("damaged", f"{name} is not a regular file")
-        return os.read(fd, build_info.READ_LIMIT)
+        return os.read(fd, min(found.st_size, build_info.READ_LIMIT))

@@ -42,7 +42,7 @@ def _from_record(directory: JobDirectory, site: SiteFacts) -> Iterator[TimelineE
     if not isinstance(created, str) or epoch_or_none(created) is None:
         return
     seeded = directory.record.get("seeded")
-    links = (f", with links to {seeded}" if seeded else "") + inherited(directory.record)
+    links = (f"; {stored(seeded)}" if isinstance(seeded, dict) else "") + inherited(directory.record)
     what = f"created{_policy(directory.record, site)}{links}: {directory.found.path} [from its record, which its user can write]"
     yield TimelineEntry(created, node if isinstance(node, str) else "", what)
 
@@ -83,9 +83,20 @@ def _outcome(event: Event, site: SiteFacts) -> str:
         return f"{'reaped' if outcome == 'reaped' else 'partly deleted'} by the sweep{size}: {why}"
     if kind == "cache.kept":
         return f"kept: {why}" + (f", until {event['keep_until']}" if "keep_until" in event else "")
+    if kind == "store.seeded" and outcome == "seeded":
+        return stored(event) + (f": {why}" if reason else "")
     if kind == "hook.failed":
         return f"the {event.get('hook', 'hook')} failed: {why}"
     return " ".join(str(part) for part in (kind, outcome, why) if part)
+
+
+def stored(facts: Mapping[str, object]) -> str:
+    """Return, from an event or a record, how many builds of stores were linked, and for how many there was no time."""
+    builds, files, size, unlinked = (
+        found if isinstance(found, int) else 0 for found in map(facts.get, ("builds", "files", "bytes", "unlinked"))
+    )
+    text = f"{builds:,} builds linked from stores: {files:,} files, {size:,} bytes"
+    return text + (f"; no time for {unlinked:,} more" if unlinked else "")
 
 
 def inherited(facts: Mapping[str, object]) -> str:

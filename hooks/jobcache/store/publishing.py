@@ -37,8 +37,7 @@ def publish(cache_fd: int, to: "Destination", until: float, sync: bool = False) 
     def publish_build(build_fd: int, below: str, key: str) -> None:
         link = builds.link_of(build_fd)
         if link is None:
-            if store_names.has_hash(key):
-                _publish_build(run, build_fd, key)
+            _publish_build(run, build_fd, key)
         elif to.maps and not to.shared and map_results.made_here(build_fd, until):
             with_map_results.append((below, key))
 

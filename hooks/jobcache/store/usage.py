@@ -3,7 +3,7 @@
 import os
 import time
 
-from jobcache.cache import build_info, reasons, store_names, store_reading
+from jobcache.cache import build_info, build_links, reasons, store_names, store_reading
 from jobcache.store import builds, sections
 
 _LINK_LEVELS = 5  # <version>/<section>/<build>/files/<file>, below the store
@@ -12,9 +12,9 @@ _LINK_LEVELS = 5  # <version>/<section>/<build>/files/<file>, below the store
 def mark_used(cache_fd: int, path: str, until: float) -> int:
     """Given a cache and the path of a store, date the store's builds that the cache's programs used; return how many.
 
-    `datasets` leaves a lock file, named after the build's path, for each build it opens. Raise OSError.
+    Raise OSError.
     """
-    locks: "dict[str, list[str]]" = {}
+    used = _Used(cache_fd)
     marked = 0
     for below, key in builds.find(cache_fd, until):
         build_fd = builds.open_build(cache_fd, below, key)
@@ -26,12 +26,48 @@ def mark_used(cache_fd: int, path: str, until: float) -> int:
             os.close(build_fd)
         if not found or time.monotonic() >= until:
             continue
-        if below not in locks:
-            locks[below] = [name for name in os.listdir(f"/proc/self/fd/{cache_fd}/{below}") if name.endswith(".lock")]
-        lock = f"_{key}.lock".replace("/", "_")
-        if any(name.endswith(lock) for name in locks[below]):
+        if used.includes(below, key):
             marked += sum(_touch(path, link) for link in found)
     return marked
+
+
+class _Used:
+    """Which linked builds of a cache its programs have used, by the locks of `datasets`."""
+
+    def __init__(self, cache_fd: int) -> None:
+        self._cache_fd = cache_fd
+        self._locks: "dict[str, list[str]]" = {}
+        self._opened: "dict[str, set[str]]" = {}
+
+    def includes(self, below: str, key: str) -> bool:
+        """Return whether a build was used. below, key: as of builds.find. Raise OSError."""
+        above, _, name = f"{below}/{key}".strip("/").rpartition("/")
+        if above not in self._opened:
+            self._opened[above] = self._opened_in(above)
+        return name in self._opened[above] or self._has_lock(below, key)
+
+    def _opened_in(self, above: str) -> "set[str]":
+        """Return the names of the builds in the directory `above` of the cache that were opened. Raise OSError."""
+        above_fd = builds.open_build(self._cache_fd, "", above)
+        if above_fd is None:
+            return set()
+        try:
+            with os.scandir(above_fd) as entries:
+                names = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+            return build_links.opened(above_fd, names)
+        finally:
+            os.close(above_fd)
+
+    def _has_lock(self, below: str, key: str) -> bool:
+        """Return whether the lock exists that `datasets` names after the whole path of a build, unless the path is too long.
+
+        Raise OSError.
+        """
+        if below not in self._locks:
+            names = os.listdir(f"/proc/self/fd/{self._cache_fd}/{below}")
+            self._locks[below] = [name for name in names if name.endswith(".lock")]
+        lock = f"_{key}.lock".replace("/", "_")
+        return any(name.endswith(lock) for name in self._locks[below])
 
 
 def _links(build_fd: int, below: str, until: float) -> "list[str]":
