@@ -272,7 +272,7 @@ def test_jobs_load_one_file_with_datasets_at_once(wired: Wired) -> None:
     home = work / "home"
     home.mkdir()
     home.chmod(0o1777)
-    jobs = [wired.batch(f"HOME={home} {sys.executable} {program}", "-n1") for _ in range(4)]
+    jobs = [wired.batch(f"{sys.executable} {program}", "-n1", HOME=str(home)) for _ in range(4)]
     for job in jobs:
         assert wired.wait(job) == "COMPLETED", wired.output(job)
         assert wired.output(job)[-1] == f"20000 {sum(range(20000))}"

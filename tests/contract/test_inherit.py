@@ -417,7 +417,7 @@ def test_step_whose_home_cannot_be_linked_gets_no_cache(user: User, other: Path,
     home = {"newline": f"{user.home}/a\nb", "relative": "hf"}.get(why, home)
     with hung(other / "datasets") if why == "late" else nullcontext():
         task = user.task(step="0", shell=shell, HF_HOME=home, **known(user))
-    assert task.exports == {} and task.unsets == ["HF_DATASETS_CACHE"]
+    assert task.exports == {} and task.unsets == ["HF_DATASETS_CACHE", "JOBCACHE_DIR"]
     assert user.task(step="1", shell=shell, **known(user)).cache == str(user.site.cache())
     user.site.configure()
     user.site.epilog()
