@@ -181,13 +181,35 @@ def test_own_binds_above_and_below_scratch(lab: Lab) -> None:
 
 
 def test_own_bind_above_scratch_in_the_environment_of_the_job(lab: Lab) -> None:
-    """Apptainer would have to create the directory in the one of the user, and would fail: the job gets no mount."""
+    """Apptainer would have to create scratch in the directory of the user, and would fail: the job gets neither."""
     other = _made(lab.site.dir / "readonly", "mine")
     above = lab.scratch.rpartition("/")[0]
     assert lab.lines(lab.container(f"ls {above}"), SINGULARITY_BIND=f"{other}:{above}") in (
         ["mine"],
         ["INFO:    Environment variable SINGULARITY_BIND is set, but APPTAINER_BIND is preferred", "mine"],
     )
+
+
+# Of another directory, also on a name that Apptainer has to create in scratch, and of the same directory read-only.
+HIDING = (
+    "{other}:{scratch}", "{other}:{above}", "{other}:{user}", "{other}:{scratch}/new", "{scratch}:{scratch}:ro",
+    "{user}:{user}:ro",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("bind", HIDING)
+def test_datasets_works_where_a_bind_of_the_job_hides_the_cache(lab: Lab, bind: str) -> None:
+    """The job has no private cache, because containers could not use one; a bind that a script sets shows that."""
+    above, user = lab.scratch.rpartition("/")[0], f"{lab.scratch}/{USER}"
+    bind = bind.format(other=_made(lab.site.dir / "readonly"), scratch=lab.scratch, above=above, user=user)
+    lines = lab.lines(f"{lab.load()}\necho none=$HF_DATASETS_CACHE", APPTAINER_BIND=bind)
+    assert RESULT in lines and lines[-1] == "none=" and noise(lines) == []
+    skipped = [event for event in lab.site.syslog.events("cache.skipped") if event["job_id"] == lab.site_job]
+    assert [event["reason"] for event in skipped] == ["container_bind"]
+    write = lab.container('touch "$HF_DATASETS_CACHE/x" && echo written')
+    script = f"ls -d $HF_DATASETS_CACHE\nunset APPTAINER_MOUNT SINGULARITY_MOUNT\nexport APPTAINER_BIND={bind}\n{write}"
+    lines = lab.lines(script)
+    assert lines[0] == str(lab.cache(lab.site_job, user=USER)) and "written" not in lines
 
 
 def test_job_without_a_cache_that_a_job_with_one_submits(lab: Lab) -> None:

@@ -286,6 +286,9 @@ def test_reused_job_id_never_sees_an_older_cache(fragile: Wired) -> None:
     lose_state(cluster)
     first = start(fragile, "-N2", script=f"srun -N2 -n2 sh -c '{FILL}'\n{SLEEP}", on=cluster.nodes)
     assert first <= 2  # Slurm 20.11 begins at 2
+    # A slurmstepd that cannot report the end of its step stays for minutes, and its node launches no job with the same id; or
+    # the new job joins, since it cannot know whether that step uses the cache.
+    wait_until(lambda: f"{first}.0" not in cluster.run("squeue", "--steps", "--noheader", "--format=%i").stdout.split())
     lose_state(cluster)
     assert len(list(fragile.cache(first).glob("*.arrow"))) == 2  # no Epilog knew the user of the job
     # The new job cannot see whether the other node uses the cache: that lease must be older than clocks may differ.
@@ -293,7 +296,7 @@ def test_reused_job_id_never_sees_an_older_cache(fragile: Wired) -> None:
 
     if slurm_version() > (22, 5):  # its slurmd launches no job with the id of one that it killed before the credential expires
         time.sleep(6)
-    second = fragile.batch(f'ls -A "$HF_DATASETS_CACHE"\ntouch "$HF_DATASETS_CACHE/second.arrow"\n{SLEEP}')
+    second = fragile.batch(f'ls -A "$HF_DATASETS_CACHE"\ntouch "$HF_DATASETS_CACHE/second.arrow"\n{SLEEP}', "-w", "n1")
     assert second == first
     fragile.wait_for(fragile.cache(first) / "second.arrow")
     assert fragile.output(second) == [".jobcache"]

@@ -6,6 +6,7 @@ The tests that this Slurm cannot run are skipped, with the version that they nee
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 import jobcache
 from conftest import Wired, asked, script
+from jobcache.cache import cache_names
 from support.minicluster import Cluster
 from support.site_dir import ALICE, Site
 from support.slurm_version import needs_slurm, slurm_version
@@ -63,7 +65,7 @@ def in_job(_in_job: Wired) -> Iterator[Wired]:
     yield _in_job
     for node in _in_job.cluster.nodes:
         _in_job.cluster.wait_node(node)
-    assert list((_in_job.site.dir / "closed").glob("*/*")) == []
+    assert [path for path in (_in_job.site.dir / "closed").glob("*/*") if not cache_names.is_history(path.name)] == []
     assert _in_job.site.events("hook.failed") == []
 
 
@@ -181,6 +183,11 @@ NAMESPACES = {
 }
 
 
+# Linux 6.18 counts mount namespaces on each CPU. It refuses to mount one in another whose number is larger, and Slurm does that
+# for each job: with two CPUs, jobs of these plugins fail at random. On one CPU, newer namespaces have larger numbers.
+ON_ONE_CPU = f"/usr/bin/env taskset --cpu-list {min(os.sched_getaffinity(0))} unshare --mount --propagation unchanged".split()
+
+
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=needs_slurm(NAMESPACES[kind][3], kind)) for kind in NAMESPACES])
 def test_cache_outside_of_private_directories_is_shared_and_reaped(site: Site, kind: str) -> None:
     """A cache below a private directory works for its job and vanishes with it; `check` reports it."""
@@ -192,6 +199,9 @@ def test_cache_outside_of_private_directories_is_shared_and_reaped(site: Site, k
     base = wired.cluster.dir / "base"
     wired.cluster.conf_file.with_name(name).write_text(text.format(base=base, private=private))
     with wired.cluster as cluster:
+        cluster.crash_node("n1")
+        cluster.start_slurmd("n1", prefix=ON_ONE_CPU)
+        cluster.wait_node("n1")
         assert run_job(wired) == []
         (event,) = site.events("cache.reaped")
         assert event["outcome"] == "reaped" and event["files"] == 1

@@ -72,10 +72,12 @@ def test_cancelled_step_deletes_its_cache(bare: Bare) -> None:
 def test_sweep_deletes_cache_of_killed_step_after_job(bare: Bare) -> None:
     """kill -9 leaves the cache. The user's sweep keeps it while Slurm reports the job as live, and deletes it afterwards."""
     home = writable(bare)
-    script = bare.command("touch $JOBCACHE_DIR/there; exec sleep 60")
+    script = bare.command(f"echo $PPID $$ >{home}/pids; touch $JOBCACHE_DIR/there; exec sleep 60")
     job = bare.batch(f"srun {script}\ntouch {home}/step-is-over\nexec sleep 60")
     bare.wait_for(bare.cache(job) / "there")
-    bare.cluster.run("scancel", "--signal=KILL", f"{job}.0")
+    # Not by scancel: Slurm can kill the command first, and then `jobcache run` deletes the cache before it is killed as well.
+    for pid in (home / "pids").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
     bare.wait_for(home / "step-is-over")
     sweep = [sys.executable, "-m", "jobcache.cli", "sweep", "--hooks", str(bare.site.hooks)]
     env = {"PYTHONPATH": os.pathsep.join(sys.path), "XDG_RUNTIME_DIR": str(home)}

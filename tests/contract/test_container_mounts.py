@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -26,9 +27,9 @@ class Place:
     def configure(self, **keys: object) -> None:
         self.site.configure(**keys)
         file = self.site.hooks / settings.POLICY
-        text = file.read_text()
-        assert "jc_bind_dir=''" in text
-        file.write_text(text.replace("jc_bind_dir=''", f"jc_bind_dir='{self.dir}'"))
+        text, count = re.subn("^ +jc_bind_dir=''$", f"jc_bind_dir='{self.dir}'", file.read_text(), flags=re.MULTILINE)
+        assert count
+        file.write_text(text)
 
     def mount(self, directory: str = "") -> str:
         directory = directory or self.dir
@@ -39,6 +40,11 @@ class Place:
 
     def binds(self, done: Prologue) -> dict[str, str]:
         return {name: done.exports[name] for name in NAMES if name in done.exports}
+
+    def fill(self, binds: str, job: int = 4242) -> str:
+        """Return binds of a user with the paths of this place."""
+        cache = self.site.cache(job)
+        return binds.format(dir=self.dir, above=self.dir.rpartition("/")[0], way=cache.parent.parent, cache=cache)
 
     def both(self, kind: str, value: str) -> dict[str, str]:
         return {f"APPTAINER_{kind}": value, f"SINGULARITY_{kind}": value}
@@ -82,46 +88,106 @@ def test_mounts_of_the_user_stay(place: Place) -> None:
     own["APPTAINER_BINDPATH"] = "/data"
     assert place.binds(place.task(job=2, **own)) == place.both("BIND", bind)
     own["APPTAINER_BIND"] = "/data"
-    assert place.binds(place.task(job=3, **own)) == {}
+    assert not place.task(job=3, **own).exports
 
 
-CONFLICTS = (
-    "{dir}", "/x,{dir}/", "/x:{dir}", "/x:{dir}:ro,/y", "{dir}:{dir}:ro", "/x:{above}", "/y,/x:{above}/:ro", "/x:/tmp",
-    "/x:{dir}/new",
+# Binds by which containers would not see the cache, or could not write to it. {way}: a directory between scratch and the cache.
+HIDING = (
+    "/x:{dir}", "/x:{dir}:ro,/y", "{dir}:{dir}:ro", "/x:{above}", "/y,/x:{above}/:ro", "/x:/tmp", "/x:{way}", "/x:{way}/.cache",
+    "/x:{cache}", "{way}:{way}:ro", "/x:/y/../tmp", "/x:/tmp//", "/x:/y/./z", "/x:{dir}/new",
 )  # fmt: skip
+SHOWING = ("{dir}", "/x,{dir}/", "{dir}:{dir}", "{dir}/:{dir}:rw", "{dir},/x:{dir}/new")
 HARMLESS = (
-    "{above}", "{above}:{above}", "/x:{dir}/games", "/x:{dir}/games/y", "{dir}/new", "{dir}/new:{dir}/new/:ro", "{dir}-2",
-    "/x:{dir}-2", "/x:/data{dir}", "{dir}x:/y", "/x:/tm", "*:[a-z]", ",", ":", "/x:",
+    "{above}", "{above}:{above}", "{above}:{above}:ro", "/x:{way}/y", "/x:{cache}/y", "/x:{cache}-2", "{way}", "{way}:{way}",
+    "{dir}/new", "{dir}/new:{dir}/new/:ro", "{dir}-2", "/x:{dir}-2", "/x:/data{dir}", "{dir}x:/y", "/x:/tm", "*:[a-z]", ",", ":",
+    "/x:", "{dir}:/y", "/x:/", "/x:/ro:ro",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("bind", CONFLICTS)
-def test_no_mount_where_a_bind_of_the_user_conflicts(place: Place, bind: str) -> None:
-    """The user mounts scratch, or another directory there or above, or one on a name that Apptainer would have to create in
-    scratch, which fails."""
-    value = bind.format(dir=place.dir, above=place.dir.rpartition("/")[0])
-    for name in ("APPTAINER_BIND", "SINGULARITY_BINDPATH"):
-        done = place.task(**{name: value})
-        assert place.binds(done) == {} and done.cache and done.unsets == []
+@pytest.mark.parametrize("bind", HIDING)
+def test_no_cache_where_a_bind_of_the_user_hides_it(place: Place, bind: str) -> None:
+    """The user mounts another directory there or above, or scratch read-only, or a name that Apptainer would have to create in
+    scratch, which fails. Without us `datasets` worked in such a container: so the job has no cache."""
+    for job, name in enumerate(("APPTAINER_BIND", "SINGULARITY_BINDPATH"), 1):
+        done = place.task(job=job, **{name: place.fill(bind, job)})
+        assert not done.exports and not done.cache and done.unsets == []
+    assert [event["reason"] for event in place.site.syslog.events("cache.skipped")] == ["container_bind"] * 2
 
 
-def test_mount_of_the_user_conflicts_as_a_bind_does(place: Place) -> None:
-    done = place.task(APPTAINER_MOUNT=f"type=bind,source=/x,destination={place.dir.rpartition('/')[0]}")
+@pytest.mark.parametrize("bind", SHOWING)
+def test_bind_of_the_user_serves_as_the_mount(place: Place, bind: str) -> None:
+    done = place.task(APPTAINER_BIND=place.fill(bind))
     assert place.binds(done) == {} and done.cache and done.unsets == []
 
 
 @pytest.mark.parametrize("bind", HARMLESS)
 def test_mount_beside_other_binds_of_the_user(place: Place, bind: str) -> None:
-    value = bind.format(dir=place.dir, above=place.dir.rpartition("/")[0])
-    assert place.binds(place.task(SINGULARITY_BIND=value)) == place.both("MOUNT", place.mount())
+    assert place.binds(place.task(SINGULARITY_BIND=place.fill(bind))) == place.both("MOUNT", place.mount())
+
+
+@pytest.mark.parametrize(
+    ("mount", "expected"),
+    [
+        ("type=bind,source=/x,destination={above}", None),
+        ("dst={above},type=bind,src=/x", None),
+        ("type=bind,src={dir},dst={dir},ro", None),
+        ("type=bind,src=/y,dst=/y\ntype=bind,src=/x,target={way}", None),
+        ("type=bind,source={dir},destination={dir}", {}),
+        ("type=bind,src=/y,dst=/y\ntype=bind,src={dir},dst={dir}/", {}),
+        ("type=bind,src={above},dst=/y\ntype=bind,src=/y,dst={way}/y", "BINDPATH"),
+    ],
+)
+def test_mounts_of_the_user_count_as_binds_do(place: Place, mount: str, expected: dict[str, str] | str | None) -> None:
+    done = place.task(APPTAINER_MOUNT=place.fill(mount))
+    if isinstance(expected, str):
+        expected = place.both(expected, f"{place.dir}:{place.dir}:rw")
+    assert bool(done.cache) is (expected is not None)
+    assert place.binds(done) == (expected or {}) and done.unsets == []
 
 
 @pytest.mark.parametrize("item", [",", "type=bind,src=", "/x:/y,"])
 def test_long_values_cost_no_time(place: Place, item: str) -> None:
-    """As long as Linux allows. They conflict, unread."""
+    """As long as Linux allows. They could hide the cache; they are not read."""
     value = item * (120000 // len(item))
     done = place.task(APPTAINER_BIND=value, SINGULARITY_MOUNT=value)
-    assert place.binds(done) == {} and done.cache and done.unsets == []
+    assert not done.exports and done.unsets == []
+
+
+FULL = {"APPTAINER_MOUNT": "type=bind,src=/y,dst=/y", "APPTAINER_BIND": "/data", "SINGULARITY_BINDPATH": "/data"}
+
+
+def test_no_cache_without_a_free_variable_unless_a_bind_shows_it(place: Place) -> None:
+    cases = {"/data": False, "/x:{above}": False, "{above}:{above}:ro": False, "{above}": True, "{dir}": True}
+    for job, (bind, has_cache) in enumerate(cases.items(), 1):
+        done = place.task(job=job, **{**FULL, "APPTAINER_BIND": place.fill(bind)})
+        assert bool(done.cache) is has_cache and place.binds(done) == {}, bind
+
+
+def test_hiding_bind_counts_where_the_site_shows_scratch_to_containers(place: Place) -> None:
+    """With `containers: {apptainer: off}` jobcache mounts nothing, and needs no variable."""
+    place.configure(containers={"apptainer": "off"})
+    cases = {"/data": True, "/x:{above}": False, "{above}:{above}:ro": False, "/x:{dir}/new": True, "{dir}:{dir}:rw": True}
+    for job, (bind, has_cache) in enumerate(cases.items(), 1):
+        done = place.task(job=job, **{**FULL, "APPTAINER_BIND": place.fill(bind)})
+        assert bool(done.cache) is has_cache and place.binds(done) == {}, bind
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [({"JOBCACHE": "off"}, "user_off"), ({"SLURM_CLUSTER_NAME": "other"}, "other_cluster"), ({}, "container_bind")],
+)
+def test_reason_names_the_bind_only_where_it_decides(place: Place, env: dict[str, str], reason: str) -> None:
+    assert not place.task(APPTAINER_BIND=f"/x:{place.dir}", **env).exports
+    assert [event["reason"] for event in place.site.syslog.events("cache.skipped")] == [reason]
+
+
+def test_steps_of_a_job_without_a_cache_have_none(place: Place) -> None:
+    env = {"APPTAINER_BIND": f"/x:{place.dir}"}
+    assert not place.task(**env).exports
+    for step in ("0", "1"):
+        done = place.task(step=step, **env)
+        assert not done.exports and done.unsets == []
+    assert not place.site.cache().exists()
 
 
 def test_apptainer_prefers_its_own_variable(place: Place) -> None:

@@ -57,19 +57,30 @@ def variables(template: "Template", directory: str, env: "Mapping[str, str]") ->
 # Apptainer reads SINGULARITY_MOUNT only if APPTAINER_MOUNT is empty; SingularityCE reads no other one. _BIND and _BINDPATH are
 # such pairs as well, and are read before _MOUNT. A value of the user is never extended.
 FUNCTIONS = """\
-# Set jc_binds and jc_unbinds: the lines that let containers mount jc_bind_dir, and those that undo an inherited mount.
+# Set jc_binds and jc_unbinds: the lines that let containers mount jc_bind_dir, and those that undo an inherited mount. Set
+# jc_refusal where the binds of the user leave containers without the cache: `datasets` would fail in them.
 jc_choose_binds() {
     jc_unbinds='' jc_stale='' jc_kind='' jc_user_binds=''
     jc_sort_binds MOUNT "${APPTAINER_MOUNT-}" "${SINGULARITY_MOUNT-}"
     jc_sort_binds BINDPATH "${APPTAINER_BINDPATH-}" "${SINGULARITY_BINDPATH-}"
     jc_sort_binds BIND "${APPTAINER_BIND-}" "${SINGULARITY_BIND-}"
     jc_binds=$jc_unbinds
-    [ "$jc_apptainer" = bind ] && [ -n "$jc_bind_dir" ] && [ -n "$jc_kind" ] || return 0
+    [ "$jc_apptainer" = bind ] || jc_bind_dir=''
+    jc_judge_user_binds
+    [ -z "$jc_hidden" ] || { jc_refuse_binds; return; }
+    [ -n "$jc_bind_dir" ] && [ "$jc_shown" != exactly ] || return 0
     case ${HOME-}/ in "$jc_bind_dir"/*) return 0 ;; esac # Apptainer mounts the home by itself
-    jc_user_binds_conflict && return 0
+    if [ -n "$jc_blocked" ] || [ -z "$jc_kind" ]; then
+        [ -n "$jc_shown" ] || jc_refuse_binds
+        return
+    fi
     jc_bind=$jc_bind_dir:$jc_bind_dir:rw
     [ "$jc_kind" != MOUNT ] || jc_bind=type=bind,dst=$jc_bind_dir,src=$jc_bind_dir
     jc_binds="${jc_stale}export APPTAINER_$jc_kind=$jc_bind${jc_newline}export SINGULARITY_$jc_kind=$jc_bind$jc_newline"
+}
+
+jc_refuse_binds() {
+    [ "${JOBCACHE-}" = off ] || jc_refusal=${jc_refusal:-container_bind}
 }
 
 # KIND APPTAINER SINGULARITY: the values of a pair of variables. Set jc_kind to the first pair without a value of the user.
@@ -97,24 +108,50 @@ jc_is_own_bind() {
     case ${JOBCACHE_DIR-} in "$jc_mounted"/*) ;; *) return 1 ;; esac
 }
 
-# Succeed if a bind of the user mounts jc_bind_dir, or hides it, or would have Apptainer create a directory in it: that fails
-# where the user may not write.
-jc_user_binds_conflict() {
-    [ "${#jc_user_binds}" -le 4096 ] || return 0
+# Set jc_hidden if a bind of the user hides the cache in containers, or makes it read-only; jc_shown if one mounts a directory
+# above the cache onto itself, to `exactly` if that is jc_bind_dir; jc_blocked if Apptainer would have to create a directory in
+# jc_bind_dir for one: that fails where the user may not write.
+jc_judge_user_binds() {
+    jc_hidden='' jc_shown='' jc_blocked=''
+    [ "${#jc_user_binds}" -le 4096 ] || jc_hidden=yes jc_user_binds='' # perhaps
     jc_users_part=${jc_job_dir#"$jc_bind_dir"/}
     jc_users_part=$jc_bind_dir/${jc_users_part%%/*}
+    jc_from='' jc_to='' jc_option=''
     while [ -n "$jc_user_binds" ]; do
-        jc_from=${jc_user_binds%%[",$jc_newline"]*} jc_user_binds=${jc_user_binds#*[",$jc_newline"]}
-        case $jc_from in
-        *:*) jc_to=${jc_from#*:} jc_to=${jc_to%%:*} jc_from=${jc_from%%:*} ;;
-        dst=* | destination=* | target=*) jc_to=${jc_from#*=} jc_from='' ;;
-        *) jc_to=$jc_from ;;
+        jc_field=${jc_user_binds%%[",$jc_newline"]*} jc_user_binds=${jc_user_binds#"$jc_field"}
+        case $jc_field in
+        src=* | source=*) jc_from=${jc_field#*=} ;;
+        dst=* | destination=* | target=*) jc_to=${jc_field#*=} ;;
+        ro | ro=* | readonly*) jc_option=ro ;;
+        *:*)
+            jc_rest=${jc_field#*:}
+            jc_path=${jc_rest%%:*}
+            jc_judge_bind "${jc_field%%:*}" "$jc_path" "${jc_rest#"$jc_path"}" ;;
+        *) jc_judge_bind "$jc_field" "$jc_field" '' ;;
         esac
-        jc_to=${jc_to%/}
-        [ "$jc_to" = "$jc_bind_dir" ] && return 0
-        case $jc_to in '' | "${jc_from%/}") continue ;; esac
-        case $jc_bind_dir/ in "$jc_to"/*) return 0 ;; esac
-        case $jc_to/ in "$jc_users_part"/*) ;; "$jc_bind_dir"/*) return 0 ;; esac
+        case $jc_user_binds in
+        ,*) ;;
+        *) # the end of a line, which is one value of _MOUNT
+            jc_judge_bind "$jc_from" "$jc_to" "$jc_option"
+            jc_from='' jc_to='' jc_option='' ;;
+        esac
+        jc_user_binds=${jc_user_binds#?}
     done
-    return 1
+}
+
+# SOURCE DESTINATION OPTION
+jc_judge_bind() {
+    jc_target=${2%/}
+    [ -n "$jc_target" ] || return 0
+    if [ "${1%/}" != "$jc_target" ]; then
+        case $jc_target/ in *//* | */./* | */../*) jc_hidden=yes ;; esac # perhaps
+        case $jc_job_dir/ in "$jc_target"/*) jc_hidden=yes ;; esac
+        case $jc_target/ in "$jc_users_part"/*) ;; "$jc_bind_dir"/*) jc_blocked=yes ;; esac
+        return
+    fi
+    case $jc_job_dir/ in "$jc_target"/*) ;; *) return 0 ;; esac
+    case $3 in
+    ro | :ro*) case $jc_bind_dir in "$jc_target"/*) ;; *) jc_hidden=yes ;; esac ;; # else jc_bind_dir is mounted in it
+    *) if [ "$jc_target" = "$jc_bind_dir" ]; then jc_shown=exactly; else jc_shown=${jc_shown:-above}; fi ;;
+    esac
 }""".splitlines()

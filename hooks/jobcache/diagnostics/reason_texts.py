@@ -36,6 +36,10 @@ REASONS = {
         "APPTAINERENV_HF_HOME or a similar variable gives containers another datasets cache, and a private cache would hide it",
         "the user sets HF_HOME to the same path, or APPTAINERENV_HF_DATASETS_CACHE",
     ),
+    "container_bind": (
+        "APPTAINER_BIND or a similar variable of the user hides the cache in containers, or makes it read-only there",
+        "the user binds another path in the container",
+    ),
     "inherit_failed": ("the builds of the user's own cache could not be linked because of an error", _REPAIR),
     "observe": ("mode is observe: the path is the one that a cache would have", "`mode: on` in jobcache.yaml"),
     "min_uid": ("the user's uid is below min_uid", "`min_uid` in jobcache.yaml"),
