@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 UNOPENED = 10**18  # ns since the epoch, in 2001: the mtime of a directory in which no build was opened since they were linked
 
 
-def create(build_fd: int, links: "Iterable[tuple[str, str]]", mtime: int) -> "Iterator[None]":
+def create(dir_fd: int, path: str, links: "Iterable[tuple[str, str]]", mtime: int) -> "Iterator[None]":
     """Create links in the directory of a build, and date it; yield after each, so that the caller can look at the clock.
 
-    links: (name, target) of each. mtime: of the build, in ns: offline, `datasets` uses the newest directory. Raise OSError.
+    path: of the directory, below `dir_fd`. links: (name, target) of each. mtime: of the build, in ns: offline, `datasets` uses
+    the newest directory. Raise OSError.
     """
     for name, target in links:
-        os.symlink(target, name, dir_fd=build_fd)
+        os.symlink(target, f"{path}/{name}", dir_fd=dir_fd)
         yield
-    os.utime(build_fd, ns=(mtime, mtime))
+    os.utime(path, ns=(mtime, mtime), dir_fd=dir_fd)
 
 
 def mark_unopened(into_fd: int, key: str) -> None:

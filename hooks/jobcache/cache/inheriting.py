@@ -246,10 +246,9 @@ class Links:
                 except FileExistsError:
                     continue
             links = [(file, f"{self.source}/{build.path}/{file}") for file in build.files] + self._results_of(build)
-            with dirfd.Opened(self.into_fd, build.path) as build_fd:
-                for _ in build_links.create(build_fd, links, build.mtime):
-                    if time.monotonic() >= self.until:
-                        raise finished_builds.OutOfTime
+            for _ in build_links.create(self.into_fd, build.path, links, build.mtime):
+                if time.monotonic() >= self.until:
+                    raise finished_builds.OutOfTime
             linked.append(build)
 
     def _results_of(self, build: "finished_builds.Build") -> "list[tuple[str, str]]":

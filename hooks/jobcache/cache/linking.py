@@ -236,8 +236,7 @@ class _Linking:
         links = [(file, f"{target}/{file}") for file in files]
         links += result_sets.links(self.offers, contents.key, base.state, files)
         os.mkdir(name, 0o700, dir_fd=self.aside_fd)
-        with dirfd.Opened(self.aside_fd, name) as made_fd:
-            yield from build_links.create(made_fd, links, mtime)
+        yield from build_links.create(self.aside_fd, name, links, mtime)
         dirfd.make_directories(self.into_fd, os.path.dirname(contents.key), self._made)
         os.rename(name, contents.key, src_dir_fd=self.aside_fd, dst_dir_fd=self.into_fd)
         self.linked[contents.key] = base
