@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 
 from support.minicluster import Cluster
 from support.site_dir import ALICE, Site
+
+SRUN_WAITED = re.compile(r"srun: (Job \S+ step creation temporarily disabled|Step created for )")
 
 
 def asked(cluster: Cluster) -> dict[str, str | None]:
@@ -50,7 +53,8 @@ class Wired:
             time.sleep(0.02)
 
     def output(self, job: int) -> list[str]:
-        return self.cluster.output(job).splitlines()
+        """Return the lines of a job's output, without the messages of an srun that had to wait for the controller."""
+        return [line for line in self.cluster.output(job).splitlines() if not SRUN_WAITED.match(line)]
 
     def cache(self, job: int, run: int = 0, user: str = ALICE) -> Path:
         return self.site.cache(job, run, user)
