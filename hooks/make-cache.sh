@@ -12,6 +12,10 @@ jc_make_cache() {
     jc_read_user_namespace
     jc_sees_scratch || exit "$jc_declined"
     jc_may_begin_empty || exit "$jc_uninherited"
+    if [ -n "${jc_home_dir-}" ]; then # only prepare.py can compare HOME with the account
+        jc_join && jc_exit_joined
+        exit "$jc_declined"
+    fi
     jc_parent=${jc_job_dir%/*}
     jc_make_parent || exit "$jc_declined"
     read -r jc_nonce </proc/sys/kernel/random/uuid || exit "$jc_declined"

@@ -74,6 +74,10 @@ def end_job(job: Job, site: "settings.Settings", emit: "Emit", uptime: float, un
     known: dict[str, Any] = {"node": job.node, "job_id": job.job_id, "uid": job.uid, "user": job.user, **job.further_ids}
     known.update((key, os.environ.get(f"SLURM_JOB_{key.upper()}") or None) for key in ("partition", "account"))
     started = []
+    job.home = _home(job, site)
+    if job.home is None and any(path_template.Template(text).in_home for text in site.current):
+        error = f"this node knows no home of uid {job.uid}, or its name service gave no answer"
+        emit("cache.kept", "warning", outcome="kept", reason="unknown_user", error=error, **known)
     for place, templates in by_filesystem(site, job):
         try:
             place.claim(stuck_processes.OF_USER_AT_PLACE)
@@ -94,17 +98,27 @@ def end_job(job: Job, site: "settings.Settings", emit: "Emit", uptime: float, un
             _emit_failure(emit, "deadline" if child.status == "late" else "child_died", child.error or None, **known)
 
 
+def _home(job: Job, site: "settings.Settings") -> "str | None":
+    """Return the home of the job's user, None if it is not needed or unknown. A child looks it up, for one second at most."""
+    if not any(template.in_home for template in site.templates):
+        return None
+    from jobcache.cache import account_home  # most sites have no {home}
+
+    return account_home.look_up(job.uid)
+
+
 def by_filesystem(site: "settings.Settings", job: Job) -> "Iterable[tuple[stuck_processes.Place, list[path_template.Template]]]":
     """Return the templates, grouped by the filesystem on which the job's caches lie by them.
 
     The mount table suffices for this: scratch is not accessed, because it may hang. The name of the user is the one from
-    Slurm, since a query to a directory service may hang as well.
+    Slurm, since a query to a directory service may hang as well. A template whose {home} is unknown leads to no place.
     """
     register = stuck_processes.Register(site.run_dir)
     groups: dict[tuple[int, str], tuple[stuck_processes.Place, list[path_template.Template]]] = {}
     for template in site.templates:
         try:
             names = {"user": job.user or "", "cluster": site.cluster, "node": job.node, "account": job.account or ""}
+            names["home"] = job.home or ""
             above = template.bind(uid=job.uid, job_id=job.job_id, **names).parent
         except path_template.BadName:
             above = template.text.partition("{")[0].rpartition("/")[0]

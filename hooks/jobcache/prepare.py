@@ -53,6 +53,10 @@ def main(argv: "list[str]") -> int:
     if _has_history(words):
         claim.on_made = lambda parent_fd: parent_fds.append(os.dup(parent_fd))
     try:
+        if words.get("home"):
+            from jobcache.cache import account_home  # most sites have no {home}
+
+            account_home.require(words["home"], claim.uid)
         # Wait for a cache that is being reaped, but leave time to log before the hook's deadline.
         outcome = protocol.enter(claim, began + float(words["deadline"]) / 2)
         if outcome == "joined" and seeds:
@@ -120,6 +124,8 @@ def _claim(words: "dict[str, str]") -> protocol.Claim:
     claim.keep = words["keep"] == "yes"
     claim.record = {"user": event_line.quote(words["user"]), "policy": event_line.quote(words["policy"])}
     claim.above = words.get("above")  # hooks of an earlier version, which `jobcache apply --hooks` has copied, pass none
+    if words.get("home"):
+        claim.above = words["home"].rpartition("/")[0]  # the home itself is the user's
     claim.scratch = claim.above  # the site, or the system, has created it
     claim.job_directory = words.get("job_directory", "")
     claim.below = words["below"]

@@ -40,6 +40,16 @@ def test_path_in_a_cache_has_its_job(path: str) -> None:
     assert entry and (entry.kind, entry.path, entry.number, entry.user, entry.describe()) == FOUND[path]
 
 
+def test_home_can_be_any_directory() -> None:
+    """By a template that begins with {home}, the path does not name the user."""
+    templates = [Template("{home}/.cache/hf-datasets-{job_id}")]
+    for home in ("/home/alice", "/nfs/a/.cache/b", "/a"):
+        entry = path_meaning.entry_of(f"{home}/.cache/hf-datasets-7/json", templates, "tiger")
+        assert entry and (entry.path, entry.number, entry.user, entry.below) == (f"{home}/.cache/hf-datasets-7", 7, "", "json")
+    for path in ("/.cache/hf-datasets-7", "/home/alice/hf-datasets-7", "/home/alice/.cache/x", "/home/../.cache/hf-datasets-7"):
+        assert path_meaning.entry_of(path, templates, "tiger") is None
+
+
 @pytest.mark.parametrize("path", NOT_FOUND)
 def test_other_path_has_no_job(path: str) -> None:
     assert path_meaning.entry_of(path, TEMPLATES, "tiger") is None

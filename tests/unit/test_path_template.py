@@ -39,9 +39,11 @@ ACCOUNTS = st.text(st.characters(blacklist_categories=["Cc", "Cs"], blacklist_ch
 DIRECTORIES = st.sampled_from([
     "/s/{user}", "/s/{uid}/x", "/p/{account}/{user}", "/p/{user}/a-{account}", "/{account}/{uid}/c", "/l/{job_id}",
     "/l/{cluster}-{job_id}.d/x", "/l/{user}/{job_id}", "/l/{job_id}/{uid}", "/n/{node}/{account}/j{job_id}/{user}",
+    "{home}", "{home}/.cache", "{home}/{cluster}/{node}/{account}/{uid}",
 ])  # fmt: skip
+HOMES = st.lists(USERS, min_size=1, max_size=3).map(lambda names: "/" + "/".join(names))
 JOBS = st.fixed_dictionaries(
-    {"user": USERS, "uid": UIDS, "account": ACCOUNTS, "node": NODES, "job_id": JOB_IDS, "cluster": st.just("c1")}
+    {"home": HOMES, "user": USERS, "uid": UIDS, "account": ACCOUNTS, "node": NODES, "job_id": JOB_IDS, "cluster": st.just("c1")}
 )
 
 
@@ -52,7 +54,13 @@ def test_path_has_the_values_that_it_was_bound_to(directory: str, name: str, job
     place = template.bind(**job)
     assert place.parse(place.cache_name(job["job_id"], run)) == (job["job_id"], run)
     read: dict[str, str] = {}
-    for parts, text in zip(path_template.components(template.parent), place.parent[1:].split("/")):
+    below = place.parent[1:]
+    if template.in_home:
+        assert f"{place.parent}/".startswith(f"{job['home']}/") and place.above == job["home"].rpartition("/")[0]
+        read["home"] = job["home"]
+        below = place.parent[len(job["home"]) + 1 :]
+    levels = path_template.components(template.parent)[template.in_home :]
+    for parts, text in zip(levels, below.split("/")):
         known = path_template.matcher(parts, {"cluster": "c1"})(text)
         assert known is not None
         read.update(known)
@@ -69,7 +77,7 @@ def test_two_jobs_never_share_a_path(
     """Neither do two runs of a job. The names are those of one user, and similar ones of another user."""
     template = Template(f"{directory}/{name}")
     paths = {template.bind(**job).cache(job["job_id"], number) for job in (one, other) for number in (run, later)}
-    jobs = {(job["user"], job["uid"], job["account"], job["node"], job["job_id"]) for job in (one, other)}
+    jobs = {tuple(job.values()) for job in (one, other)}
     assert len(paths) >= len({job["job_id"] for job in (one, other)}) * len({run, later})
     assert len(paths) <= len(jobs) * len({run, later})
 
@@ -165,6 +173,23 @@ def test_bind_refuses_a_name_that_no_path_can_hold(bad: str) -> None:
         Template("/s/{uid}/{job_id}").bind(uid=1, **names)
 
 
+@pytest.mark.parametrize("bad", ["", "/", "//", "a", "a/b", "/a/../b", "/a//b", "/a/.", "/./a", "/a\nb", "/" + "x" * 256])
+def test_bind_refuses_a_home_that_is_no_path(bad: str) -> None:
+    """Only a template that begins with {home} needs one."""
+    names: dict[str, Any] = {"user": "u", "uid": 1, "cluster": "c", "node": "n", "home": bad}
+    with pytest.raises(BadName):
+        Template("{home}/{job_id}").bind(**names)
+    assert Template("/s/{user}/{job_id}").bind(**names).parent == "/s/u"
+
+
+@pytest.mark.parametrize("home", ["/home/u", "/home/u/", "/home/u//"])
+def test_home_is_the_first_directory_of_the_user(home: str) -> None:
+    """The site, or root, owns those above it."""
+    place = Template("{home}/.cache/hf-{job_id}").bind(user="u", uid=7, cluster="c", node="n", home=home)
+    assert (place.above, place.cache(42, 1)) == ("/home", "/home/u/.cache/hf-42-r1")
+    assert Template("{home}/{job_id}").bind(user="u", uid=7, cluster="c", node="n", home="/u").above == ""
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
@@ -191,8 +216,17 @@ def test_bind_refuses_a_name_that_no_path_can_hold(bad: str) -> None:
         ("/s/{user}/{account}-{job_id}", "last component"),
         ("/s/{account}-{user}/{job_id}", "in one directory"),
         ("/s/{account}{node}/{user}/{job_id}", "in one directory"),
-        ("{home}/.cache/{job_id}", "homes"),
-        ("/s/{home}/{user}/{job_id}", "homes"),
+        ("/{home}/.cache/{job_id}", "elsewhere"),
+        ("/s/{home}/{user}/{job_id}", "elsewhere"),
+        ("{home}{user}/{job_id}", "elsewhere"),
+        ("{home}/{home}/{job_id}", "elsewhere"),
+        ("{user}{home}/{job_id}", "elsewhere"),
+        ("{home}", "elsewhere"),
+        ("{home}/hf", "job_id"),
+        ("{home}//{job_id}", "empty component"),
+        ("{home}/../{job_id}", "empty component"),
+        ("{home}/{job_id}/{job_id}", "below {home}"),
+        ("{home}/.jobcache-{job_id}", ".jobcache"),
         ("/s/{user}/{job_id}-{job_id}", "job_id"),
         ("/s/{job_id}", "neither"),
         ("/s/{user}-{job_id}", "neither"),
@@ -220,14 +254,14 @@ def test_invalid_template_is_refused_with_a_remedy(text: str, what: str) -> None
     assert caught.value.remedy
 
 
-@given(st.text("/{}abjo_diuser.-\n", max_size=40))
+@given(st.one_of(st.text("/{}abjo_diuser.-\n", max_size=40), st.text("/{}abjo_diuser.-\n", max_size=30).map("{home}/".__add__)))
 def test_any_text_is_a_template_or_is_refused(text: str) -> None:
     """No text raises anything but TemplateError, and a valid template gives absolute paths of at least two levels."""
     try:
         template = Template(text)
     except TemplateError:
         return
-    path = template.bind(user="u", uid=1, cluster="c", node="n", account="a", job_id=1).cache(1, 0)
+    path = template.bind(user="u", uid=1, cluster="c", node="n", account="a", job_id=1, home="/h").cache(1, 0)
     assert path.startswith("/") and path.count("/") >= 2
     assert not {"", ".", ".."} & set(path[1:].split("/"))
 

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from jobcache.cache import default_cache
-from jobcache.cache.path_template import Template
+from jobcache.cache.path_template import BadName, Template, home_value
 from jobcache.config import apptainer, configuration, errors, policy
 from jobcache.config.settings import Settings
 from support.site_dir import ALICE, SHELLS, Site
@@ -74,6 +74,24 @@ def test_name_of_home_is_that_of_python(shell: str, environments: list[dict[str,
     names = output_of(shell, "\n".join(lines)).split("\0")[:-1]
     assert names == [default_cache.home_name(env) for env in environments]
     assert all("/" not in name for name in names)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@few
+@given(st.lists(st.one_of(st.text("/.a b*$'\\ä", max_size=9), TEXTS), min_size=1, max_size=20))
+def test_home_in_a_path_is_that_of_python(shell: str, texts: list[str]) -> None:
+    """For {home}: HOME is refused unless it is an absolute path without empty components, `.`, `..` and control characters."""
+    made = compiled(path="{home}/x-{job_id}")
+    lines = [policy.render(made)]
+    for text in texts:
+        lines.append(f"HOME={policy.quote(text)}; jc_apply_rules; printf '%s\\000' \"$jc_refusal$jc_home_dir\"")
+    found = output_of(shell, "\n".join(lines)).split("\0")[:-1]
+    for text, home in zip(texts, found):
+        try:
+            expected = f"/{home_value(text)}"
+        except BadName:
+            expected = "home_differs///"
+        assert home == expected or (home == "home_differs///" and not text.isprintable())
 
 
 # ---------------------------------------------------------------------------------------------------------- patterns
@@ -148,6 +166,7 @@ def test_ambiguous_brackets_are_refused(text: str) -> None:
         *((f"{above}/{{user}}/x-{{job_id}}", "") for above in ("", "/home", "/tmp", "/tmp/x", "/var/tmp", "/dev/shm", "/opt")),
         *((f"/a{ch}b/{{user}}/x-{{job_id}}", "") for ch in ',:"\\'),
         ("/scratch /{user}/x-{job_id}", ""),
+        ("{home}/x-{job_id}", ""),
     ],
 )
 def test_mount_names_no_path_that_apptainer_reads_differently(path: str, mounted: str) -> None:
@@ -228,8 +247,10 @@ TEMPLATES = [
     "/q/{user}/a{account}b/{node}-{job_id}",
     "/local/{job_id}/hf-{job_id}",
     "/l/{cluster}-{job_id}.d/{user}/x/{job_id}-r1",
+    "{home}/.cache/hf-datasets-{job_id}",
+    "{home}/{node}/{user}-{job_id}",
 ]
-USER, UID, CLUSTER = "al.i*ce", 1000, "c1"
+USER, UID, CLUSTER, HOME = "al.i*ce", 1000, "c1", "/ho me/*/a.b"
 
 
 def lies_in(value: str, text: str) -> int | None:
@@ -240,6 +261,7 @@ def lies_in(value: str, text: str) -> int | None:
         "cluster": CLUSTER,
         "node": "[^/]*",
         "account": "[^/]*",
+        "home": re.escape(HOME[1:]),
     }
     raw, name = "[1-9][0-9]{0,9}", "(?P<job>[1-9][0-9]{0,9})(?:-r[1-9][0-9]{0,9})?"
     template = Template(text)
@@ -260,6 +282,7 @@ def values(text: str) -> st.SearchStrategy[str]:
         "uid": st.sampled_from([str(UID)] * 4 + ["1001"]),
         "cluster": st.sampled_from([CLUSTER] * 4 + ["c2"]),
         "node": st.sampled_from(["n1", "rack-3-r7", "n-r", "*", "a.b"]),
+        "home": st.sampled_from([HOME[1:]] * 4 + ["ho me/x/a.b", "ho me/*/a", "ho me"]),
         "account": st.sampled_from(["acc", "a-b", "", "*", "x/y"]),
         "job_id": st.sampled_from(
             ["7"] * 3
@@ -272,13 +295,14 @@ def values(text: str) -> st.SearchStrategy[str]:
 
 
 def in_cache_of(shell: str, made: Settings, texts: list[str]) -> list[str]:
-    """Return the job that jc_is_in_cache finds for each text; "" for none."""
+    """Return the job that jc_is_in_cache finds for each text; "" for none. The task has HOME with a slash at its end."""
     hook = HOOK.read_text()
-    is_number = hook[hook.index("jc_is_number() {") :].partition("\n}\n")[0] + "\n}\n"
+    tests = "".join(hook[hook.index(f"{name}() {{") :].partition("\n}\n")[0] + "\n}\n" for name in ("jc_is_number", "jc_is_name"))
     names = {"user": USER, "uid": str(UID), "cluster": CLUSTER, "node": "n1", "run_name": "1"}
     lines = [f"jc_{name}={policy.quote(value)}" for name, value in names.items()]
+    lines += [f"HOME={policy.quote(HOME + '/')}", "jc_apply_rules"]
     lines += [f"if jc_is_in_cache {policy.quote(text)}; then printf '%s,' \"$jc_cache_job\"; else printf ,; fi" for text in texts]
-    return output_of(shell, policy.render(made) + is_number + "\n".join(lines)).split(",")[:-1]
+    return output_of(shell, policy.render(made) + tests + "\n".join(lines)).split(",")[:-1]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

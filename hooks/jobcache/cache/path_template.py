@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     Parts = list[tuple[bool, str]]  # (is it a placeholder?, the placeholder's name or the literal text)
     Matcher = Callable[[str], "dict[str, str] | None"]
 
-PLACEHOLDERS = ("user", "uid", "cluster", "node", "account", "job_id")
-_OWNERS = (True, "user"), (True, "uid")
-_JOB, _NODE, _ACCOUNT = (True, "job_id"), (True, "node"), (True, "account")
+PLACEHOLDERS = ("user", "uid", "cluster", "node", "account", "job_id", "home")
+_JOB, _NODE, _ACCOUNT, _HOME = (True, "job_id"), (True, "node"), (True, "account"), (True, "home")
+_OWNERS = (True, "user"), (True, "uid"), _HOME
 ANY = "\0"  # in the result of `joined`: any text that a placeholder without a value may have
 
 
@@ -33,20 +33,28 @@ class Template:
     """A path template: its `text`, and that text as `parts`. Raise TemplateError for an invalid one.
 
     parent, name: the parts of the directory and of the last component.
-    above: the parts of the path above the first component that names the user or the job.
+    above: the parts of the path above the first component that names the user or the job; those of a home, if it begins with one.
+    in_home: it begins with {home}. In the parts, a `/` precedes it: the value is the path of the home without its first `/`.
     job_directory: the parts of the path down to a directory that names the job, which the site makes and deletes; [] for none.
     """
 
-    __slots__ = ("text", "parts", "parent", "above", "job_directory", "name")
+    __slots__ = ("text", "parts", "parent", "above", "job_directory", "name", "in_home")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.parts = cut(text)
-        above, _, last = text.rpartition("/")
+        self.in_home = text.startswith("{home}/")
+        path = f"/{text}" if self.in_home else text
+        self.parts = cut(path)
+        if self.parts.count(_HOME) != self.in_home:
+            raise TemplateError("{home} elsewhere than at the beginning", "begin the path with {home}/")
+        above, _, last = path.rpartition("/")
         self.parent = cut(above)
         self.name = cut(last)
-        _check(text, self.parent, self.name)
-        self.above = cut(above[: _first(above, "{user}", "{uid}", "{job_id}")].rpartition("/")[0])
+        _check(path, self.parent, self.name)
+        if self.in_home:
+            self.above = [(False, "/"), _HOME]
+        else:
+            self.above = cut(above[: _first(above, "{user}", "{uid}", "{job_id}")].rpartition("/")[0])
         levels = above.split("/")
         at = next((at for at, level in enumerate(levels) if "{job_id}" in level), -1)
         self.job_directory = cut("/".join(levels[: at + 1]))
@@ -60,10 +68,12 @@ class Template:
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
 
-    def bind(self, *, user: str, uid: int, cluster: str, node: str, account: str = "", job_id: int = 0) -> "Place":
+    def bind(
+        self, *, user: str, uid: int, cluster: str, node: str, account: str = "", job_id: int = 0, home: str = ""
+    ) -> "Place":
         """Return the place of a user's caches on a node. Raise BadName.
 
-        account, job_id: only a template that has them in a directory needs them.
+        account, job_id, home: only a template that has them in a directory needs them. home: the absolute path.
         """
         values = {"user": user, "uid": str(uid), "cluster": cluster, "node": node, "account": account}
         checked(self.parts, values)
@@ -71,7 +81,11 @@ class Template:
             checked(self.parent, {"job_id": str(job_id or "")})
         at = self.name.index(_JOB)
         values["job_id"] = str(job_id)
+        if self.in_home:
+            values["home"] = home_value(home)
         parent, above = fill(self.parent, values), fill(self.above, values)
+        if self.in_home:
+            above = above.rpartition("/")[0]  # the home itself is the user's
         place = Place(parent, above, fill(self.name[:at], values), fill(self.name[at + 1 :], values))
         place.job_directory = fill(self.job_directory, values)
         return place
@@ -145,9 +159,6 @@ def cut(text: str) -> "list[tuple[bool, str]]":
             name, closing, rest = rest.partition("}")
             if not closing:
                 raise TemplateError("a { without its }", "placeholders are written {user}")
-            if name == "home":
-                remedy = "write where they are, such as /home/{user}/.cache/hf-datasets-{job_id}"
-                raise TemplateError("{home}: the sweep cannot list the homes of all users", remedy)
             if name not in PLACEHOLDERS:
                 known = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)
                 raise TemplateError(f"unknown placeholder {{{name}}}", f"known are {known}")
@@ -170,6 +181,8 @@ def _check(text: str, parent: "Parts", name: "Parts") -> None:
         raise TemplateError("an empty component, `.` or `..` in it", "write the path out, without a slash at its end")
     if name.count(_JOB) != 1:
         raise TemplateError("{job_id} has to stand once, in the last component", "end it like /hf-datasets-{job_id}")
+    if _HOME in parent and _JOB in parent:
+        raise TemplateError("{job_id} in a directory below {home}", "remove it: no site makes a directory for each job there")
     if parent.count(_JOB) > 1:
         raise TemplateError("{job_id} in more than one directory", "name the directory that the site makes for each job once")
     if _JOB not in parent and not any(part in parent for part in _OWNERS):
@@ -209,6 +222,14 @@ def checked(parts: "Parts", values: "dict[str, str]") -> "dict[str, str]":
         if (True, name) in parts and not component(value):
             raise BadName(f"{name} {value!r} cannot be part of a path")
     return values
+
+
+def home_value(path: str) -> str:
+    """Return the value of {home}: the absolute path of a home without slashes at its ends. Raise BadName."""
+    value = path.rstrip("/")[1:]
+    if not path.startswith("/") or not all(map(component, value.split("/"))):
+        raise BadName(f"the home {path!r} is not an absolute path without empty components, `.` and `..`")
+    return value
 
 
 def fill(parts: "Parts", values: "dict[str, str]") -> str:

@@ -23,7 +23,12 @@ _SPECIAL = frozenset(',:"\\')  # characters with a meaning in the variables
 
 
 def bind_dir(template: "Template") -> "Parts":
-    """Return the parts of the directory to mount: the part of a cache's path above its user. [] for no mount."""
+    """Return the parts of the directory to mount: the part of a cache's path above its user. [] for no mount.
+
+    Apptainer mounts homes by default.
+    """
+    if template.in_home:
+        return []
     text = "".join(f"{{{text}}}" if is_placeholder else text for is_placeholder, text in template.above)
     return [] if is_mounted(text) or not can_mount(text) else template.above
 

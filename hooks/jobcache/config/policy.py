@@ -109,7 +109,9 @@ def _seconds(value: float) -> str:
 def _apply_rules(settings: Settings) -> "list[str]":
     """Return jc_apply_rules: set what holds for the job that jc_user, jc_partition, jc_account and jc_qos describe."""
     has_account = any((True, "account") in Template(text).parts for text in settings.current)
-    lines = ["jc_apply_rules() {", "    jc_refusal=''", *(_READ_ACCOUNT if has_account else []), *_assignments(settings.base, 0)]
+    has_home = any(template.in_home for template in settings.templates)
+    reads = [*(_READ_ACCOUNT if has_account else []), *(_READ_HOME if has_home else [])]
+    lines = ["jc_apply_rules() {", "    jc_refusal=''", *reads, *_assignments(settings.base, 0)]
     for name, template in (("user", settings.store_user), ("site", settings.store_site)):
         lines.append(f"    jc_{name}_store={_word(cut(template)) if template else quote('')}")
     for number, rule in enumerate(settings.rules, 1):
@@ -119,7 +121,8 @@ def _apply_rules(settings: Settings) -> "list[str]":
         lines += ["    " + line for line in _assignments(rule, number)]
     if settings.rules:
         lines.append("    fi")
-    return [*lines, *(_CHECK_ACCOUNT if has_account else []), *_CHOOSE_BEGINNING, "}"]
+    checks = [*(_CHECK_ACCOUNT if has_account else []), *(_CHECK_HOME if has_home else [])]
+    return [*lines, *checks, *_CHOOSE_BEGINNING, "}"]
 
 
 # Two slashes are in no other path, so they show that the path needs an account that is missing, or cannot be in a path.
@@ -127,6 +130,19 @@ _READ_ACCOUNT = """\
     jc_account_part=$jc_account
     jc_is_name "$jc_account" || jc_account_part=//""".splitlines()
 _CHECK_ACCOUNT = ["    case $jc_refusal$jc_job_dir in /*//*) jc_refusal=bad_name ;; esac"]
+
+# The user sets HOME: prepare.py compares it with the account before it makes a cache. Of no use are a relative path and one that
+# another spelling of the same directory has.
+_READ_HOME = """\
+    jc_home_part=${HOME-}
+    while :; do
+        case $jc_home_part in ?*/) jc_home_part=${jc_home_part%/} ;; *) break ;; esac
+    done
+    case $jc_home_part/ in
+    / | [!/]* | *//* | */./* | */../* | *[[:cntrl:]]*) jc_home_part=// ;;
+    *) jc_home_part=${jc_home_part#/} ;;
+    esac""".splitlines()
+_CHECK_HOME = ["""    case $jc_refusal$jc_home_dir in ///*) jc_refusal=home_differs jc_history='' ;; esac"""]
 
 # An offline job needs the builds of its user, and a step in a container can have another home than this hook sees. An offline
 # step of a job with a cache stays in the directory that the job's script may have filled.
@@ -177,6 +193,7 @@ def _assignments(keys: "dict[str, Any]", rule: int) -> "list[str]":
         path = [*directory, (False, "/"), *template.name]
         above, given = _word(template.above), _word(_with_raw_job_id(template.job_directory))
         lines.append(f"    jc_job_dir={_word(path)} jc_above_user={above} jc_job_directory={given}")
+        lines.append(f"    jc_home_dir={above if template.in_home else quote('')}")
         lines.append(f"    jc_bind_dir={_word(apptainer.bind_dir(template))}")
     if "exports" in keys:
         lines.append(f"    jc_exports_rule={rule}")
@@ -332,5 +349,6 @@ def _word(parts: "Parts", any_name: bool = False) -> str:
 
 _VARIABLES = {
     "user": '"$jc_user"', "uid": '"$jc_uid"', "cluster": '"$jc_cluster"', "node": '"$jc_node"', "account": '"$jc_account_part"',
+    "home": '"$jc_home_part"',
     "job_id": '"$jc_run_name"', "raw_job_id": '"$jc_job_id"',
 }  # fmt: skip

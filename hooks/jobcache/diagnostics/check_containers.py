@@ -68,8 +68,9 @@ def _bind_paths(paths: list[str], site: Apptainer) -> str:
 
 
 def _scratch(facts: Facts) -> list[str]:
-    """Return the fixed parts of the paths of caches."""
-    return [place.template.partition("{")[0].rpartition("/")[0] or "/" for place in facts.scratch]
+    """Return the fixed parts of the paths of caches. A home has none: Apptainer mounts it by default."""
+    templates = [place.template for place in facts.scratch if not place.template.startswith("{home}/")]
+    return [template.partition("{")[0].rpartition("/")[0] or "/" for template in templates]
 
 
 def is_below(path: str, above: str) -> bool:

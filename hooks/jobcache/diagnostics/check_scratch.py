@@ -111,8 +111,12 @@ def _filesystem(place: Scratch) -> Iterator[Finding]:
         return
     if place.fstype in _LOCAL and not place.local and not place.has_node:
         text = f"{place.existing} is {place.fstype}, which nodes do not share, but is not in node_local"
-        root = "/" + place.template.strip("/").partition("/")[0]
-        yield Finding("scratch", "filesystem", WARNING, text, f"node_local: [{root}]    # in jobcache.yaml")
+        root = place.template.strip("/").partition("/")[0]
+        if root == "{home}":
+            remedy = "path: /scratch/{user}/hf-datasets-{job_id}    # in jobcache.yaml: nodes of a job need one home"
+        else:
+            remedy = f"node_local: [/{root}]    # in jobcache.yaml"
+        yield Finding("scratch", "filesystem", WARNING, text, remedy)
     elif place.fstype in _NETWORK and place.local:
         text = f"{place.existing} is {place.fstype}, which nodes share, but is in node_local"
         yield Finding("scratch", "filesystem", WARNING, text, "node_local: []    # in jobcache.yaml")

@@ -191,7 +191,7 @@ def _places(site: Settings, uid: Optional[int], trouble: list[str]) -> Iterator[
             to_list.append(template)
             continue
         try:
-            place = template.bind(user=account.pw_name, uid=account.pw_uid, cluster=site.cluster, node="")
+            place = template.bind(user=account.pw_name, uid=account.pw_uid, cluster=site.cluster, node="", home=account.pw_dir)
         except path_template.BadName:
             continue
         yield UserDirectory(template.text, place.parent, (), account.pw_name, account.pw_uid, account.pw_gid)

@@ -74,7 +74,7 @@ def _facts(site: Settings, options: scanning.Options, result: one_sweep.Result, 
     if site.tree["metrics"].get("by_user"):
         facts.users = _by_user(left, sizes)
     for template in site.templates:
-        if site.is_node_local(template) == options.local:
+        if site.is_node_local(template) == options.local and not template.in_home:  # homes can be on any number of filesystems
             facts.filesystems.update(_filesystem(template, site.run_dir))
     return facts
 

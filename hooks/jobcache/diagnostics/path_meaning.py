@@ -54,18 +54,26 @@ def entry_of(path: str, templates: Iterable[Template], cluster: str) -> Optional
     names = [name for name in path.split("/") if name not in ("", ".")]
     values = {} if not cluster or cluster.startswith("@") else {"cluster": cluster}
     for template in templates:
-        known = dict(values)
-        *above, last = path_template.components(template.parts)
-        if len(names) <= len(above) or ".." in names:
-            continue
-        if not all(_fits(parts, name, known) for parts, name in zip(above, names)):
-            continue
-        parsed = entry_names.parse_entry(names[len(above)], path_template.matcher(last, known))
-        if parsed:
-            top = "/" + "/".join(names[: len(above) + 1])
-            user = known.get("user", known.get("uid", ""))
-            return Entry(parsed[0], top, parsed[1], user, "/".join(names[len(above) + 1 :]))
+        parts = path_template.components(template.parts)
+        depths = range(1, len(names)) if template.in_home else [0]  # of the home, which can be any directory
+        for depth in depths:
+            found = _entry_below(names, depth, parts[1:] if depth else parts, dict(values))
+            if found:
+                return found
     return None
+
+
+def _entry_below(names: list[str], depth: int, levels: "list[Parts]", known: dict[str, str]) -> Optional[Entry]:
+    """Return the entry if the components of a path after the first `depth` ones fit the components of a template."""
+    *above, last = levels
+    at = depth + len(above)
+    if len(names) <= at or ".." in names or not all(_fits(parts, name, known) for parts, name in zip(above, names[depth:])):
+        return None
+    parsed = entry_names.parse_entry(names[at], path_template.matcher(last, known))
+    if not parsed:
+        return None
+    user = known.get("user", known.get("uid", ""))
+    return Entry(parsed[0], "/" + "/".join(names[: at + 1]), parsed[1], user, "/".join(names[at + 1 :]))
 
 
 def is_in_store(path: str, text: str, cluster: str) -> bool:

@@ -35,6 +35,7 @@ def scratch(site: Settings, text: str, tester: pwd.struct_passwd, node: str) -> 
     if (True, "account") in template.parts and not account:
         return replace(facts, untested="no account is known outside of a job")
     names = {"user": tester.pw_name, "cluster": site.cluster, "node": node, "account": account}
+    names["home"] = tester.pw_dir
     try:
         place = template.bind(uid=tester.pw_uid, job_id=job_id or 0, **names)
     except path_template.BadName as error:

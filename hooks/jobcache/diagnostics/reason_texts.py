@@ -68,6 +68,10 @@ REASONS = {
         "neither Slurm nor passwd knew the user's name on this node, so the Epilog could not search for a cache",
         "`id UID` on the node; {uid} in `path` in place of {user}. The sweep reaps the cache",
     ),
+    "home_differs": (
+        "`path` begins with {home}, and HOME was not the home that the user's account has on the node",
+        "`getent passwd UID` on the node. A script that sets HOME, or a container, runs without a private cache",
+    ),
     "no_job_directory": (
         "the directory that the site makes for each job did not exist: `path` has {job_id} in a directory",
         "the site's Prolog has to make it before the job begins",

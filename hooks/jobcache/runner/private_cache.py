@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Optional
 
 from jobcache.cache import (
+    account_home,
     cache_names,
     dirfd,
     event_line,
@@ -53,7 +54,7 @@ class PrivateCache:
 
     before_seeding: called before a new cache is linked to builds of a store. inherited: the cache to join in place of one of
     its own. clock: for tests. Raise path_template.BadName, as for {account} in the path outside of a job, and for {cluster}
-    without `cluster` in the configuration.
+    without `cluster` in the configuration; Refused, for {home} in the path with another HOME than the account has.
     """
 
     def __init__(
@@ -359,11 +360,14 @@ def _seed_after(before: "Callable[[], None]", seed: "Callable[[int], None]") -> 
 def _claim(env: "dict[str, str]", request: Request, job: Optional[Job]) -> protocol.Claim:
     """Return the claim on a cache. Its node is a lease of this process: several processes of a node share a job's cache.
 
-    Raise path_template.BadName.
+    Raise path_template.BadName, and Refused if the template begins with {home} and HOME is not the home of the account.
     """
     uid, pid = os.getuid(), os.getpid()
     user = as_user.user_name(uid)
     node = job.node if job else lease_lock.host()
+    home = env.get("HOME", "")
+    if request.template.in_home:
+        account_home.require(home, uid)
     place = request.template.bind(
         user=user,
         uid=uid,
@@ -371,6 +375,7 @@ def _claim(env: "dict[str, str]", request: Request, job: Optional[Job]) -> proto
         node=node,
         account=env.get("SLURM_JOB_ACCOUNT", "") if job else "",
         job_id=job.job_id if job else 0,
+        home=home,
     )
     lease = cache_names.format_lease(node, dirfd.nonce())
     if job:

@@ -34,10 +34,11 @@ class Scope:
 
 @dataclass(frozen=True)
 class Account:
-    """name: "" for a uid without an account."""
+    """name, home: "" for a uid without an account."""
 
     name: str
     uid: int
+    home: str = ""
 
 
 def likely(site: Settings, scope: Scope, trouble: list[str]) -> list[Account]:
@@ -88,17 +89,20 @@ class _Search:
 
     def __call__(self, report: Callable[[dict[str, Any]], None]) -> None:
         if self.scope.user is not None:
-            report({"name": _name(self.scope.user), "uid": self.scope.user})
+            report(vars(_account(self.scope.user)))
             return
         recent = [uid for uid in dict.fromkeys([*self.active, *self._in_log()]) if self._is_wanted(uid)][:MOST]
-        named = {uid: _name(uid) for uid in recent}
-        for uid, name in named.items():
-            report({"name": name, "uid": uid})
-        listed = {account.pw_name: account.pw_uid for account in pwd.getpwall()}
-        for name in random.sample(list(listed), len(listed)):
-            if self._is_wanted(listed[name]):
-                report({"name": name, "uid": listed[name]})
-        reason = why_hidden(set(listed), list(named.values()))
+        named = [_account(uid) for uid in recent]
+        for account in named:
+            report(vars(account))
+        homes: dict[int, str] = {}  # by uid; that of the first name counts, as in a look-up by uid
+        listed = {
+            one.pw_name: Account(one.pw_name, one.pw_uid, homes.setdefault(one.pw_uid, one.pw_dir)) for one in pwd.getpwall()
+        }
+        for account in random.sample(list(listed.values()), len(listed)):
+            if self._is_wanted(account.uid):
+                report(vars(account))
+        reason = why_hidden(set(listed), [account.name for account in named])
         if reason:
             report({"hidden": reason})
 
@@ -115,11 +119,12 @@ class _Search:
                 yield event["uid"]
 
 
-def _name(uid: int) -> str:
+def _account(uid: int) -> Account:
     try:
-        return pwd.getpwuid(uid).pw_name
+        found = pwd.getpwuid(uid)
     except KeyError:
-        return ""
+        return Account("", uid, "")
+    return Account(found.pw_name, uid, found.pw_dir)
 
 
 # ------------------------------------------------------------------------------------------- accounts that are not listed

@@ -100,7 +100,8 @@ def list_user_directories(
     trouble: takes a message for each directory that cannot be read.
     """
     register = Register(site.run_dir)
-    prefixes = [Prefix(template.text) for template in templates]
+    in_homes = [template for template in templates if template.in_home]
+    prefixes = [Prefix(template.text) for template in templates if not template.in_home]
     candidates: list[Candidate] = []
     on_demand: list[OnDemand] = []
 
@@ -126,12 +127,14 @@ def list_user_directories(
                 candidates.append(Candidate(**fact))
             else:
                 prefixes.append(Prefix(**fact))
-    if on_demand:
+    if on_demand or in_homes:
         known = {(one.template, one.path) for one in candidates}
         problems: list[str] = []
-        named = _by_name(on_demand, accounts.likely(site, scope, problems), site.cluster, problems)
+        users = accounts.likely(site, scope, problems)
+        named = _by_name(on_demand, users, site.cluster, problems)
         candidates += [one for one in named if (one.template, one.path) not in known]
-        trouble += [] if all(one.browse for one in on_demand) else problems
+        candidates += _homes(in_homes, users)
+        trouble += [] if all(one.browse for one in on_demand) and not in_homes else problems
     random.shuffle(candidates)  # directories that hang can be neighbors, and must not look like a filesystem that hangs
     return [one for one in _owned(site, candidates, trouble, register) if scope.includes(one.uid)]
 
@@ -151,6 +154,16 @@ def _by_name(places: list[OnDemand], users: list[Account], cluster: str, trouble
         if not count and not place.browse:
             text = "autofs mounts the directories in it when they are accessed, and this sweep knows no name to access"
             trouble.append(f"{place.path}: {text}; list them: `browse` in auto.master")
+
+
+def _homes(templates: Sequence[path_template.Template], users: list[Account]) -> Iterator[Candidate]:
+    """Yield the homes of these users, for each template that begins with {home}."""
+    for template in templates:
+        for user in users:
+            try:
+                yield Candidate(template.text, f"/{path_template.home_value(user.home)}", {"uid": str(user.uid)})
+            except path_template.BadName:
+                continue  # the TaskProlog makes no cache for such a home
 
 
 def _place_of_root(register: Register, one: Union[Prefix, Candidate]) -> Place:
@@ -301,12 +314,14 @@ def read_owner(candidate: Candidate, cluster: str, mounter: Optional[int] = None
     template = path_template.Template(candidate.template)
     if owner == 0 and not template.names_user():
         owner = _owner_of_cache(candidate.path, template, cluster)
-    account = _account(owner, candidate.values)
+    account = _account(0 if template.in_home else owner, candidate.values)
+    if template.in_home and not (account and owner in (0, account.pw_uid) and account.pw_dir.rstrip("/") == candidate.path):
+        return None
     uid = account.pw_uid if account else owner
     if uid == 0:
         return None
     values = {**({"user": account.pw_name} if account else {}), **candidate.values, "cluster": cluster, "uid": str(uid)}
-    components = path_template.components(template.parent)[candidate.path.count("/") :]
+    components = path_template.components(template.parent)[1 if template.in_home else candidate.path.count("/") :]
     rest = tuple(path_template.joined(parts, values) for parts in components)
     gid = account.pw_gid if account else _NOGROUP
     return UserDirectory(candidate.template, candidate.path, rest, values.get("user", ""), uid, gid)

@@ -17,13 +17,14 @@ class Job:
     """One job on one node, at its end.
 
     job_id: the raw id; of a het job, the id of its leader. uid: of the owner. het: it is part of a het job.
+    home: of the owner, None if it is unknown or not needed; not from Slurm.
     The rest is None if Slurm did not set it. gid, user: of the owner. account: of the job. nodes: how many the job began with.
     start: seconds since the epoch.
     further_ids: fields of its events, as fields.further_ids returns.
     failed: it ended non-zero. An unknown status counts as a failure, except on Slurm 20.11 and 21.08, which report none.
     """
 
-    __slots__ = ("job_id", "uid", "gid", "user", "node", "nodes", "failed", "start", "het", "account", "further_ids")
+    __slots__ = ("job_id", "uid", "gid", "user", "node", "nodes", "failed", "start", "het", "account", "further_ids", "home")
 
     def __init__(self, job_id: int, uid: int, node: str) -> None:
         self.job_id = job_id
@@ -37,6 +38,7 @@ class Job:
         self.het = False
         self.further_ids: "dict[str, object]" = {}
         self.account: "str | None" = None
+        self.home: "str | None" = None
 
 
 def from_epilog(env: "dict[str, str]") -> Job:

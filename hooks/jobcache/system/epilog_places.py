@@ -21,8 +21,8 @@ class Whereabouts:
 
     def __init__(self, job: "Job", cluster: str, user: str) -> None:
         self.job = job
-        self._names = {"user": user, "cluster": cluster, "node": job.node}
-        self._values = {**self._names, "uid": str(job.uid), "job_id": str(job.job_id)}
+        self._names = {"user": user, "cluster": cluster, "node": job.node, "home": job.home or ""}
+        self._values = {**self._names, "uid": str(job.uid), "job_id": str(job.job_id), "home": (job.home or "").strip("/")}
         self._values["account"] = job.account or path_template.ANY
 
     def lack_account(self, template: "Template") -> bool:
