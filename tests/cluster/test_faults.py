@@ -27,6 +27,14 @@ UID, GID = pwd.getpwnam(ALICE).pw_uid, pwd.getpwnam(ALICE).pw_gid
 SHOW = 'echo "<$HF_DATASETS_CACHE>"'
 
 
+def users_directory(wired: Wired) -> Path:
+    """Return the user's directory on scratch. It stays for the next test, so the user has to own it."""
+    place = wired.site.scratch / ALICE
+    place.mkdir(exist_ok=True)
+    os.chown(place, UID, GID)
+    return place
+
+
 def codes(wired: Wired, *scripts: str) -> list[tuple[int, str]]:
     """Run these scripts as jobs at the same time; after all have ended, return Slurm's exit code of each."""
     jobs = [wired.batch(script) for script in scripts]
@@ -58,9 +66,7 @@ def swept(wired: Wired) -> one_sweep.Result:
 def test_hung_scratch_costs_no_job_and_no_node(wired: Wired, killable: bool) -> None:
     """Jobs get their path at the deadline, Epilogs end by their deadline, and no node is drained."""
     wired.site.configure(task_prolog={"deadline": "1s"}, epilog={"deadline": "3s"}, inherit="off")
-    place = wired.site.scratch / ALICE
-    place.mkdir(exist_ok=True)
-    os.chown(place, UID, GID)
+    place = users_directory(wired)
     with hung(place, killable=killable):
         jobs = [wired.batch(f"{SHOW}\nexit {code}") for code in (0, 7)]
         for job in jobs:
@@ -81,8 +87,7 @@ def test_hung_scratch_costs_no_job_and_no_node(wired: Wired, killable: bool) -> 
 
 def test_full_disk_leaves_jobs_without_a_cache(wired: Wired) -> None:
     """Without space or inodes, jobs run without a private cache. Existing caches are reaped."""
-    place = wired.site.scratch / ALICE
-    place.mkdir(exist_ok=True)
+    place = users_directory(wired)
     with mount("none", place, "tmpfs", f"size=256k,nr_inodes=60,uid={UID},gid={GID}"):
         go = wired.cluster.scratch / "full-go"
         first = wired.batch(f"{SHOW}\nuntil [ -e {go} ]; do sleep 0.05; done\nexit 5")
@@ -147,8 +152,7 @@ def test_broken_python_costs_no_job_and_no_node(wired: Wired, python: str) -> No
 
 def test_scratch_remounted_read_only_costs_no_job(wired: Wired) -> None:
     """Scratch becomes read-only while a job runs. Its later steps run as without jobcache."""
-    place = wired.site.scratch / ALICE
-    place.mkdir(exist_ok=True)
+    place = users_directory(wired)
     with mount("none", place, "tmpfs", f"uid={UID},gid={GID}"):
         go = wired.cluster.scratch / "ro-go"
         job = wired.batch(f"{SHOW}\nuntil [ -e {go} ]; do sleep 0.05; done\nsrun -n1 sh -c '{SHOW}'\nexit 3")

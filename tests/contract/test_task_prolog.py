@@ -280,6 +280,8 @@ def test_offline_job_gets_no_cache_unless_isolated(site: Site, shell: str) -> No
 def test_first_matching_rule_overrides_settings(site: Site, shell: str) -> None:
     """A rule matches if each of its keys matches. A job without an account, partition or QOS matches no name."""
     own_path = f"{site.scratch}/astro/{{user}}/{{job_id}}"
+    (site.scratch / "astro").mkdir()
+    (site.scratch / "astro").chmod(0o1777)
     site.configure(
         rules=[
             {"match": {"partition": ["debug", "viz-*"], "user": ["svc-*", ALICE[:3] + "*"]}, "cache": "off"},
