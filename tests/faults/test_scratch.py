@@ -301,7 +301,7 @@ def test_missing_scratch_is_never_created(site: Site) -> None:
     """If scratch is not mounted, no task makes a cache below the mount point, and a sweep finds nothing."""
     site.scratch.rename(site.dir / "gone")
     assert prolog(site).exports == {}
-    assert skipped(site) == [("failed", "no_access")]
+    assert skipped(site) == [("refused", "no_access")]
     epilog(site)
     assert swept(site).decisions == []
     assert not Path(site.scratch).exists()

@@ -36,7 +36,7 @@ def test_roots_symlink_to_a_users_symlink_is_not_followed(site: Site) -> None:
     (site.scratch / ALICE).symlink_to(home / "s")
     (home / "s").symlink_to(other)
     os.lchown(home / "s", ALICES, -1)
-    with pytest.raises(OSError, match="Not a directory|Too many levels"):
+    with pytest.raises(OSError, match="follows only symlinks of root|Too many levels"):
         dirfd.open_directory(str(site.scratch / ALICE))
     assert site.task_prolog().cache is None
     (home / "s").unlink()
