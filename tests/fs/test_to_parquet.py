@@ -612,13 +612,14 @@ def test_missing_package_is_reported_with_remedy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.json", "field.json", "a.jsonl", "a.csv", "late.json"])
 def test_memory_is_bounded(tmp_path: Path, name: str) -> None:
-    """A file of 120 MB needs about as much memory as one of 40 MB.
+    """A file of 160 MB needs about as much memory as one of 40 MB.
 
-    The test counts memory that belongs to the process alone, without mapped files. The text of the larger file is 80 MB more.
+    The test counts memory that belongs to the process alone, without mapped files. The text of the larger file is 120 MB more.
+    Arrow's allocator alone makes runs with one file differ by up to 60 MB.
     """
     record = "x" * 1000
     used = []
-    for megabytes in (40, 120):
+    for megabytes in (40, 160):
         source = tmp_path / f"{megabytes}-{name}"
         records: list[dict[str, Any]] = [{"id": i, "text": record, "score": i / 7, "flag": True} for i in range(megabytes * 1000)]
         if name == "late.json":  # the first piece does not show the types
@@ -636,7 +637,7 @@ def test_memory_is_bounded(tmp_path: Path, name: str) -> None:
             time.sleep(0.01)
         assert process.communicate()[1] == ""
         used.append(peak)
-    assert used[1] - used[0] < 60e6, f"{used[0] / 1e6:.0f} MB, then {used[1] / 1e6:.0f} MB"
+    assert used[1] - used[0] < 100e6, f"{used[0] / 1e6:.0f} MB, then {used[1] / 1e6:.0f} MB"
 
 
 def own_memory(pid: int) -> int:
