@@ -16,6 +16,7 @@ from jobcache.cache import path_template
 from jobcache.config import settings
 from jobcache.system import as_user, children, events, stuck_processes
 from jobcache.system.epilog_job import Job, JobError, from_epilog
+from jobcache.system.epilog_places import Whereabouts
 from jobcache.system.epilog_work import Work
 
 TYPE_CHECKING = False
@@ -75,7 +76,7 @@ def end_job(job: Job, site: "settings.Settings", emit: "Emit", uptime: float, un
     known.update((key, os.environ.get(f"SLURM_JOB_{key.upper()}") or None) for key in ("partition", "account"))
     started = []
     job.home = _home(job, site)
-    if job.home is None and any(path_template.Template(text).in_home for text in site.current):
+    if job.home is None and any(template.in_home and template.text in site.current for template in site.templates):
         error = f"this node knows no home of uid {job.uid}, or its name service gave no answer"
         emit("cache.kept", "warning", outcome="kept", reason="unknown_user", error=error, **known)
     for place, templates in by_filesystem(site, job):
@@ -114,12 +115,11 @@ def by_filesystem(site: "settings.Settings", job: Job) -> "Iterable[tuple[stuck_
     Slurm, since a query to a directory service may hang as well. A template whose {home} is unknown leads to no place.
     """
     register = stuck_processes.Register(site.run_dir)
+    where = Whereabouts(job, site.cluster, job.user or "")
     groups: dict[tuple[int, str], tuple[stuck_processes.Place, list[path_template.Template]]] = {}
     for template in site.templates:
         try:
-            names = {"user": job.user or "", "cluster": site.cluster, "node": job.node, "account": job.account or ""}
-            names["home"] = job.home or ""
-            above = template.bind(uid=job.uid, job_id=job.job_id, **names).parent
+            above = where.place(template, job.account or "").parent
         except path_template.BadName:
             above = template.text.partition("{")[0].rpartition("/")[0]
         place = register.place(job.uid, above)

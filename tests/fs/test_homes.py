@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import jobcache
-from jobcache.cache import account_home, file_owners, reasons
+from jobcache.cache import account_home, file_owners, passwd, reasons
 from jobcache.cache.path_template import Template
 from jobcache.config import former_templates, settings
 from jobcache.sweep import accounts as sweep_accounts
@@ -168,7 +168,7 @@ def test_late_task_exports_only_a_path_that_a_task_has_checked(home: Homes, shel
 
 def test_name_service_that_hangs_costs_a_second(home: Homes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child that looks up the account is killed."""
-    monkeypatch.setattr(account_home, "PATIENCE", 0.2)
+    monkeypatch.setattr(passwd, "PATIENCE", 0.2)
     monkeypatch.setattr(pwd, "getpwuid", lambda _: os.read(os.pipe()[0], 1))
     assert account_home.look_up(5) is None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from jobcache.cache import passwd
 from jobcache.system import epilog_places, user_names
 from support import task_prolog
 from support.home import fingerprint, plant, uid_of
@@ -151,7 +152,7 @@ def test_account_without_a_usable_name_is_unknown(answer: str | None) -> None:
 def test_lookup_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory service does not answer."""
     monkeypatch.setattr(pwd, "getpwuid", lambda _: time.sleep(3600))
-    monkeypatch.setattr(user_names, "_PATIENCE", 0.1)
+    monkeypatch.setattr(passwd, "PATIENCE", 0.1)
     assert user_names.account_name(0) is None
 
 

@@ -4,32 +4,14 @@ The Epilog and the sweep know no task's HOME: they search in the home that the a
 """
 
 import os
-import time
 
-from jobcache.cache import bounded, file_owners, reasons
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-PATIENCE = 1.0  # seconds for the look-up, which can query a directory service
+from jobcache.cache import file_owners, passwd, reasons
 
 
 def look_up(uid: int) -> "str | None":
-    """Return the home of an account without slashes at its end; None without an account, or for no answer within a second."""
-    import pwd  # only a template with {home} needs it
-
-    def report_home(report: "Callable[[str], None]") -> None:
-        try:
-            report(pwd.getpwuid(uid).pw_dir)
-        except KeyError:
-            pass
-
-    try:
-        lines = bounded.run(report_home, time.monotonic() + PATIENCE)[0]
-    except OSError:
-        return None
-    return lines[0].rstrip("/") if lines else None
+    """Return the home of an account without slashes at its end; None without an account, or for no answer in time."""
+    found = passwd.look_up(uid)
+    return found[1].rstrip("/") if found else None
 
 
 def require(home: str, uid: int) -> None:

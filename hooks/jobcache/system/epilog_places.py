@@ -29,6 +29,10 @@ class Whereabouts:
         """Return whether the template needs the account, and Slurm did not name it."""
         return self.job.account is None and _ACCOUNT in template.parent
 
+    def place(self, template: "Template", account: str) -> "Place":
+        """Return the place of a template, given the account of the job. Raise BadName."""
+        return template.bind(uid=self.job.uid, job_id=self.job.job_id, account=account, **self._names)
+
     def places(self, template: "Template") -> "Iterator[Place]":
         """Yield the places of a template; without the account, one for each account that has a directory there.
 
@@ -36,7 +40,7 @@ class Whereabouts:
         """
         accounts = list(self._accounts(template)) if self.lack_account(template) else [self.job.account or ""]
         for account in accounts[:ACCOUNTS_LIMIT]:
-            yield template.bind(uid=self.job.uid, job_id=self.job.job_id, account=account, **self._names)
+            yield self.place(template, account)
         if len(accounts) > ACCOUNTS_LIMIT:
             raise reasons.Refused("budget", f"more than {ACCOUNTS_LIMIT} accounts have a directory there, and Slurm named none")
 

@@ -4,8 +4,6 @@ Slurm's answer in the TaskProlog, Slurm's answer in the Epilog and this node's p
 `CORP\\alice`, `nobody` (Slurm up to 23.02) or the uid (from 23.11), if slurmd could not look up the name.
 """
 
-import time
-
 from jobcache.cache.fields import component
 
 TYPE_CHECKING = False
@@ -14,26 +12,13 @@ if TYPE_CHECKING:
 
     LookUp = Callable[[int], "str | None"]
 
-_PATIENCE = 1.0  # seconds for the look-up, which can query a directory service
-
 
 def account_name(uid: int) -> "str | None":
-    """Return the name of an account of this node; None if the account does not exist, or for no answer within a second."""
-    import pwd  # few Epilogs look up a name
+    """Return the name of an account of this node; None if the account does not exist, or for no answer in time."""
+    from jobcache.cache import passwd  # an Epilog that finds the cache looks up no name
 
-    from jobcache.cache import bounded
-
-    def look_up(report: "Callable[[str], None]") -> None:
-        try:
-            report(pwd.getpwuid(uid).pw_name)
-        except KeyError:
-            pass
-
-    try:
-        lines = bounded.run(look_up, time.monotonic() + _PATIENCE)[0]
-    except OSError:
-        return None
-    return lines[0] if lines else None
+    found = passwd.look_up(uid)
+    return found[0] if found else None
 
 
 class UserNames:
