@@ -48,6 +48,14 @@ def test_events_are_read_in_order() -> None:
     assert (tally.events, tally.torn) == (2, 0)
 
 
+def test_numbers_that_jobcache_logs_are_kept() -> None:
+    """The reader keeps each whole number of the schema: explain and report sum them up or print them."""
+    schema = json.loads((Path(event_log.__file__).parents[1] / "config/schema/event.json").read_text())
+    numbers = {name: 7 for name, rules in schema["properties"].items() if rules.get("type") == "integer"}
+    (event,), _ = read(line(**numbers))
+    assert {name: event.get(name) for name in numbers} == numbers
+
+
 def test_events_of_one_job() -> None:
     """A job id that begins with the same digits, or that is part of a path, does not match."""
     text = line() + line(job_id=42) + line(job_id=42421) + line(job_id=5, path='/s/"job_id": 42/x') + line(job_id=42, run=1)

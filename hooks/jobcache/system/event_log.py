@@ -29,7 +29,7 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys("trash keep_until error hook from by".split(), str),
     **dict.fromkeys("array_job_id array_task_id".split(), int),
     **dict.fromkeys("job_id run uid bytes files found reaped kept reported troubles left duration_ms status".split(), int),
-    **dict.fromkeys("fs_total_bytes fs_free_bytes builds saved_bytes".split(), int),
+    **dict.fromkeys("fs_total_bytes fs_free_bytes builds unlinked".split(), int),
     "pids": list,
     "het_job_ids": list,
     "inherited": dict,
