@@ -6,8 +6,8 @@ from statistics import median
 from typing import Optional
 
 # At least:
-_MANY = 5  # caches that are alike, and half of all
-_LARGE = 1 << 30  # bytes in each
+MANY = 5  # caches that are alike, and half of all
+LARGE = 1 << 30  # bytes in each
 # and at most:
 ALIKE = 0.05  # difference between sizes that count as equal
 
@@ -32,6 +32,6 @@ def rebuilt(user: str, sizes: Sequence[int]) -> Optional[Rebuilt]:
     wrote = [size for size in sizes if size > 0]
     middle = median(wrote) if wrote else 0
     alike = [size for size in wrote if abs(size - middle) <= ALIKE * middle]
-    if len(alike) < _MANY or len(alike) * 2 < len(wrote) or middle < _LARGE:
+    if len(alike) < MANY or len(alike) * 2 < len(wrote) or middle < LARGE:
         return None
     return Rebuilt(user, len(alike), len(wrote), round(middle), sum(alike) - round(middle))

@@ -4,21 +4,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Optional
 
-from jobcache.diagnostics.rebuilding import ALIKE, Rebuilt
+from jobcache.diagnostics.rebuilding import ALIKE, LARGE, MANY, Rebuilt
 from jobcache.diagnostics.report_model import Advice, Cache
 from jobcache.diagnostics.units import size
 
-# Advice needs at least:
-_MANY = 5  # caches
-_LARGE = 1 << 30  # bytes in each
+# Advice needs at least MANY caches, of LARGE bytes each, or:
 _MANY_FILES = 10_000  # in each
 _ORPHANS = 0.2  # of all caches
 # and at most:
 _SHORT = 1800.0  # seconds, the lifetime of a short job's cache
 
 # For SQLite: the caches of a user for whom advice is possible. A median is large only if half of the values are.
-_HALF = (_MANY + 1) // 2
-CONDITION = f"sum(bytes >= {_LARGE}) >= {_HALF} or sum(files >= {_MANY_FILES}) >= {_HALF} or sum(orphan) >= {_MANY}"
+_HALF = (MANY + 1) // 2
+CONDITION = f"sum(bytes >= {LARGE}) >= {_HALF} or sum(files >= {_MANY_FILES}) >= {_HALF} or sum(orphan) >= {MANY}"
 
 
 def advice(user: str, caches: Sequence[Cache], same: Optional[Rebuilt]) -> Iterator[Advice]:
@@ -31,19 +29,19 @@ def advice(user: str, caches: Sequence[Cache], same: Optional[Rebuilt]) -> Itera
     built = [cache for cache in caches if cache.bytes > 0 and not cache.seeded]
     lives = [cache.ended - cache.made for cache in built if cache.made is not None]
     middle = median([cache.bytes for cache in built]) if built else 0
-    if len(built) >= _MANY and middle >= _LARGE and lives and median(lives) < _SHORT:
+    if len(built) >= MANY and middle >= LARGE and lives and median(lives) < _SHORT:
         yield Advice(
             user, "parquet", "Convert the data to Parquet: short jobs build large caches (jobcache to-parquet).",
             f"{len(built)} caches, with a median size of {size(middle)} and a median life of {median(lives) / 60:.0f} min",
         )  # fmt: skip
     files = median([cache.files for cache in built]) if built else 0
-    if len(built) >= _MANY and files >= _MANY_FILES:
+    if len(built) >= MANY and files >= _MANY_FILES:
         yield Advice(
             user, "files", "Pack small files: a cache with many files is slow to use and slow to reap.",
             f"{len(built)} caches, with a median of {files:,.0f} files",
         )  # fmt: skip
     orphans = sum(cache.orphan for cache in caches)
-    if orphans >= _MANY and orphans >= _ORPHANS * len(caches):
+    if orphans >= MANY and orphans >= _ORPHANS * len(caches):
         yield Advice(
             user, "orphans", "Look at how the jobs end: many caches were not reaped by an Epilog.",
             f"{orphans} of {len(caches)} caches were orphans",

@@ -16,7 +16,7 @@ from typing import Any, Callable, Optional
 
 from jobcache.cache import cache_names, dirfd, job_record, lease_lock, path_template
 from jobcache.sweep.plan import ASIDE, CACHE, NEW, RUN, TRASH, Directory, Identity
-from jobcache.sweep.user_directories import UserDirectory, list_names
+from jobcache.sweep.user_directories import UserDirectory, list_names, template_of
 from jobcache.system import mounts
 
 _STRIDE = 4096  # entries between two heartbeats
@@ -47,7 +47,7 @@ def list_directories(place: UserDirectory, cluster: str, local: bool) -> Iterato
 
 def _in_parent(parent: str, place: UserDirectory, cluster: str, local: bool) -> Iterator[Optional[Directory]]:
     values = {"cluster": cluster, "uid": str(place.uid), **({"user": place.user} if place.user else {})}
-    template = path_template.Template(place.template)
+    template = template_of(place.template)
     matches = path_template.matcher(template.name, values)
     try:
         parent_fd = dirfd.open_directory(parent)

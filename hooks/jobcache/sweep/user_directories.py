@@ -1,6 +1,7 @@
 """The users' directories on scratch, from the site's templates: each level of a path is listed in a child, since it can hang."""
 
 import errno
+import functools
 import hashlib
 import os
 import pwd
@@ -86,6 +87,12 @@ class OnDemand:
     browse: bool
 
 
+@functools.lru_cache(maxsize=64)
+def template_of(text: str) -> path_template.Template:
+    """Return the template with this text. A sweep asks once for each user, and a site has few templates."""
+    return path_template.Template(text)
+
+
 def place_of(register: Register, one: UserDirectory) -> Place:
     """Return the place that a search of the user's directory accesses."""
     below = "/".join(one.rest).partition(path_template.ANY)[0]
@@ -142,7 +149,7 @@ def list_user_directories(
 def _by_name(places: list[OnDemand], users: list[Account], cluster: str, trouble: list[str]) -> Iterator[Candidate]:
     """Yield the directories that these users can have in `places`. trouble: takes a message for a place without any."""
     for place in places:
-        parts = path_template.components(path_template.Template(place.template).parent)[place.depth]
+        parts = path_template.components(template_of(place.template).parent)[place.depth]
         matches = path_template.matcher(parts, {"cluster": cluster})
         count = 0
         for user in users:
@@ -198,7 +205,7 @@ def _owned(site: Settings, candidates: list[Candidate], trouble: list[str], regi
             continue
         directory = UserDirectory(**{**fact, "rest": tuple(fact["rest"])})
         count = counts[where(directory)] = counts.get(where(directory), 0) + 1
-        most = _most_side_by_side(path_template.Template(directory.template))
+        most = _most_side_by_side(template_of(directory.template))
         if count <= most:
             yield directory
         elif count == most + 1:
@@ -219,7 +226,7 @@ def list_below(prefix: Prefix, cluster: str) -> Iterator[Optional[Union[Prefix, 
     One level, because each directory can hang, can be closed by its owner, and can be planted by a user. Yield None
     periodically as a heartbeat.
     """
-    template = path_template.Template(prefix.template)
+    template = template_of(prefix.template)
     components = path_template.components(template.parent)
     path, depth = prefix.path, prefix.depth
     while not _UNKNOWN.intersection(components[depth]):
@@ -311,7 +318,7 @@ def read_owner(candidate: Candidate, cluster: str, mounter: Optional[int] = None
         if error.errno != errno.EACCES:
             raise
         owner = 0  # closed to root: the name decides, and the child that becomes this user will find out
-    template = path_template.Template(candidate.template)
+    template = template_of(candidate.template)
     if owner == 0 and not template.names_user():
         owner = _owner_of_cache(candidate.path, template, cluster)
     account = _account(0 if template.in_home else owner, candidate.values)
