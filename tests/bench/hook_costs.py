@@ -158,7 +158,7 @@ def task_prolog(quick: bool) -> Iterator[Row]:
         hook = str(site.hooks / "task-prolog")
         (site.hooks / "with-bash").write_text("#!/bin/bash\n" + (site.hooks / "task-prolog").read_text())
         (site.hooks / "with-bash").chmod(0o755)
-        site.task_prolog(1)
+        site.task_prolog(1, HOME=step["HOME"])  # with another home, a step gets a directory of its own
         cache = str(site.cache(1))
         step.update(SLURM_JOB_ID="1", SLURMD_NODENAME="n1", SLURM_CLUSTER_NAME="test")
         inherited = {**step, "JOBCACHE_DIR": cache, "HF_DATASETS_CACHE": cache}

@@ -59,11 +59,40 @@ def variables(template: "Template", directory: str, env: "Mapping[str, str]") ->
     return dict.fromkeys(names, f"type=bind,dst={directory},src={directory}")
 
 
+# For a task without a value of the user's in one of the variables. jc_choose_binds sets jc_binds and jc_unbinds: the lines that
+# let containers mount jc_bind_dir, and those that undo an inherited mount.
+FUNCTIONS = """\
+jc_choose_binds() {
+    jc_unbinds=''
+    [ -z "${APPTAINER_MOUNT-}" ] || jc_unbinds="unset APPTAINER_MOUNT${jc_newline}unset SINGULARITY_MOUNT$jc_newline"
+    jc_binds=$jc_unbinds
+    [ "$jc_apptainer" = bind ] && [ -n "$jc_bind_dir" ] || return 0
+    case ${HOME-}/ in "$jc_bind_dir"/*) return 0 ;; esac # Apptainer mounts the home by itself
+    jc_bind=type=bind,dst=$jc_bind_dir,src=$jc_bind_dir
+    jc_binds="export APPTAINER_MOUNT=$jc_bind${jc_newline}export SINGULARITY_MOUNT=$jc_bind$jc_newline"
+}
+jc_has_user_binds() {
+    [ -z "${APPTAINER_BINDPATH-}${SINGULARITY_BINDPATH-}${APPTAINER_BIND-}${SINGULARITY_BIND-}" ] || return 0
+    [ "${APPTAINER_MOUNT-}" = "${SINGULARITY_MOUNT-}" ] || return 0
+    [ -n "${APPTAINER_MOUNT-}" ] && ! jc_is_own_bind "$APPTAINER_MOUNT"
+}
+
+# VALUE: succeed if a job with the inherited JOBCACHE_DIR got this value from jobcache.
+jc_is_own_bind() {
+    [ "${#1}" -le 4096 ] || return 1 # the time to take it apart grows with its square
+    jc_mounted=${1##*,src=}
+    if [ "$1" != "type=bind,dst=$jc_mounted,src=$jc_mounted" ]; then
+        jc_mounted=${1%%:*}
+        [ "$1" = "$jc_mounted:$jc_mounted:rw" ] || return 1
+    fi
+    case ${JOBCACHE_DIR-} in "$jc_mounted"/*) ;; *) return 1 ;; esac
+}""".splitlines()
+
+# For a task with one: see jc_has_user_binds.
 # Apptainer reads SINGULARITY_MOUNT only if APPTAINER_MOUNT is empty; SingularityCE reads no other one. _BIND and _BINDPATH are
 # such pairs as well, and are read before _MOUNT. A value of the user is never extended.
-FUNCTIONS = """\
-# Set jc_binds and jc_unbinds: the lines that let containers mount jc_bind_dir, and those that undo an inherited mount. Set
-# jc_refusal where the binds of the user leave containers without the cache: `datasets` would fail in them.
+FUNCTIONS_FOR_USER_BINDS = """\
+# Set jc_refusal as well, where the binds of the user leave containers without the cache: `datasets` would fail in them.
 jc_choose_binds() {
     jc_unbinds='' jc_stale='' jc_kind='' jc_user_binds=''
     jc_sort_binds MOUNT "${APPTAINER_MOUNT-}" "${SINGULARITY_MOUNT-}"
@@ -100,17 +129,6 @@ jc_sort_binds() {
         jc_stale=$jc_stale$jc_own
         jc_user_binds=$jc_user_binds${jc_apptainers:-$jc_singularitys}$jc_newline
     fi
-}
-
-# VALUE: succeed if a job with the inherited JOBCACHE_DIR got this value from jobcache.
-jc_is_own_bind() {
-    [ "${#1}" -le 4096 ] || return 1 # the time to take it apart grows with its square
-    jc_mounted=${1##*,src=}
-    if [ "$1" != "type=bind,dst=$jc_mounted,src=$jc_mounted" ]; then
-        jc_mounted=${1%%:*}
-        [ "$1" = "$jc_mounted:$jc_mounted:rw" ] || return 1
-    fi
-    case ${JOBCACHE_DIR-} in "$jc_mounted"/*) ;; *) return 1 ;; esac
 }
 
 # Set jc_hidden if a bind of the user hides the cache in containers, or makes it read-only; jc_shown if one mounts a directory
@@ -159,4 +177,4 @@ jc_judge_bind() {
     ro | :ro*) case $jc_bind_dir in "$jc_target"/*) ;; *) jc_hidden=yes ;; esac ;; # else jc_bind_dir is mounted in it
     *) if [ "$jc_target" = "$jc_bind_dir" ]; then jc_shown=exactly; else jc_shown=${jc_shown:-above}; fi ;;
     esac
-}""".splitlines()
+}"""

@@ -32,6 +32,9 @@ def render(settings: Settings) -> str:
     lines += _CHECK_BEGINNING
     lines += _for_each_export(settings)
     lines += _is_in_cache(settings)
+    # Nearly no task needs these, and a shell reads a text in quotes faster than code.
+    lines.append(f"jc_for_user_binds={quote(apptainer.FUNCTIONS_FOR_USER_BINDS)}")
+    lines.append('jc_has_user_binds && eval "$jc_for_user_binds"')
     lines.append(f"jc_policy_end={quote(settings.hash)}")
     return "\n".join(lines) + "\n"
 
