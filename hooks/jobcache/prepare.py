@@ -65,23 +65,22 @@ def main(argv: "list[str]") -> int:
             if claim.below and not seeds.seed_directory(claim.path):
                 return SAME_HOME
     except reasons.Refused as refusal:
-        error_text = event_line.quote(str(refusal))
+        details = event_line.quote(str(refusal))
         if seeds and seeds.inherited and seeds.inherited.refusal is refusal:
-            skips.report("warning", "refused", refusal.reason, error=error_text, **seeds.facts())
+            skips.report("warning", "refused", refusal.reason, error=details, **seeds.facts())
             return UNINHERITED
-        skips.report("warning", "refused", refusal.reason, error=error_text)
+        skips.report("warning", "refused", refusal.reason, error=details)
         return DECLINE
     except OSError as error:
         skips.report("warning", "failed", reasons.reason_of(error), error=event_line.quote(str(error)))
         return DECLINE
-    created = "cache.created", "info", outcome
-    details = seeds.facts() if seeds else {}
+    line = ""
     if outcome != "joined":
-        log.emit(*created, **details)
+        line = log.emit("cache.created", "info", outcome, **(seeds.facts() if seeds else {}))
     if seeds:
         seeds.report(words["syslog"], facts)
     for parent_fd in parent_fds:
-        history.append_at_end(parent_fd, log.text(*created, **details))
+        history.append_at_end(parent_fd, line)
     return EXPORT
 
 
@@ -94,10 +93,9 @@ class _Skips:
 
     def report(self, level: str, outcome: str, reason: str, **facts: str) -> None:
         """Send the event `cache.skipped`, and write it into the history once for each job. facts: as JSON text."""
-        self._log.emit("cache.skipped", level, outcome, reason, **facts)
+        line = self._log.emit("cache.skipped", level, outcome, reason, **facts)
         words = self._words
         if _has_history(words) and reason not in _UNRECORDED and (words["do"] == "skip" or self._is_first_task()):
-            line = self._log.text("cache.skipped", level, outcome, reason, **facts)
             history.append_if_exists(os.path.dirname(words["path"]), int(words["uid"]), words.get("above"), line)
 
     def _is_first_task(self) -> bool:

@@ -19,20 +19,18 @@ class Log:
         self.facts = facts
         self.began = began
 
-    def emit(self, event: str, level: str, outcome: str, reason: str = "", **facts: str) -> None:
-        """Send one event, as `text` describes it."""
-        if self.address:
-            devlog.send(self.address, level, self.text(event, level, outcome, reason, **facts))
-
-    def text(self, event: str, level: str, outcome: str, reason: str = "", **facts: str) -> str:
-        """Return one event as a line. reason: "" for none. facts: further fields, as JSON text."""
+    def emit(self, event: str, level: str, outcome: str, reason: str = "", **facts: str) -> str:
+        """Send one event; return its line. reason: "" for none. facts: further fields, as JSON text."""
         fields = {key: quote(value) for key, value in head(event, level).items()}
         fields.update(self.facts, **facts)
         fields["outcome"] = quote(outcome)
         if reason:
             fields["reason"] = quote(reason)
         fields["duration_ms"] = str(round((time.monotonic() - self.began) * 1000))
-        return to_json(fields)
+        line = to_json(fields)
+        if self.address:
+            devlog.send(self.address, level, line)
+        return line
 
 
 def head(event: str, level: str) -> "dict[str, str]":

@@ -326,10 +326,9 @@ class PrivateCache:
 
     def _log(self, event: str, outcome: str, reason: str, began: float, **more: str) -> None:
         """Send one event to the system's log if the site wants that, and write it into the history. more: JSON text by key."""
-        log = event_line.Log(self._request.syslog, self._facts(), began)
-        log.emit(event, "info", outcome, reason, **more)
+        line = event_line.Log(self._request.syslog, self._facts(), began).emit(event, "info", outcome, reason, **more)
         if self._request.history:
-            history.append_in_time(self._parent_fd, log.text(event, "info", outcome, reason, **more))
+            history.append_in_time(self._parent_fd, line)
 
     def _facts(self) -> "dict[str, str]":
         """Return the fields that every event about this cache has: JSON text by key."""
