@@ -3,12 +3,12 @@
 import json
 import os
 import pwd
-import sys
 from collections.abc import Iterable
 from typing import Optional
 
 import click
 
+from jobcache.cli import common
 from jobcache.cli.common import plain
 from jobcache.diagnostics import check, probe
 from jobcache.diagnostics.finding import OK, PROBLEM, WARNING, Finding
@@ -48,10 +48,9 @@ def _require_permission(uid: int) -> None:
 
 
 def _print(found: Iterable[Finding]) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    console = common.console(piped=1000, soft_wrap=True)
     counts = dict.fromkeys(_MARKS, 0)
     for one in found:
         counts[one.level] += 1

@@ -100,15 +100,17 @@ def progress(quiet: bool) -> Iterator[scanning.Progress]:
         yield move
 
 
-def console(piped: int, narrowest: int = 0) -> "Console":
+def console(piped: int, narrowest: int = 0, soft_wrap: bool = False) -> "Console":
     """Return a console on stdout that prints text as it is, without markup.
 
     piped: width in columns if stdout is no terminal.
     narrowest: least width; on a narrower terminal lines wrap, and no number is cut short.
+    soft_wrap: the terminal wraps long lines, so that they can be copied.
     """
     from rich.console import Console
 
-    made = Console(width=None if sys.stdout.isatty() else piped, markup=False, highlight=False, emoji=False)
+    width = None if sys.stdout.isatty() else piped
+    made = Console(width=width, markup=False, highlight=False, emoji=False, soft_wrap=soft_wrap)
     made.width = max(made.width, narrowest)
     return made
 

@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Optional
 import click
 
 from jobcache.cache import timestamps
-from jobcache.cli import explain_question
+from jobcache.cli import common, explain_question
 from jobcache.cli.common import parse_time, plain, wanted_user
 from jobcache.cli.event_sources import open_sources, print_damage, progress, unreadable_log
 from jobcache.config.settings import OFF, Settings
@@ -42,12 +41,8 @@ def explain_command(
     try:
         if path:
             site, question = explain_question.about_path(_absolute(path), site, uid)
-        elif target is None:
-            question = explain_question.newest_job(site, uid, errors)
-        elif target.array:
-            question = explain_question.about_task(site, target.array, uid, files, errors)
         else:
-            question = explain_question.Question(target.job_id or 0, uid)
+            question = explain_question.about_target(target, site, uid, files, errors)
     except explain_question.Answered as answered:
         if as_json:
             click.echo(json.dumps({"answer": answered.answer, "advice": answered.advice}, indent=1))
@@ -185,10 +180,9 @@ def _first_event(paths: tuple[str, ...]) -> str:
 
 
 def _print(explanation: Explanation) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    console = common.console(piped=1000, soft_wrap=True)
     if explanation.lead:
         console.print(explanation.lead)
     slurm = explanation.slurm

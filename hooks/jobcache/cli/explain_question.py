@@ -64,6 +64,17 @@ def is_configured(site: Settings) -> bool:
     return site.current != [own_config.default_path()]
 
 
+def about_target(
+    target: Optional[Target], site: Settings, uid: Optional[int], files: tuple[str, ...], errors: list[str]
+) -> Question:
+    """Return the job that `target` is, None for the newest job. files: as of open_sources. Raise Answered."""
+    if target is None:
+        return newest_job(site, uid, errors)
+    if target.array:
+        return about_task(site, target.array, uid, files, errors)
+    return Question(target.job_id or 0, uid)
+
+
 def about_path(path: str, site: Settings, uid: Optional[int]) -> tuple[Settings, Question]:
     """Return the job whose cache a path lies in, and the settings with which to look for it. Raise Answered."""
     entry = path_meaning.entry_of(path, site.templates, site.cluster)

@@ -11,7 +11,7 @@ from typing import Any, Optional
 import click
 
 from jobcache.cache import linking, reasons, store_names
-from jobcache.cli import signals
+from jobcache.cli import common, signals
 from jobcache.cli.common import load, plain, wanted_user
 from jobcache.config.settings import OFF, Settings
 from jobcache.store import as_owner, inventory, places, pruning
@@ -196,12 +196,9 @@ def _row(place: places.Place, entry: inventory.Entry) -> dict[str, Any]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
     from rich.filesize import decimal
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = common.table()
     for name in ("label", "state", "rows", "size", "used", "build"):
         table.add_column(name, justify="right" if name in ("rows", "size", "used") else "left", overflow="fold")
     for row in rows:
@@ -211,7 +208,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         key = row["key"].rpartition("/")[0] or row["path"]
         key += " (results of map)" if row["is_result_set"] else ""
         table.add_row(row["label"] or "-", row["state"], str(total), decimal(row["bytes"]), used, plain(key))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False, emoji=False).print(table)
+    common.console(piped=200).print(table)
 
 
 # -------------------------------------------------------------------------------------------------------------- prune
